@@ -1,0 +1,22 @@
+"""Fused kernels for visual state-space models: torch and Triton only, no compiler needed to install.
+
+Letters, as in the literature on state-space models; everything else is spelt out:
+
+====== ================================================= ===============================
+letter meaning                                           shape
+====== ================================================= ===============================
+u      input of the recurrence                           (batch, tokens[, directions], channels)
+delta  step size, before bias and softplus               (batch, tokens, directions, channels)
+A      decay rates, negative                             (directions, channels, state)
+B      input matrix, per token                           (batch, tokens, directions, state)
+C      output matrix, per token                          (batch, tokens, directions, state)
+D      skip connection                                   (directions, channels)
+z      gate                                              (batch, tokens, channels)
+h      the state                                         (batch, directions, channels, state)
+====== ================================================= ===============================
+"""
+
+from vssm_kernels.dispatch import Backend, backend_report, use_backend
+from vssm_kernels.selective_scan import selective_scan
+
+__all__ = ["Backend", "backend_report", "selective_scan", "use_backend"]

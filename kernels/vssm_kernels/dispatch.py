@@ -1,0 +1,90 @@
+"""Which implementation runs: a priority list of backends, each able to say why it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+_forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    forward(arguments) returns the output; backward(arguments, gradient) returns the gradients of the tensors that
+    `arguments` names, in their order. why_not(arguments) is None where the backend can run, else one sentence.
+    why_not(None) answers for the machine alone, without inputs.
+    """
+
+    name: str
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    why_not: Callable[[Any], str | None]
+
+
+class BackendRegistry:
+    """The backends of one op, fastest first."""
+
+    def __init__(self, op: str, backends: list[Backend]):
+        self.op = op
+        self.backends = backends
+
+    def choose(self, arguments: Any) -> Backend:
+        """The first backend that accepts `arguments`, or the one forced by `use_backend`."""
+        forced = _forced.get()
+        refusals = []
+        for backend in self.backends:
+            if forced is not None and backend.name != forced:
+                continue
+            reason = backend.why_not(arguments)
+            if reason is None:
+                return backend
+            refusals.append(f"  {backend.name}: {reason}")
+        if forced is not None and not refusals:
+            names = ", ".join(backend.name for backend in self.backends)
+            raise ValueError(f"{self.op} has no backend named {forced!r}; it has: {names}")
+        raise RuntimeError(f"no backend of {self.op} can run these inputs:\n" + "\n".join(refusals))
+
+
+_registries: list[BackendRegistry] = []
+
+
+def register(op: str, backends: list[Backend]) -> BackendRegistry:
+    """Make an op's backends, fastest first, known to `use_backend` and to the report."""
+    registry = BackendRegistry(op, backends)
+    _registries.append(registry)
+    return registry
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force one backend for every op called inside the block; an op that cannot use it says why.
+
+    >>> import torch, vssm_kernels
+    >>> u, delta = torch.randn(1, 5, 2), torch.randn(1, 5, 1, 2)
+    >>> A, B, C = -torch.ones(1, 2, 3), torch.randn(1, 5, 1, 3), torch.randn(1, 5, 1, 3)
+    >>> with vssm_kernels.use_backend("reference"):
+    ...     vssm_kernels.selective_scan(u, delta, A, B, C).shape
+    torch.Size([1, 5, 1, 2])
+    """
+    known = {backend.name for registry in _registries for backend in registry.backends}
+    if name not in known:
+        raise ValueError(f"unknown kernel backend {name!r}; known: {', '.join(sorted(known))}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def backend_report() -> list[tuple[str, str, str]]:
+    """(op, backend, "available" or the reason why not on this machine) for every backend."""
+    return [
+        (registry.op, backend.name, backend.why_not(None) or "available")
+        for registry in _registries
+        for backend in registry.backends
+    ]

@@ -1,0 +1,139 @@
+"""The selective scan along any scan order: the public function and its registration with torch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vssm_kernels.dispatch import register
+from vssm_kernels.selective_scan import reference
+from vssm_kernels.selective_scan.arguments import ScanArguments, check_shapes
+
+_registry = register("selective_scan", [reference.BACKEND])
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor | None,
+    D: Tensor | None = None,
+    *,
+    delta_bias: Tensor | None = None,
+    z: Tensor | None = None,
+    order: Tensor | None = None,
+    segment: int | None = None,
+    merge: bool = False,
+) -> Tensor:
+    """Selective state-space recurrence of every direction along its scan order (Mamba, arXiv 2312.00752).
+
+    At step l, direction k visits token t = order[k, l], with step size delta' = softplus(delta[t] + delta_bias):
+
+        h = exp(delta' A) h + delta' B[t] u[t];    y[t] = C[t] h + D u[t]
+
+    Tokens stay in raster order in memory, channels last; only the walk differs. Arithmetic and state are float32
+    (float64 for float64 inputs) whatever the activations are.
+
+    Args:
+        u: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
+        delta: (batch, tokens, directions, channels), step size before bias and softplus.
+        A: (directions, channels, state), decay rates, negative.
+        B: (batch, tokens, directions, state).
+        C: (batch, tokens, directions, state), or None to return the states themselves.
+        D: (directions, channels), skip connection; needs C.
+        delta_bias: (directions, channels), added to delta.
+        z: (batch, tokens, channels), gate: the merged output times silu(z). Needs merge and C.
+        order: (directions, steps), int32, the token visited at each step; -1 is an empty step, which reads zeros and
+            writes nothing while the state still decays. None is raster order for every direction. A token visited
+            twice by one direction receives the sum, one never visited zero. Checked when first used; treat a table
+            as constant afterwards.
+        segment: the state starts anew every `segment` steps; None never.
+        merge: return the sum over the directions.
+
+    Returns:
+        (batch, tokens, directions, channels) in u's dtype; states have a last dimension `state`; with merge the
+        directions are summed, in float32, and gone.
+
+    Raises:
+        ValueError: shapes that do not fit, or an order that leaves the tokens.
+        TypeError: integers where floats belong, or an order that is not int32.
+
+    >>> import torch
+    >>> u, delta = torch.randn(2, 6, 4), torch.randn(2, 6, 2, 4)
+    >>> A, B, C = -torch.rand(2, 4, 3), torch.randn(2, 6, 2, 3), torch.randn(2, 6, 2, 3)
+    >>> both_ways = torch.stack([torch.arange(6), torch.arange(6).flip(0)]).int()
+    >>> selective_scan(u, delta, A, B, C, order=both_ways, merge=True).shape
+    torch.Size([2, 6, 4])
+    """
+    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, 0 if segment is None else segment)
+    if segment == 0:
+        raise ValueError("segment is 0; expected a number of steps of at least 1, or None to never reset the state")
+    check_shapes(args, z, merge)
+    y = _scan(u, delta, A, B, C, D, delta_bias, order, args.segment)
+    if not merge:
+        return y
+    merged = y.sum(2, dtype=torch.promote_types(y.dtype, torch.float32))
+    if z is not None:
+        merged = merged * F.silu(z.to(merged.dtype))
+    return merged.to(u.dtype)
+
+
+@torch.library.custom_op("vssm::selective_scan", mutates_args=())
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor | None,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    order: Tensor | None,
+    segment: int,
+) -> Tensor:
+    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
+    return _registry.choose(args).forward(args)
+
+
+@_scan.register_fake
+def _(u, delta, A, B, C, D, delta_bias, order, segment):
+    return u.new_empty(ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment).output_shape)
+
+
+@torch.library.custom_op("vssm::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    gradient: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor | None,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    order: Tensor | None,
+    segment: int,
+) -> list[Tensor]:
+    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
+    gradients = _registry.choose(args).backward(args, gradient)
+    return [g for g, tensor in zip(gradients, args.tensors(), strict=True) if tensor is not None]
+
+
+@_scan_backward.register_fake
+def _(gradient, u, delta, A, B, C, D, delta_bias, order, segment):
+    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in args.tensors() if t is not None]
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.segment = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd_backward(ctx, gradient):
+    gradients = iter(_scan_backward(gradient, *ctx.saved_tensors, ctx.segment))
+    *tensors, _order = ctx.saved_tensors
+    return (*(None if tensor is None else next(gradients) for tensor in tensors), None, None)
+
+
+_scan.register_autograd(_autograd_backward, setup_context=_setup_context)

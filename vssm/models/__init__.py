@@ -1,0 +1,1 @@
+"""One file per family; importing this package registers every model with timm."""

@@ -1,0 +1,1 @@
+"""What families share: state-space parameters and their initialisation, stems, downsampling, MLPs."""

@@ -1,0 +1,26 @@
+"""Scan orders as data: tables of token indices, made by index arithmetic alone.
+
+    from vssm.scan import cross
+    cross(14, 14).table          # (4, 196) int32: the token that direction k visits at step l
+
+A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
+"""
+
+from vssm.scan.combine import flipped, insert_token, stack
+from vssm.scan.order import OrderFunction, ScanOrder, order_named, order_names, scan_order
+from vssm.scan.orders import bidirectional, columns, cross, raster
+
+__all__ = [
+    "OrderFunction",
+    "ScanOrder",
+    "bidirectional",
+    "columns",
+    "cross",
+    "flipped",
+    "insert_token",
+    "order_named",
+    "order_names",
+    "raster",
+    "scan_order",
+    "stack",
+]

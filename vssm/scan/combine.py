@@ -1,0 +1,56 @@
+"""New orders out of others: the index arithmetic that families share."""
+
+from __future__ import annotations
+
+import torch
+
+from vssm.scan.order import ScanOrder
+
+
+def stack(*orders: ScanOrder) -> ScanOrder:
+    """All directions of several orders side by side; shorter ones end in empty steps.
+
+    >>> from vssm.scan import raster
+    >>> stack(raster(1, 3), flipped(raster(1, 3))).table
+    tensor([[0, 1, 2],
+            [2, 1, 0]], dtype=torch.int32)
+    """
+    tokens = {order.tokens for order in orders}
+    if len(tokens) != 1:
+        raise ValueError(f"orders to stack must walk the same tokens; these walk {sorted(tokens)} tokens")
+    steps = max(order.steps for order in orders)
+    tables = [torch.nn.functional.pad(order.table, (0, steps - order.steps), value=-1) for order in orders]
+    return ScanOrder(torch.cat(tables), tokens.pop())
+
+
+def flipped(order: ScanOrder) -> ScanOrder:
+    """Every direction walked from its end to its beginning."""
+    return ScanOrder(order.table.flip(1), order.tokens)
+
+
+def insert_token(order: ScanOrder, position: int) -> ScanOrder:
+    """Make room for one more token, such as a class token, at `position` of the token sequence.
+
+    The new token has index `position`; tokens from there on move up by one. A direction that passes from one of its
+    two neighbours in memory straight to the other meets it between them, whichever way it walks (beyond the ends of
+    the sequence counts as a neighbour); any other direction meets it at step `position`.
+
+    >>> from vssm.scan import bidirectional
+    >>> insert_token(bidirectional(1, 3), 1).table
+    tensor([[0, 1, 2, 3],
+            [3, 2, 1, 0]], dtype=torch.int32)
+    """
+    if not 0 <= position <= order.tokens:
+        raise ValueError(f"position is {position}; expected 0 to {order.tokens}, the number of tokens")
+    outside = -2
+    below = position - 1 if position > 0 else outside
+    above = position + 1 if position < order.tokens else outside
+    rows = []
+    for row in order.table:
+        moved = torch.where(row >= position, row + 1, row)
+        path = torch.nn.functional.pad(moved, (1, 1), value=outside)
+        here, there = path[:-1], path[1:]
+        between = ((here == below) & (there == above)) | ((here == above) & (there == below))
+        at = int(between.int().argmax()) if bool(between.any()) else min(position, order.steps)
+        rows.append(torch.cat([moved[:at], moved.new_tensor([position]), moved[at:]]))
+    return ScanOrder(torch.stack(rows), order.tokens + 1)

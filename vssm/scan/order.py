@@ -1,0 +1,138 @@
+"""What a scan order is, and the registry that finds one by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+OrderFunction = Callable[[int, int], "ScanOrder"]
+
+_registry: dict[str, OrderFunction] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class ScanOrder:
+    """A table of the token that each direction visits at each step, over `tokens` tokens in raster order.
+
+    Args:
+        table: (directions, steps) integers; -1 is an empty step, at which nothing is read or written.
+        tokens: how many tokens there are to visit (height * width, and any inserted ones).
+
+    Raises:
+        ValueError: a table that is not two-dimensional or leaves the tokens.
+
+    >>> order = ScanOrder(torch.tensor([[2, 0, 1]]), tokens=3)
+    >>> order.inverse
+    tensor([[1, 2, 0]], dtype=torch.int32)
+    """
+
+    table: Tensor
+    tokens: int
+    _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.table.dim() != 2 or self.table.numel() == 0:
+            raise ValueError(f"a scan order's table is (directions, steps); got shape {tuple(self.table.shape)}")
+        low, high = int(self.table.min()), int(self.table.max())
+        if low < -1 or high >= self.tokens:
+            raise ValueError(
+                f"the table holds entries from {low} to {high}; expected tokens 0 to {self.tokens - 1}, or -1 for an "
+                f"empty step"
+            )
+        object.__setattr__(self, "table", self.table.to(torch.int32).contiguous())
+
+    @property
+    def directions(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def steps(self) -> int:
+        return self.table.shape[1]
+
+    @cached_property
+    def visits(self) -> Tensor:
+        """(directions, tokens): how often each direction visits each token."""
+        counts = torch.zeros(self.directions, self.tokens + 1, dtype=torch.int32)
+        counts.scatter_add_(1, self.table.long() + 1, torch.ones_like(self.table))
+        return counts[:, 1:]
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(directions, tokens) int32: the step at which each token is visited, -1 where it is not.
+
+        Raises ValueError where a direction visits a token more than once: then there is no inverse.
+        """
+        if bool((self.visits > 1).any()):
+            raise ValueError("this scan order visits a token more than once in one direction, so it has no inverse")
+        steps = torch.full((self.directions, self.tokens + 1), -1, dtype=torch.int32)
+        walk = torch.arange(self.steps, dtype=torch.int32).expand(self.directions, -1)
+        steps.scatter_(1, self.table.long() + 1, walk)
+        return steps[:, 1:]
+
+    def on(self, device: torch.device | str) -> Tensor:
+        """The table on a device, copied there once: (directions, steps) int32."""
+        device = torch.device(device)
+        if device not in self._on_device:
+            self._on_device[device] = self.table.to(device)
+        return self._on_device[device]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Token rows as each direction meets them, zeros at empty steps.
+
+        (batch, tokens, channels) or (batch, tokens, directions, channels) -> (batch, directions, steps, channels)
+        """
+        table = self.on(values.device).long()
+        if values.dim() == 3:
+            values = values.unsqueeze(2).expand(-1, -1, self.directions, -1)
+        direction = torch.arange(self.directions, device=values.device)[:, None]
+        rows = values[:, table.clamp(min=0), direction]
+        return rows * (table >= 0).to(rows.dtype)[..., None]
+
+    def scatter(self, rows: Tensor) -> Tensor:
+        """The way back: (batch, directions, steps, channels) -> (batch, tokens, directions, channels).
+
+        A token visited several times by a direction receives the sum, one never visited zero.
+        """
+        table = self.on(rows.device).long()
+        batch, _, _, channels = rows.shape
+        values = rows.new_zeros(batch, self.directions, self.tokens + 1, channels)
+        index = (table + 1)[None, :, :, None].expand(rows.shape)
+        return values.scatter_add(2, index, rows)[:, :, 1:].transpose(1, 2)
+
+
+def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunction:
+    """Decorator: register an order under its function's name, check its sizes, and remember each grid's table.
+
+    The function takes (height, width) in tokens and returns a ScanOrder, or the table alone.
+    """
+    name = function.__name__
+    if name in _registry:
+        raise ValueError(f"a scan order named {name!r} exists already; give the new one another name")
+
+    @lru_cache(maxsize=64)
+    def order(height: int, width: int) -> ScanOrder:
+        if height < 1 or width < 1:
+            raise ValueError(f"scan order {name!r} needs a grid of at least 1 x 1 tokens; got {height} x {width}")
+        made = function(height, width)
+        return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
+
+    order.__name__ = order.__qualname__ = name
+    order.__doc__ = function.__doc__
+    _registry[name] = order
+    return order
+
+
+def order_names() -> list[str]:
+    """The names of all registered orders."""
+    return sorted(_registry)
+
+
+def order_named(name: str) -> OrderFunction:
+    """The registered order of that name; ValueError names the known ones."""
+    if name not in _registry:
+        raise ValueError(f"no scan order is named {name!r}; known: {', '.join(order_names())}")
+    return _registry[name]

@@ -1,0 +1,1 @@
+"""Pictures: predictions, and later scan orders and receptive fields."""
