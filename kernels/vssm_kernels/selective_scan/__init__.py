@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import register
-from vssm_kernels.selective_scan import reference
+from vssm_kernels.selective_scan import chunked, native_cpu, reference
 from vssm_kernels.selective_scan.arguments import ScanArguments, check_shapes
 
-_registry = register("selective_scan", [reference.BACKEND])
+_registry = register("selective_scan", [native_cpu.BACKEND, chunked.BACKEND, reference.BACKEND])
 
 
 def selective_scan(

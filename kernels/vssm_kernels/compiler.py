@@ -1,0 +1,96 @@
+"""Build a C source with the machine's own compiler on first use, and remember the result.
+
+The wheel holds no compiled code: where no compiler is found the caller is told why and takes another way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# -ffp-contract=fast lets a * b + c become one instruction; no other licence is given with floating point.
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+
+
+class CompilerError(RuntimeError):
+    """There is no working C compiler; the message says why."""
+
+
+def find_compiler() -> str | None:
+    """Path of the C compiler: $CC, else cc, gcc or clang; None where there is none."""
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    return None
+
+
+@lru_cache
+def load_library(source: Path) -> ctypes.CDLL:
+    """The shared library made from a C source; compiled once per source, compiler and kind of processor.
+
+    Kept under $VSSM_CACHE, else $XDG_CACHE_HOME/vssm or ~/.cache/vssm. Raises CompilerError.
+    """
+    if sys.platform == "win32":
+        raise CompilerError("the C kernels are built for Linux and macOS only")
+    compiler = find_compiler()
+    if compiler is None:
+        raise CompilerError("no C compiler found (looked for $CC, cc, gcc, clang); install gcc to have the fast path")
+    identity = [compiler, *_FLAGS, source.read_text(), platform.machine(), _processor()]
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
+    name = f"{source.stem}-{digest}.so"
+    try:
+        target = _cache_folder() / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            _compile(compiler, source, target)
+    except OSError as error:
+        logger.warning("cannot keep compiled kernels in %s (%s); compiling for this process only", target.parent, error)
+        target = Path(tempfile.mkdtemp(prefix="vssm-")) / name
+        _compile(compiler, source, target)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise CompilerError(f"the compiled kernel {target} does not load: {error}") from None
+
+
+def _cache_folder() -> Path:
+    if "VSSM_CACHE" in os.environ:
+        return Path(os.environ["VSSM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vssm"
+
+
+def _compile(compiler: str, source: Path, target: Path) -> None:
+    """Compile beside the target and rename, so that processes starting together never load half a file."""
+    logger.info("compiling %s with %s (once, about a second)", source.name, compiler)
+    handle, scratch = tempfile.mkstemp(suffix=".so", dir=target.parent)
+    os.close(handle)
+    try:
+        command = [compiler, *_FLAGS, str(source), "-o", scratch, "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0]
+            raise CompilerError(f"{compiler} could not build {source.name}: {reason}")
+        os.replace(scratch, target)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache on a shared disk may serve machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
