@@ -77,7 +77,7 @@ def check_python() -> None:
 
 
 def pip(directory: str, *arguments: str) -> None:
-    command = [os.path.join(directory, "bin", "python"), "-m", "pip", "install", "--quiet"]
+    command = [os.path.join(directory, "bin", "python"), "-m", "pip", "install", "--quiet", "--quiet"]  # errors only
     command += ["--disable-pip-version-check", "--constraint", os.path.join(ROOT, "constraints.txt")]
     if subprocess.call(command + list(arguments), cwd=ROOT, stdin=subprocess.DEVNULL) != 0:
         stop("the installation failed, see the lines above. Running the same command again starts it anew.")

@@ -6,6 +6,7 @@ be shipped: a record holds only names, shapes and the outputs seen.
 """
 
 import zlib
+
 import numpy as np
 import torch
 

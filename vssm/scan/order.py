@@ -23,7 +23,7 @@ class ScanOrder:
         tokens: how many tokens there are to visit (height * width, and any inserted ones).
 
     Raises:
-        ValueError: a table that is not two-dimensional or leaves the tokens.
+        ValueError: a table that is not two-dimensional, does not hold integers, or leaves the tokens.
 
     >>> order = ScanOrder(torch.tensor([[2, 0, 1]]), tokens=3)
     >>> order.inverse
@@ -37,6 +37,8 @@ class ScanOrder:
     def __post_init__(self) -> None:
         if self.table.dim() != 2 or self.table.numel() == 0:
             raise ValueError(f"a scan order's table is (directions, steps); got shape {tuple(self.table.shape)}")
+        if self.table.is_floating_point():
+            raise ValueError(f"a scan order's table holds integers; got {self.table.dtype}")
         low, high = int(self.table.min()), int(self.table.max())
         if low < -1 or high >= self.tokens:
             raise ValueError(
@@ -90,7 +92,7 @@ class ScanOrder:
             values = values.unsqueeze(2).expand(-1, -1, self.directions, -1)
         direction = torch.arange(self.directions, device=values.device)[:, None]
         rows = values[:, table.clamp(min=0), direction]
-        return rows * (table >= 0).to(rows.dtype)[..., None]
+        return rows.masked_fill((table < 0)[..., None], 0)
 
     def scatter(self, rows: Tensor) -> Tensor:
         """The way back: (batch, directions, steps, channels) -> (batch, tokens, directions, channels).

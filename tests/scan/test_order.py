@@ -1,0 +1,102 @@
+"""ScanOrder and its registry: what they compute, and what they refuse."""
+
+import pytest
+import torch
+
+from vssm.scan import ScanOrder, order_named, order_names, scan_order
+from vssm.scan import order as order_module
+
+
+@pytest.fixture
+def scratch_registry(monkeypatch):
+    """Orders registered inside a test vanish with it."""
+    monkeypatch.setattr(order_module, "_registry", dict(order_module._registry))
+
+
+def test_empty_steps_read_zeros_and_write_nothing():
+    order = ScanOrder(torch.tensor([[1, -1, 0]]), tokens=3)
+    values = torch.tensor([[[1.0], [2.0], [3.0]]])
+    assert order.gather(values).flatten().tolist() == [2, 0, 1]
+    written = order.scatter(torch.tensor([[[[10.0], [20.0], [30.0]]]]))
+    assert written.flatten().tolist() == [30, 10, 0]
+    assert order.visits.tolist() == [[1, 1, 0]]
+    assert order.inverse.tolist() == [[2, 0, -1]]
+
+
+def test_empty_steps_hide_values_that_are_not_numbers():
+    order = ScanOrder(torch.tensor([[1, -1]]), tokens=2)
+    values = torch.tensor([[[float("nan")], [2.0]]])
+    assert order.gather(values).flatten().tolist() == [2, 0]
+
+
+def test_a_token_visited_twice_receives_the_sum_and_has_no_inverse():
+    order = ScanOrder(torch.tensor([[0, 1, 0]]), tokens=2)
+    assert order.scatter(torch.tensor([[[[1.0], [2.0], [4.0]]]])).flatten().tolist() == [5, 2]
+    assert order.visits.tolist() == [[2, 1]]
+    with pytest.raises(ValueError, match="more than once in one direction, so it has no inverse"):
+        _ = order.inverse
+
+
+def test_gather_and_scatter_pass_gradients_back():
+    order = ScanOrder(torch.tensor([[2, 0, -1, 1], [0, 1, 2, 2]]), tokens=3)
+    values = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(1, 2, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(order.gather, values)
+    assert torch.autograd.gradcheck(order.scatter, rows)
+
+
+@pytest.mark.parametrize(
+    ("table", "tokens", "sentence"),
+    [
+        ([[0, 1, 3]], 3, "entries from 0 to 3; expected tokens 0 to 2, or -1"),
+        ([[-2, 0]], 3, "entries from -2 to 0; expected tokens 0 to 2, or -1"),
+        ([0, 1, 2], 3, r"\(directions, steps\); got shape \(3,\)"),
+        ([[]], 3, r"\(directions, steps\); got shape \(1, 0\)"),
+    ],
+)
+def test_a_wrong_table_is_refused(table, tokens, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ScanOrder(torch.tensor(table, dtype=torch.int64), tokens=tokens)
+
+
+def test_a_table_of_fractions_is_refused():
+    with pytest.raises(ValueError, match=r"integers; got torch\.float32"):
+        ScanOrder(torch.tensor([[0.0, 1.5]]), tokens=2)
+
+
+def test_a_new_order_is_found_by_name(scratch_registry):
+    @scan_order
+    def backwards(height, width):
+        """Last token first."""
+        return torch.arange(height * width).flip(0)[None]
+
+    assert order_named("backwards") is backwards
+    assert "backwards" in order_names()
+    assert backwards(1, 3).table.tolist() == [[2, 1, 0]]
+    assert backwards.__doc__ == "Last token first."
+
+
+def test_a_second_order_of_one_name_is_refused(scratch_registry):
+    with pytest.raises(ValueError, match="a scan order named 'cross' exists already; give the new one another name"):
+
+        @scan_order
+        def cross(height, width):
+            return torch.arange(height * width)[None]
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"no scan order is named 'crosss'; known: .*\bcross\b.*\braster\b"):
+        order_named("crosss")
+
+
+def test_an_order_that_leaves_its_grid_is_refused(scratch_registry):
+    @scan_order
+    def beyond(height, width):
+        return torch.arange(height * width + 1)[None]
+
+    with pytest.raises(ValueError, match="expected tokens 0 to 5"):
+        beyond(2, 3)
+
+
+def test_registry_fixture_leaves_nothing_behind():
+    assert {"backwards", "beyond"}.isdisjoint(order_names())

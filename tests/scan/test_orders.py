@@ -1,0 +1,111 @@
+"""Every registered scan order, on every kind of grid. A new order needs no test of its own."""
+
+import pytest
+import torch
+
+from vssm.scan import bidirectional, columns, cross, order_named, order_names, raster
+
+GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (5, 3), (6, 4), (7, 9), (14, 14)]
+
+every_order = pytest.mark.parametrize("name", order_names())
+every_grid = pytest.mark.parametrize(("height", "width"), GRIDS)
+
+
+def test_the_known_orders_are_registered():
+    assert set(order_names()) >= {"raster", "columns", "bidirectional", "cross"}
+
+
+@every_order
+def test_is_documented(name):
+    assert order_named(name).__doc__, f"the order {name} says nothing about how it walks"
+
+
+@every_order
+@every_grid
+def test_table_stays_within_the_tokens(name, height, width):
+    order = order_named(name)(height, width)
+    assert order.tokens == height * width
+    assert order.table.dtype == torch.int32 and order.table.is_contiguous()
+    assert order.table.shape == (order.directions, order.steps)
+    assert order.table.min() >= -1 and order.table.max() < order.tokens
+
+
+@every_order
+@every_grid
+def test_all_directions_together_visit_every_token(name, height, width):
+    visits = order_named(name)(height, width).visits
+    unvisited = (visits.sum(0) == 0).nonzero().flatten().tolist()
+    assert not unvisited, f"{name} on {height} x {width} never visits tokens {unvisited}"
+
+
+@every_order
+@every_grid
+def test_steps_are_visits_and_empty_steps(name, height, width):
+    order = order_named(name)(height, width)
+    empty = (order.table < 0).sum(1)
+    assert torch.equal(order.visits.sum(1) + empty, torch.full((order.directions,), order.steps))
+
+
+@every_order
+@every_grid
+def test_inverse_names_the_step_of_every_token(name, height, width):
+    order = order_named(name)(height, width)
+    if (order.visits > 1).any():
+        with pytest.raises(ValueError, match="no inverse"):
+            _ = order.inverse
+        return
+    for direction in range(order.directions):
+        for token, step in enumerate(order.inverse[direction].tolist()):
+            visited = order.table[direction, step] == token if step >= 0 else token not in order.table[direction]
+            assert visited, f"direction {direction}: token {token} is not at step {step}"
+
+
+@every_order
+@every_grid
+def test_scatter_undoes_gather(name, height, width):
+    order = order_named(name)(height, width)
+    values = torch.randn(2, order.tokens, order.directions, 3)
+    rows = order.gather(values)
+    assert rows.shape == (2, order.directions, order.steps, 3)
+    torch.testing.assert_close(order.scatter(rows), values * order.visits.T[None, :, :, None])
+
+
+@every_order
+@every_grid
+def test_gather_of_shared_values_is_the_same_for_every_direction(name, height, width):
+    order = order_named(name)(height, width)
+    values = torch.randn(2, order.tokens, 3)
+    apart = values.unsqueeze(2).expand(-1, -1, order.directions, -1)
+    assert torch.equal(order.gather(values), order.gather(apart))
+
+
+@every_order
+def test_a_grid_is_computed_once_and_copied_to_a_device_once(name):
+    order = order_named(name)
+    assert order(3, 5) is order(3, 5)
+    assert order(3, 5) is not order(5, 3)
+    assert order(3, 5).on("cpu") is order(3, 5).on(torch.device("cpu"))
+    assert order(3, 5).on("meta") is order(3, 5).on("meta")
+    assert order(3, 5).on("meta").is_meta
+
+
+@every_order
+@pytest.mark.parametrize(("height", "width"), [(0, 4), (4, 0), (-1, 2)])
+def test_an_empty_grid_is_refused(name, height, width):
+    with pytest.raises(ValueError, match=f"'{name}' needs a grid of at least 1 x 1 tokens; got {height} x {width}"):
+        order_named(name)(height, width)
+
+
+# The tables of a 2 x 3 grid, written out by hand:  0 1 2
+#                                                   3 4 5
+HAND_WRITTEN = {
+    raster: [[0, 1, 2, 3, 4, 5]],
+    columns: [[0, 3, 1, 4, 2, 5]],
+    bidirectional: [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]],
+    cross: [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]],
+}
+
+
+@pytest.mark.parametrize("order", HAND_WRITTEN, ids=lambda order: order.__name__)
+def test_small_tables(order):
+    assert order(2, 3).table.tolist() == HAND_WRITTEN[order]
