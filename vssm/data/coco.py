@@ -1,0 +1,76 @@
+"""Shapes as annotations in the COCO format, for detection and instance segmentation (pycocotools is not needed)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vssm.data.scene import Mask, Scene
+
+
+def run_lengths(mask: Mask) -> list[int]:
+    """COCO's uncompressed run lengths of a (height, width) mask: columns first, zeros first.
+
+    Source: the COCO API's mask format.
+
+    >>> run_lengths(np.array([[False, True], [False, True]]))
+    [2, 2]
+    >>> run_lengths(np.array([[True, True]]))
+    [0, 2]
+    """
+    flat = np.concatenate([[False], mask.ravel(order="F")])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+
+
+def box(mask: Mask) -> list[int]:
+    """(left, top, width, height) in pixels of a mask with at least one pixel.
+
+    >>> box(np.array([[False, False, False], [False, True, True]]))
+    [1, 1, 2, 1]
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+
+
+class CocoWriter:
+    """Collects scenes and writes them as one annotation file.
+
+    Args:
+        names: names of the classes; class i has the category id i + 1.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.categories = [{"id": index + 1, "name": name} for index, name in enumerate(names)]
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, file_name: str, scene: Scene) -> None:
+        """Add a scene that was written to file_name (relative to the folder of its split)."""
+        height, width = scene.image.shape[:2]
+        image_id = len(self.images) + 1
+        self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        for instance in scene.instances:
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": instance.kind + 1,
+                    "bbox": box(instance.visible),
+                    "area": int(instance.visible.sum()),
+                    "segmentation": {"size": [height, width], "counts": run_lengths(instance.visible)},
+                    "iscrowd": 0,
+                }
+            )
+
+    def write(self, file: Path) -> None:
+        """Write the annotation file, making its folder."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(
+            json.dumps({"images": self.images, "annotations": self.annotations, "categories": self.categories})
+        )
