@@ -52,8 +52,8 @@ def crescent() -> list[Outline]:
     outer = _around(1.0, np.linspace(tip, 2 * np.pi - tip, 40))
     centre, inner_radius = 0.62, np.hypot(np.cos(tip) - 0.62, np.sin(tip))
     inner_tip = np.arctan2(np.sin(tip), np.cos(tip) - centre)
-    inner = _around(inner_radius, np.linspace(2 * np.pi - inner_tip, inner_tip, 40)) + [centre, 0.0]
-    return [np.concatenate([outer, inner]) + [0.2, 0.0]]
+    inner = _around(inner_radius, np.linspace(2 * np.pi - inner_tip, inner_tip, 40)) + np.array([centre, 0.0])
+    return [np.concatenate([outer, inner]) + np.array([0.2, 0.0])]
 
 
 def heart() -> list[Outline]:

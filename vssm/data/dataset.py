@@ -1,0 +1,221 @@
+"""Labelled images from a folder, tar files, a Hugging Face data set or streamed shards, through timm's readers."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.readers import create_reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from vssm.data.decode import BadImageError, read_rgb, to_rgb
+from vssm.data.locate import check_folder_classes, find_split
+from vssm.data.shapes import ensure_shapes
+from vssm.data.silhouettes import KINDS
+from vssm.data.transforms import Transform, build_transform
+
+_logger = logging.getLogger(__name__)
+
+INDEXED_READERS = ("hfds",)
+STREAMED_READERS = ("wds", "hfids", "tfds")
+# So many unreadable images in a row mean a lost disk or a wrong path rather than a few broken files.
+MOST_BAD_IN_A_ROW = 10
+
+
+class ImageDataset(Dataset):
+    """Labelled images that can be read in any order.
+
+    Args:
+        root: folder or tar file of the data (see `split`); for a Hugging Face data set its cache folder, or None.
+        split: part of the data: folder ROOT/SPLIT or tar file ROOT/SPLIT.tar, holding a folder per class. Empty where
+            root itself holds them. For a Hugging Face data set the name of its split.
+        reader: empty for a folder or tar; "hfds/NAME" for a Hugging Face data set, by name or as "hfds/PATH".
+        transform: from an RGB image to a tensor, or its plain data (see vssm.data.transforms).
+        num_classes: labels must lie below it; None allows any.
+        skip_bad_images: report an image that cannot be read by its path, count it, and take the next one in its
+            place. False raises BadImageError: right for evaluation, where a replaced image would falsify the score.
+        reader_options: further arguments of the timm reader, such as class_map, input_key or target_key.
+
+    Raises:
+        FileNotFoundError: no data at root; the message shows the layout.
+        ValueError: a class folder without images, more classes than num_classes, an unknown reader.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        split: str = "",
+        *,
+        transform: Transform | Mapping[str, Any],
+        reader: str = "",
+        num_classes: int | None = None,
+        skip_bad_images: bool = False,
+        reader_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        prefix = _reader_prefix(reader)
+        if prefix in STREAMED_READERS:
+            raise ValueError(
+                f"reader {reader!r} reads its data as a stream; use StreamedImageDataset, and no sampler in the loader"
+            )
+        where = find_split(root, split) if not prefix else root
+        self.source = str(where) if not prefix else f"{reader}[{split}]"
+        self.reader = create_reader(reader, root=where and str(where), split=split, **(reader_options or {}))
+        if not prefix:
+            check_folder_classes(
+                where, self.reader, num_classes, list_folders=isinstance(self.reader, ReaderImageFolder)
+            )
+        self.transform = build_transform(transform)
+        self.num_classes = num_classes
+        self.skip_bad_images = skip_bad_images
+        # One flag per image in memory that loader workers share, so that the main process knows the count.
+        self._bad = torch.zeros(len(self.reader), dtype=torch.bool).share_memory_()
+
+    @property
+    def bad_images(self) -> int:
+        """How many different images could not be read so far, in all loader workers of this process."""
+        return int(self._bad.sum())
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample: inputs (channels, height, width), label and path."""
+        for _ in range(MOST_BAD_IN_A_ROW):
+            try:
+                return self._read(index)
+            except BadImageError as error:
+                if not self.skip_bad_images:
+                    raise
+                self._report(index, error)
+                last = error
+                index = (index + 1) % len(self)
+        raise RuntimeError(f"{MOST_BAD_IN_A_ROW} images in a row could not be read, so this stops here: {last}")
+
+    def _read(self, index: int) -> dict[str, Any]:
+        try:
+            file, label = self.reader[index]
+        except OSError as error:
+            raise BadImageError(f"image {index} of {self.source} cannot be opened: {error}") from error
+        with file:
+            path = self._path(index, file)
+            image = read_rgb(file, path)
+        return _sample(self.transform(image), label, path, self.num_classes)
+
+    def _path(self, index: int, file: io.IOBase) -> str:
+        if isinstance(
+            file, io.BytesIO
+        ):  # a row of a table, which has no path; reading the row again would cost as much
+            return f"{self.source}[{index}]"
+        name = self.reader.filename(index, absolute=True)
+        return name if Path(name).is_absolute() else f"{self.source}:{name}"
+
+    def _report(self, index: int, error: BadImageError) -> None:
+        if not self._bad[index]:
+            self._bad[index] = True
+            _logger.warning("%s; skipped (%d bad images so far)", error, self.bad_images)
+
+
+class StreamedImageDataset(IterableDataset):
+    """Labelled images that come as a stream: WebDataset shards (wds), streamed Hugging Face (hfids) or TFDS data.
+
+    The loader takes no sampler: the reader shuffles, and deals shards to processes and workers. timm's readers drop
+    an image that cannot be decoded with a warning of their own, without a count.
+
+    Args:
+        reader: "wds/", "hfids/NAME" or "tfds/NAME".
+        root: folder or URL of the shards.
+        split: part of the data; for shards their names, such as "train-{0000..0127}.tar|1281167" with the number of
+            images, or a split of ROOT/_info.json.
+        transform, num_classes: as for ImageDataset.
+        is_training: shuffle, and repeat to fill the last batch.
+        batch_size: of the loader, with is_training.
+        reader_options: further arguments of the timm reader.
+
+    Raises:
+        ValueError: an unknown reader.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        split: str = "train",
+        *,
+        transform: Transform | Mapping[str, Any],
+        reader: str,
+        num_classes: int | None = None,
+        is_training: bool = False,
+        batch_size: int = 1,
+        reader_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if _reader_prefix(reader) not in STREAMED_READERS:
+            raise ValueError(f"reader {reader!r} does not stream; use ImageDataset")
+        options = dict(is_training=is_training, batch_size=batch_size, **(reader_options or {}))
+        # An empty image mode leaves the conversion to to_rgb: Pillow's own clips 16-bit images.
+        self.reader = create_reader(reader, root=root and str(root), split=split, input_img_mode="", **options)
+        self.source = f"{reader}[{split}]"
+        self.transform = build_transform(transform)
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle differently in each epoch."""
+        self.reader.set_epoch(epoch)
+
+    def set_workers(self, num_workers: int) -> None:
+        """Tell the reader how many loader workers share it, which its length depends on."""
+        self.reader.set_loader_cfg(num_workers=num_workers)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for position, (image, label) in enumerate(self.reader):
+            path = f"{self.source}[{position}]"
+            yield _sample(self.transform(to_rgb(image)), label, path, self.num_classes)
+
+
+class ShapesDataset(ImageDataset):
+    """The embedded set of ten kinds of shapes, drawn on first use (see vssm.data.shapes).
+
+    Args:
+        root: folder that holds embedded sets.
+        split: "train" or "val".
+        transform: as for ImageDataset.
+        train, val, image_size, seed: of the set, as for ensure_shapes.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        transform: Transform | Mapping[str, Any],
+        train: int = 8000,
+        val: int = 1000,
+        image_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        folder = ensure_shapes(root, train=train, val=val, image_size=image_size, seed=seed)
+        super().__init__(folder, split, transform=transform, num_classes=len(KINDS))
+
+
+def _reader_prefix(reader: str) -> str:
+    prefix, slash, _ = reader.partition("/")
+    known = (*INDEXED_READERS, *STREAMED_READERS)
+    if reader and (not slash or prefix.lower() not in known):
+        prefixes = ", ".join(f"{name}/..." for name in known)
+        raise ValueError(f"no reader is named {reader!r}; known: '' for a folder or tar, {prefixes}")
+    return prefix.lower()
+
+
+def _sample(inputs: Tensor, label: int, path: str, num_classes: int | None) -> dict[str, Any]:
+    label = int(label)
+    if label < 0 or (num_classes is not None and label >= num_classes):
+        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1} (num_classes={num_classes})"
+        raise ValueError(f"{path} has the label {label}; expected {allowed}")
+    return {"inputs": inputs, "label": label, "path": path}

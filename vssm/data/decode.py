@@ -1,0 +1,62 @@
+"""From an image file of any kind to 8-bit RGB, or to one clear sentence."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+# What Pillow raises on files that are truncated, corrupt, huge or no images at all.
+_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class BadImageError(ValueError):
+    """A file that cannot be read as an image. The message names it."""
+
+
+def read_rgb(file: str | IO[bytes], path: str) -> Image.Image:
+    """Decode a file into an 8-bit RGB image.
+
+    Args:
+        file: a path or an open binary file.
+        path: the name that a message gives.
+
+    Returns:
+        The image, fully decoded. An EXIF orientation is not applied, as in the published ImageNet pipelines.
+
+    Raises:
+        BadImageError: the file is truncated, corrupt or not an image, or its values have no known range.
+    """
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return to_rgb(image)
+    except _DECODING_ERRORS as error:
+        raise BadImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB.
+
+    16-bit values are scaled to 8 bits (Pillow's own conversion clips them, which makes nearly every pixel white).
+    Transparent images are laid on white, as a page shows them: the colours beneath transparent pixels are arbitrary,
+    often black. One channel is repeated; palette, CMYK and other colour spaces are converted by Pillow.
+
+    Raises:
+        ValueError: floating-point pixels, whose range is unknown.
+
+    >>> to_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
