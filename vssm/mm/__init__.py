@@ -1,1 +1,8 @@
-"""The only place that imports mmengine (and, for detection and segmentation, mmdet and mmseg)."""
+"""The only place that imports mmengine (and, for detection and segmentation, mmdet and mmseg).
+
+A config names this package in ``custom_imports``; importing it registers everything here with mmengine.
+"""
+
+from vssm.mm import checkpoint, classifier, datasets, hooks, metrics, optim, runner
+
+__all__ = ["checkpoint", "classifier", "datasets", "hooks", "metrics", "optim", "runner"]

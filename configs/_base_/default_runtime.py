@@ -1,0 +1,28 @@
+# What every training shares: hooks, logs, seeds. Command, cost and score stand in the configs that inherit this.
+custom_imports = dict(imports=['vssm.mm'])
+default_scope = 'mmengine'
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=100),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    checkpoint=dict(
+        type='PlainCheckpointHook', interval=1, max_keep_ckpts=2, save_best='accuracy/top1', rule='greater'))
+custom_hooks = [
+    dict(type='EpochHook'),
+    dict(type='ThroughputHook'),
+    dict(type='FiniteLossHook'),
+    dict(type='ProgressBarHook'),
+]
+
+val_cfg = dict()
+test_cfg = dict()
+val_evaluator = dict(type='TopAccuracy', topk=(1, 5))
+test_evaluator = val_evaluator
+
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
+randomness = dict(seed=0)
+log_processor = dict(by_epoch=True, window_size=20)
+visualizer = dict(
+    type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])

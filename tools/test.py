@@ -1,0 +1,10 @@
+"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--help]."""
+
+import sys
+
+import _checkout  # noqa: F401
+
+from vssm.mm.cli import test
+
+if __name__ == "__main__":
+    sys.exit(test())

@@ -1,0 +1,10 @@
+"""Train an image classifier: python tools/train.py CONFIG [--help]."""
+
+import sys
+
+import _checkout  # noqa: F401
+
+from vssm.mm.cli import train
+
+if __name__ == "__main__":
+    sys.exit(train())

@@ -1,0 +1,93 @@
+"""Command-line options that tools/train.py and tools/test.py share."""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the configuration file and the options of both tools."""
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file, such as configs/.../x.py")
+    parser.add_argument(
+        "--work-dir", type=Path, help="where checkpoints and logs go (default: work_dirs/<name of the config>)"
+    )
+    parser.add_argument(
+        "--amp",
+        choices=("off", "fp16", "bf16"),
+        help="precision: off (float32), bf16 (CPU and recent GPUs), fp16 (GPU); default: as the config says",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="change the config: --cfg-options train_cfg.max_epochs=10 train_dataloader.batch_size=64",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="what started the processes; pytorch means torchrun (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, help="seed of every random number (default: as the config says)")
+    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """The options of tools/train.py."""
+    parser = argparse.ArgumentParser(
+        description="Train an image classifier.",
+        epilog="several GPUs: torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch",
+    )
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from a checkpoint; without a value or with 'auto', from the latest in the work directory",
+    )
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate to the total batch, in proportion to auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument("--no-validate", action="store_true", help="train without validation")
+    return parser
+
+
+def test_parser() -> argparse.ArgumentParser:
+    """The options of tools/test.py."""
+    parser = argparse.ArgumentParser(description="Evaluate a checkpoint on the test set of a config.")
+    add_common_arguments(parser)
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a checkpoint of tools/train.py, or weights in the official layout of the model",
+    )
+    return parser
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """The options of tools/predict.py."""
+    parser = argparse.ArgumentParser(description="Print the five best classes of images, and draw them.")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a timm model, such as vim_tiny; may be left out for a checkpoint of tools/train.py",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights; without, the published ones are downloaded",
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions.png"), metavar="FILE", help="the picture (default: %(default)s)"
+    )
+    return parser

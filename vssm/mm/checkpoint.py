@@ -1,0 +1,200 @@
+"""Checkpoints that hold tensors and plain values only, are written whole or not at all, and fit or are refused."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from vssm.mm.errors import TrainingError
+from vssm.models._checkpoint import CheckpointError
+
+# Values kept of each logged scalar: more than any logging window, and little beside the weights.
+HISTORY = 10_000
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, made safe to load and safe to interrupt.
+
+    - What mmengine logs (HistoryBuffer, which pickles functions) is stored as tensors, so that ``torch.load`` reads
+      the file with ``weights_only=True`` and an empty allow-list.
+    - A checkpoint with weights that are not finite is never written over the last good one.
+    - An outdated checkpoint is removed only after its successor is on the disk; mmengine removes it before.
+
+    Arguments are those of mmengine's ``CheckpointHook``.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Let the hook's removals wait for `_remove_outdated`."""
+        super().before_train(runner)
+        self.file_backend = _RemoveLater()
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Save by iterations, if the config says so."""
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        self._remove_outdated()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Save by epochs, if the config says so."""
+        super().after_train_epoch(runner)
+        self._remove_outdated()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Save the best checkpoint."""
+        super().after_val_epoch(runner, metrics)
+        if isinstance(self.file_backend, _RemoveLater):
+            self._remove_outdated()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check the weights, and turn what is not a plain value into one."""
+        broken = [name for name, value in checkpoint["state_dict"].items() if not _is_finite(value)]
+        if broken:
+            raise TrainingError(
+                f"the weights are not finite after step {runner.iter} ({len(broken)} tensors, first {broken[0]}): "
+                f"no checkpoint written; {last_good(runner)}"
+            )
+        model = getattr(runner.model, "module", runner.model)
+        # What tools/predict.py builds the model from; the config beside it is code, which is not run.
+        checkpoint["meta"]["backbone"] = getattr(model, "arguments", None)
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {name: _history_to_plain(buffer) for name, buffer in hub["log_scalars"].items()}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The inverse of `before_save_checkpoint`."""
+        scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
+        for name, plain in scalars.items():
+            scalars[name] = HistoryBuffer(plain["values"].tolist(), plain["counts"].tolist(), plain["max_length"])
+
+    def _remove_outdated(self) -> None:
+        best = getattr(self, "best_ckpt_path", None)
+        self.file_backend.remove_all(keep={self.last_ckpt, best})
+
+
+class _RemoveLater(LocalBackend):
+    """The local disk, whose ``remove`` waits until ``remove_all``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outdated: list[str] = []
+
+    def remove(self, filepath: str) -> None:
+        self.outdated.append(str(filepath))
+
+    def remove_all(self, keep: set[str | None]) -> None:
+        for path in self.outdated:
+            if path not in keep:
+                Path(path).unlink(missing_ok=True)
+        self.outdated.clear()
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _history_to_plain(buffer: HistoryBuffer) -> dict:
+    values, counts = buffer.data
+    return {
+        "values": torch.as_tensor(values[-HISTORY:], dtype=torch.float64),
+        "counts": torch.as_tensor(counts[-HISTORY:], dtype=torch.float64),
+        "max_length": buffer.max_length,
+    }
+
+
+def last_good(runner: Runner) -> str:
+    """Half a sentence that says where the last good checkpoint of a training is."""
+    path = latest_checkpoint(runner.work_dir)
+    return f"the last good checkpoint is {path}" if path else "no checkpoint had been written before"
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint that a resumed training starts from.
+
+    Args:
+        work_dir: where a training wrote its checkpoints.
+
+    Returns:
+        The file that ``last_checkpoint`` names; if that note is missing or cut short, the newest ``epoch_*`` or
+        ``iter_*`` file; None where there is none.
+    """
+    work_dir = Path(work_dir)
+    note = work_dir / "last_checkpoint"
+    if note.is_file():
+        # The directory may have been moved since; the name is what counts.
+        named = work_dir / Path(note.read_text().strip()).name
+        if named.is_file():
+            return named
+    files = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
+    return max(files, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint without running any code that it may hold.
+
+    Args:
+        path: a file that `PlainCheckpointHook` wrote, or a file of tensors and plain values.
+
+    Returns:
+        The dict in the file, on the CPU.
+
+    Raises:
+        CheckpointError: no such file, truncated, not a checkpoint, or with anything but tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint file {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "not a PyTorch file")
+        raise CheckpointError(
+            f"{path} is refused: a checkpoint holds tensors and plain values only, and loading anything else could "
+            f"run foreign code ({what})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) is not a checkpoint, or is cut short: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict with the weights")
+    return checkpoint
+
+
+def check_fits(model: nn.Module, state_dict: dict[str, Tensor], path: str | Path) -> None:
+    """Refuse weights that a model would take only in part.
+
+    Raises:
+        CheckpointError: names the missing, unexpected and misshapen keys.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": [key for key in own if key not in state_dict],
+        "unexpected": [key for key in state_dict if key not in own],
+        "misshapen": [
+            f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
+            for key, value in state_dict.items()
+            if key in own and value.shape != own[key].shape
+        ],
+    }
+    told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items() if keys]
+    if told:
+        raise CheckpointError(f"{path} is a checkpoint of another model: {', '.join(told)} keys")
+
+
+def _some(keys: list[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+
+
+def replace_atomically(temporary: str | Path, final: str | Path) -> None:
+    """Put a finished file in its place, so that an interruption leaves the old one or the new one, never a part."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)

@@ -1,0 +1,175 @@
+"""Configuration files: read, checked against what they configure, and joined with the command line."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from mmengine import registry
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from vssm.mm.errors import ConfigError
+
+# Top-level options that mmengine reads from the config without taking them as arguments of the Runner.
+RUNTIME_OPTIONS = (
+    "activation_checkpointing",
+    "compile",
+    "custom_imports",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "sync_bn",
+)
+DATALOADER_OPTIONS = (
+    *inspect.signature(torch.utils.data.DataLoader).parameters,
+    "dataset",
+    "num_batch_per_epoch",
+)
+# What a section without `type` configures.
+IMPLIED_TYPES = {
+    "val_cfg": "ValLoop",
+    "test_cfg": "TestLoop",
+    "optim_wrapper": "OptimWrapper",
+    "log_processor": "LogProcessor",
+}
+REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+# Arguments that a section takes beside those of its class.
+EXTRA_ARGUMENTS = {
+    "train_cfg": ("by_epoch",),
+    "optim_wrapper": ("constructor", "optimizer", "paramwise_cfg"),
+    "default_hooks": ("priority",),
+    "custom_hooks": ("priority",),
+    "param_scheduler": ("convert_to_iter_based",),
+    "visualizer": ("name",),
+}
+
+
+def load_config(path: str | Path, options: dict | None = None) -> Config:
+    """Read a configuration file, apply ``--cfg-options``, and check every name in it.
+
+    Args:
+        path: a Python file in mmengine's text style.
+        options: ``{"train_cfg.max_epochs": 3}`` and the like, from the command line.
+
+    Raises:
+        ConfigError: no such file, Python that does not run, an unknown option, class or argument (with the nearest
+            known name).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no configuration file {path}")
+    try:
+        config = Config.fromfile(path)
+        config.merge_from_dict(options or {})
+    except SyntaxError as error:
+        raise ConfigError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+    except (AttributeError, ImportError, KeyError, NameError, OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    check_config(config)
+    return config
+
+
+def check_config(config: Config) -> None:
+    """Find misspelt names before anything is built.
+
+    mmengine ignores an unknown top-level option silently. A helper variable of a config starts with an underscore.
+
+    Raises:
+        ConfigError: names the place, and the nearest known name.
+    """
+    known = {*inspect.signature(Runner.__init__).parameters, *RUNTIME_OPTIONS} - {"self", "cfg"}
+    _check_names("the config", "option", [key for key in config if not key.startswith("_")], known)
+    for section in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        _check_names(section, "option", config.get(section) or (), DATALOADER_OPTIONS)
+    loop = "EpochBasedTrainLoop" if (config.get("train_cfg") or {}).get("by_epoch") else "IterBasedTrainLoop"
+    implied = {**IMPLIED_TYPES, "train_cfg": loop}
+    for section, node in config.items():
+        if not section.startswith("_"):
+            for place, part in _typed_parts(node, section, implied.get(section)):
+                _check_part(place, part, EXTRA_ARGUMENTS.get(section, ()))
+
+
+def _typed_parts(node: object, place: str, implied: str | None = None) -> Iterator[tuple[str, dict]]:
+    """Every dict of a config that has a `type`, with its place, outermost first."""
+    if isinstance(node, dict):
+        name = node.get("type", implied)
+        if isinstance(name, str):
+            yield place, {**node, "type": name}
+        for key, value in node.items():
+            # Transforms have names of their own, which vssm.data checks.
+            if key != "transform":
+                yield from _typed_parts(value, f"{place}.{key}")
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _typed_parts(value, f"{place}[{index}]")
+
+
+def _check_part(place: str, part: dict, extra: Iterable[str]) -> None:
+    name = part["type"]
+    if "." in name or "::" in name:
+        return  # of another package's registry
+    target = next((found for each in REGISTRIES if (found := each.get(name)) is not None), None)
+    if target is None:
+        names = {key for each in REGISTRIES for key in each.module_dict}
+        raise ConfigError(f"{place}: there is no {name!r} to build{_nearest(name, names)}")
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    given = [key for key in part if key not in ("type", "_scope_", *extra)]
+    _check_names(f"{place} ({name})", "argument", given, parameters)
+
+
+def _check_names(place: str, kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{place} has no {kind} {name!r}{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are: {', '.join(sorted(known))}" if len(list(known)) <= 20 else ""
+
+
+def set_precision(config: Config, amp: str) -> None:
+    """Choose the optimiser wrapper of a precision.
+
+    Args:
+        config: changed in place.
+        amp: "off" for float32, "bf16", or "fp16" with a loss scaler (GPU only).
+
+    Raises:
+        ConfigError: fp16 without a GPU, or bf16 on a GPU that lacks it.
+    """
+    check_precision(amp)
+    if amp == "bf16":
+        config.optim_wrapper.type = "Bfloat16OptimWrapper"
+    elif amp == "fp16":
+        config.optim_wrapper.type = "AmpOptimWrapper"
+        config.optim_wrapper.dtype = "float16"
+    else:
+        config.optim_wrapper.type = "OptimWrapper"
+
+
+def check_precision(amp: str) -> None:
+    """Refuse a precision that this machine cannot compute in.
+
+    Raises:
+        ConfigError: says which precision can be used instead.
+    """
+    if amp == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("--amp fp16 needs a GPU, and there is none here: use --amp bf16 or --amp off")
+    if amp == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise ConfigError("this GPU has no bfloat16: use --amp fp16 or --amp off")
+
+
+def without_validation(config: Config) -> None:
+    """Drop the validation of a training config, and the best checkpoint that hangs on it."""
+    for section in ("val_dataloader", "val_cfg", "val_evaluator"):
+        config[section] = None
+    checkpoint = config.get("default_hooks", ConfigDict()).get("checkpoint")
+    if checkpoint is not None:
+        checkpoint.pop("save_best", None)

@@ -1,0 +1,181 @@
+"""Hooks of a training: random state by epoch, throughput, progress bar, a stop at a loss that is not finite."""
+
+import logging
+import random
+import sys
+import time
+
+import numpy
+import torch
+from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vssm.data import StreamedImageDataset
+from vssm.mm.checkpoint import last_good
+from vssm.mm.errors import TrainingError
+
+
+@HOOKS.register_module()
+class EpochHook(Hook):
+    """Starts an epoch with random numbers from (seed, epoch, rank), and ends it with the count of bad images.
+
+    A training that was killed and resumed then draws what it would have drawn. Data workers follow, as PyTorch seeds
+    them from this process at the start of each epoch (so they must not be persistent).
+    """
+
+    # Before the samplers' hooks and the first worker.
+    priority = "VERY_HIGH"
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed Python, NumPy and PyTorch."""
+        if getattr(runner.train_dataloader, "persistent_workers", False):
+            raise TrainingError(
+                "train_dataloader.persistent_workers=True carries random state from epoch to epoch, so that a resumed "
+                "training would differ: leave it out"
+            )
+        sequence = numpy.random.SeedSequence([runner.seed, runner.epoch, get_rank()])
+        seed = int(sequence.generate_state(1)[0])
+        random.seed(seed)
+        numpy.random.seed(seed)
+        torch.manual_seed(seed)
+        dataset = runner.train_dataloader.dataset
+        if isinstance(dataset, StreamedImageDataset):
+            dataset.set_epoch(runner.epoch)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Say how many images were skipped so far."""
+        bad = getattr(runner.train_dataloader.dataset, "bad_images", 0)
+        if bad:
+            runner.logger.warning(f"{bad} training images could not be read and were skipped; see above")
+
+
+@HOOKS.register_module()
+class ThroughputHook(Hook):
+    """Logs ``images_per_second`` over all processes, averaged over the last steps.
+
+    Args:
+        window: number of steps in the mean.
+    """
+
+    # After IterTimerHook (NORMAL), before LoggerHook (BELOW_NORMAL).
+    priority = 55
+
+    def __init__(self, window: int = 20) -> None:
+        self.window = window
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Update the scalar from the batch and the timer."""
+        images = len(data_batch["inputs"]) * get_world_size()
+        seconds = runner.message_hub.get_scalar("train/time").mean(self.window)
+        runner.message_hub.update_scalar("train/images_per_second", images / max(float(seconds), 1e-9))
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stops the training at a loss that is not finite, before anything is saved."""
+
+    priority = "HIGHEST"
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Check the loss of this step.
+
+        Raises:
+            TrainingError: names the step, the epoch, and the last good checkpoint.
+        """
+        loss = float(outputs["loss"])
+        if not numpy.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {runner.iter + 1} (epoch {runner.epoch + 1}): training stopped; "
+                f"{last_good(runner)}; a lower learning rate, gradient clipping, or --amp bf16 or off may help"
+            )
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """One line with epoch, step, loss, learning rate, throughput and time left.
+
+    On a terminal it is a bar; elsewhere nothing, as the log has the same values, unless `plain_every` is given.
+
+    Args:
+        plain_every: seconds between plain lines where the output is no terminal; None for none.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, plain_every: float | None = None) -> None:
+        self.plain_every = plain_every
+        self.progress: Progress | None = None
+        self.last_line = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the bar where there is a terminal."""
+        console = Console()
+        if not is_main_process() or not console.is_terminal:
+            return
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+            expand=True,
+        )
+        self.task = self.progress.add_task("", total=runner.max_iters, completed=runner.iter, epoch="", values="")
+        self.progress.start()
+        _redirect(runner.logger)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Move the bar, or print a plain line when it is time."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=runner.iter + 1, epoch=_epoch(runner), values=_values(runner))
+        elif self.plain_every is not None and is_main_process():
+            now = time.monotonic()
+            if now - self.last_line >= self.plain_every or runner.iter + 1 == runner.max_iters:
+                self.last_line = now
+                left = time.strftime("%H:%M:%S", time.gmtime(runner.message_hub.get_info("eta", 0)))
+                sys.stdout.write(
+                    f"epoch {_epoch(runner)}  step {runner.iter + 1}/{runner.max_iters}  {_values(runner)}  "
+                    f"{left} left\n"
+                )
+                sys.stdout.flush()
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the terminal as it was."""
+        self.stop(runner)
+
+    def stop(self, runner: Runner) -> None:
+        """Stop the bar; also called when a training ends by an error."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+            _redirect(runner.logger)
+
+
+def _redirect(logger: logging.Logger) -> None:
+    """Point the console handlers at what stdout is now, so that log lines scroll above the bar."""
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setStream(sys.stdout)
+
+
+def _epoch(runner: Runner) -> str:
+    return f"{runner.epoch + 1}/{runner.max_epochs}"
+
+
+def _values(runner: Runner) -> str:
+    hub = runner.message_hub
+    loss = hub.get_scalar("train/loss").mean(20)
+    rate = max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups)
+    speed = hub.get_scalar("train/images_per_second").current()
+    return f"loss {loss:.3f}  rate {rate:.2e}  {speed:,.0f} img/s"

@@ -1,0 +1,103 @@
+"""mmengine's Runner with checkpoints that are whole or absent, and data workers that a resumed run repeats."""
+
+import logging
+from pathlib import Path
+
+from mmengine.dist import master_only
+from mmengine.logging import MMLogger
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from vssm.data import StreamedImageDataset
+from vssm.mm.checkpoint import check_fits, read_checkpoint, replace_atomically
+from vssm.mm.errors import ConfigError, TrainingError
+from vssm.models._checkpoint import CheckpointError, load_checkpoint
+
+
+@RUNNERS.register_module()
+class ClassificationRunner(Runner):
+    """Runner for `ImageClassifier`; arguments are those of mmengine's ``Runner``."""
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a loader of stacked batches whose workers take their random state from the epoch.
+
+        See `vssm.mm.hooks.EpochHook`.
+
+        Raises:
+            ConfigError: no data there, or data that do not fit the options.
+        """
+        if isinstance(dataloader, dict):
+            dataloader = {
+                "collate_fn": {"type": "default_collate"},
+                "worker_init_fn": {"type": "keep_epoch_seed"},
+                **dataloader,
+            }
+        try:
+            loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        except (ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+            raise ConfigError(f"data: {error}") from error
+        if isinstance(loader.dataset, StreamedImageDataset):
+            loader.dataset.set_workers(loader.num_workers)
+        return loader
+
+    def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
+        """Build mmengine's logger, and let the library's own messages go where it writes."""
+        logger = super().build_logger(*args, **kwargs)
+        library = logging.getLogger("vssm")
+        library.handlers = list(logger.handlers)
+        library.setLevel(logging.INFO)
+        return logger
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args: object, **kwargs: object) -> None:
+        """Write a checkpoint under a temporary name, then rename it.
+
+        Raises:
+            TrainingError: the disk is full or cannot be written; earlier checkpoints are intact.
+        """
+        final = Path(out_dir) / filename
+        temporary = final.with_name(f".{final.name}.part")
+        try:
+            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+            replace_atomically(temporary, final)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise TrainingError(
+                f"cannot write the checkpoint {final}: {error.strerror or error}; earlier checkpoints there are intact"
+            ) from error
+
+    def load_checkpoint(
+        self, filename: str, map_location: str = "cpu", strict: bool = True, revise_keys: list | None = None
+    ) -> dict:
+        """Load all the weights of a file, or none.
+
+        Args:
+            filename: a checkpoint of a training, or backbone weights in the official layout.
+            map_location: unused, for mmengine's sake: a checkpoint is read on the CPU and copied into the model.
+            strict: unused, for mmengine's sake: a checkpoint always has to fit.
+            revise_keys: unused, for mmengine's sake.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            CheckpointError: see `read_checkpoint` and `check_fits`.
+        """
+        model = getattr(self.model, "module", self.model)
+        checkpoint = read_checkpoint(filename)
+        if "message_hub" in checkpoint:
+            check_fits(model, checkpoint["state_dict"], filename)
+        elif self._resume:
+            raise CheckpointError(f"{filename} holds weights but no training: start from it without --resume")
+        else:
+            load_checkpoint(model.backbone, filename)
+            checkpoint = {"state_dict": model.state_dict()}
+        self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        self._has_loaded = True
+        self.logger.info(f"Load checkpoint from {filename}")
+        return checkpoint
