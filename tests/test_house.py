@@ -1,0 +1,122 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import vssm_kernels
+
+import vssm
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = [ROOT / "vssm", ROOT / "kernels" / "vssm_kernels"]
+LIBRARY_FILES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
+ALL_FILES = sorted([*LIBRARY_FILES, *(ROOT / "tools").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
+
+every_file = pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+every_library_file = pytest.mark.parametrize("path", LIBRARY_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def module_names() -> list[str]:
+    names = []
+    for package in (vssm, vssm_kernels):
+        found = pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+        names += [package.__name__, *(module.name for module in found)]
+    return names
+
+
+def test_dependence_runs_one_way():
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code, "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+def imported_packages(path: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@every_library_file
+def test_only_the_packages_that_belong_there_are_imported(path):
+    imported = imported_packages(path)
+    if "mm" not in path.relative_to(ROOT).parts:
+        assert not imported & {"mmengine", "mmcv", "mmdet", "mmseg"}, "only vssm.mm imports mmengine and its family"
+    if path.is_relative_to(ROOT / "kernels"):
+        assert not imported & {"timm", "torchvision", "vssm"}, "the kernels need torch and triton only"
+
+
+@every_file
+def test_file_is_short(path):
+    limit = 600 if path.is_relative_to(ROOT / "kernels") else 400
+    lines = len(path.read_text().splitlines())
+    assert lines <= limit, f"{lines} lines; the guide is {limit}: could a part stand alone?"
+
+
+@every_file
+def test_checkpoints_are_never_unpickled_freely(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.keyword) and node.arg == "weights_only":
+            assert getattr(node.value, "value", None) is True, f"line {node.value.lineno}: weights_only must be True"
+
+
+@every_library_file
+def test_library_does_not_print(path):
+    if path.name == "__main__.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print":
+            pytest.fail(f"line {node.lineno}: print; use logging")
+
+
+@every_library_file
+def test_no_exception_is_swallowed_whole(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: bare except"
+
+
+@every_library_file
+def test_public_names_are_documented(path):
+    """Modules with code, and their public functions and classes; a method may be plain from its name."""
+    tree = ast.parse(path.read_text())
+    definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    public = [node for node in definitions if not node.name.startswith("_")]
+    undocumented = [f"{node.name}, line {node.lineno}" for node in public if not ast.get_docstring(node)]
+    assert not undocumented
+    one_order = path.parent.name == "orders"  # the function's docstring says it all
+    assert ast.get_docstring(tree) or one_order, "the file does not say what it is for"
+
+
+@every_file
+def test_nothing_is_left_undone(path):
+    if path == Path(__file__):
+        return
+    assert not re.findall(r"\b(?:TODO|FIXME|XXX)\b", path.read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in module_names() if not name.endswith("__main__")])
+def test_docstring_examples_run(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0, f"{result.failed} of {result.attempted} examples of {name} failed, see the output above"
+
+
+def test_doctests_are_found():
+    """The test above passes where there is no example: these are known to have one."""
+    finder = doctest.DocTestFinder()
+    for name in ("vssm", "vssm.scan.combine", "vssm.scan.order", "vssm_kernels.dispatch"):
+        assert any(found.examples for found in finder.find(importlib.import_module(name))), name
