@@ -2,4 +2,6 @@
 
 from vssm_kernels import selective_scan
 
-__all__ = ["selective_scan"]
+from vssm.ops.causal_conv import causal_conv1d
+
+__all__ = ["causal_conv1d", "selective_scan"]

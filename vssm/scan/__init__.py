@@ -7,7 +7,7 @@ A new order is one file in vssm/scan/orders/ with one function (height, width) -
 """
 
 from vssm.scan.combine import flipped, insert_token, stack
-from vssm.scan.order import OrderFunction, ScanOrder, order_named, order_names, scan_order
+from vssm.scan.order import OrderFunction, ScanOrder, order_named, order_names, remembered, scan_order
 from vssm.scan.orders import bidirectional, columns, cross, raster
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "order_named",
     "order_names",
     "raster",
+    "remembered",
     "scan_order",
     "stack",
 ]

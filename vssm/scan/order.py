@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, update_wrapper, wraps
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ class ScanOrder:
         """The table on a device, copied there once: (directions, steps) int32."""
         device = torch.device(device)
         if device not in self._on_device:
-            self._on_device[device] = self.table.to(device)
+            with torch.inference_mode(False):  # the copy outlives the mode, and training must be able to use it
+                self._on_device[device] = self.table.to(device)
         return self._on_device[device]
 
     def gather(self, values: Tensor) -> Tensor:
@@ -106,6 +107,18 @@ class ScanOrder:
         return values.scatter_add(2, index, rows)[:, :, 1:].transpose(1, 2)
 
 
+def remembered(make: Callable[..., ScanOrder]) -> Callable[..., ScanOrder]:
+    """Decorator: make each order once, on the CPU and outside inference mode, wherever it is first asked for."""
+
+    @lru_cache(maxsize=64)
+    @wraps(make)
+    def order(*args: Hashable, **named: Hashable) -> ScanOrder:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return make(*args, **named)
+
+    return order
+
+
 def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunction:
     """Decorator: register an order under its function's name, check its sizes, and remember each grid's table.
 
@@ -115,15 +128,13 @@ def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunct
     if name in _registry:
         raise ValueError(f"a scan order named {name!r} exists already; give the new one another name")
 
-    @lru_cache(maxsize=64)
     def order(height: int, width: int) -> ScanOrder:
         if height < 1 or width < 1:
             raise ValueError(f"scan order {name!r} needs a grid of at least 1 x 1 tokens; got {height} x {width}")
         made = function(height, width)
         return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
 
-    order.__name__ = order.__qualname__ = name
-    order.__doc__ = function.__doc__
+    order = remembered(update_wrapper(order, function))
     _registry[name] = order
     return order
 

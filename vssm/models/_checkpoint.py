@@ -1,0 +1,155 @@
+"""Reading checkpoints: weights only, all of them or none, and one sentence where a file does not fit."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vssm.models._base import Backbone
+
+_logger = logging.getLogger(__name__)
+
+# Wrappers' prefixes: distributed data parallel, torch.compile, and the mm family's classifiers and detectors.
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model. Nothing was loaded."""
+
+
+class _Settings(dict):
+    """Stands in for the settings object that training code left beside the weights; never looked at."""
+
+
+# Beside the weights the official files hold the run's settings: Vim's an argparse.Namespace, VMamba's a yacs CfgNode.
+# Both are plain data.
+_HARMLESS = [argparse.Namespace, (_Settings, "yacs.config.CfgNode")]
+
+
+def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> None:
+    """Load all of a checkpoint's weights into a model, or raise and leave the model as it is.
+
+    Reads our own files, the official repositories' ones, and those of mmengine, with `weights_only`: no code in the
+    file is run. Weights are taken from under "model" or "state_dict" where there is such a key.
+
+    Args:
+        model: one of this package's models.
+        path: a .pth file, or .safetensors.
+        adapt: allow another number of classes (the classifier keeps its initial weights) and another number of input
+            channels (the stem's weights are summed or repeated), as timm's `pretrained=True` does.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds more than data, or its weights do not fit.
+
+    >>> import tempfile, timm
+    >>> model = timm.create_model("vim_tiny", depth=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"model": model.state_dict()}, f"{folder}/vim.pth")
+    ...     load_checkpoint(model, f"{folder}/vim.pth")
+    """
+    model.load_state_dict(fit(read_checkpoint(path), model, source=str(path), adapt=adapt))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file, by the names they have there without wrappers' prefixes. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    return unwrap(_read(path), source=str(path))
+
+
+def _read(path: Path) -> object:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused:
+            raise CheckpointError(
+                f"{path} was not loaded: it holds Python objects ({refused[1]}), which could run code; expected "
+                f"weights only. If you trust the file, save its weights alone as a dict of tensors"
+            ) from error
+        raise CheckpointError(
+            f"{path} was not loaded: it is damaged, incomplete or no checkpoint at all ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def unwrap(checkpoint: object, source: str) -> dict[str, Tensor]:
+    """The dict of weights inside a training checkpoint, without wrappers' prefixes."""
+    for key in ("model", "state_dict"):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    weights = isinstance(checkpoint, Mapping) and all(isinstance(value, Tensor) for value in checkpoint.values())
+    if not weights or not checkpoint:
+        found = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        raise CheckpointError(
+            f'{source} holds no weights: expected a dict of tensors, or one under "model" or "state_dict"; found {found}'
+        )
+    state = dict(checkpoint)
+    while inside := [(prefix, name) for prefix in _PREFIXES for name in state if name.startswith(prefix)]:
+        prefix = inside[0][0]
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
+
+
+def fit(state: dict[str, Tensor], model: Backbone, source: str, adapt: bool) -> dict[str, Tensor]:
+    """A state dict under our names that the model can load as it stands. Raises CheckpointError where there is none."""
+    state = model.convert_checkpoint(state)
+    expected = model.state_dict()
+    if adapt:
+        state = _adapt(state, expected, model)
+    misshapen = [
+        f"{name}: {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "misshapen": misshapen,
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{source} does not fit {type(model).__name__}, nothing was loaded: {told}")
+    return state
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _adapt(state: dict[str, Tensor], expected: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
+    """Follow the model's number of classes and of input channels, as timm does."""
+    state = dict(state)
+    stem = f"{model.first_conv}.weight"
+    if stem in state and state[stem].shape[1] != expected[stem].shape[1]:
+        state[stem] = adapt_input_conv(expected[stem].shape[1], state[stem], base_chans=state[stem].shape[1])
+    head = f"{model.classifier}.weight", f"{model.classifier}.bias"
+    if head[0] not in expected:
+        return {name: value for name, value in state.items() if name not in head}
+    if head[0] in state and state[head[0]].shape != expected[head[0]].shape:
+        _logger.warning(
+            "the checkpoint has %d classes and the model %d: the classifier keeps its initial weights",
+            state[head[0]].shape[0],
+            expected[head[0]].shape[0],
+        )
+        state.update({name: expected[name] for name in head})
+    return state

@@ -1,0 +1,19 @@
+"""Convolution of channels-last maps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ChannelsLastConv2d(nn.Conv2d):
+    """nn.Conv2d from (batch, height, width, channels) to (batch, height', width', channels').
+
+    The permutations are views: torch's channels_last memory format is this layout, so nothing is copied.
+
+    >>> import torch
+    >>> ChannelsLastConv2d(4, 6, kernel_size=3, stride=2, padding=1)(torch.randn(1, 9, 7, 4)).shape
+    torch.Size([1, 5, 4, 6])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

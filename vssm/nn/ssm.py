@@ -1,0 +1,105 @@
+"""The state-space core that families share: parameters of every direction, their initialisation, and the scan."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vssm.ops import selective_scan
+
+# delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
+STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+class SelectiveScan(nn.Module):
+    """Selective state-space model (S6) along the directions of a scan order.
+
+    The projections to step size, B and C are made per token, so they do not depend on the order and stay in memory
+    order; only the recurrence walks. Parameters are stacked over the directions, and the recurrence is computed in
+    float32 whatever the model's dtype.
+
+    Args:
+        channels: of the tokens.
+        directions: of the scan order that `forward` will be given.
+        state: size of the state of each channel.
+        rank: of the step-size projection; Mamba takes a sixteenth of the block's width, rounded up.
+
+    >>> scan = SelectiveScan(channels=8, directions=2, state=4, rank=1)
+    >>> both_ways = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
+    >>> scan(torch.randn(5, 3, 8), both_ways).shape
+    torch.Size([5, 3, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        directions: int,
+        state: int,
+        rank: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.directions, self.state, self.rank = directions, state, rank
+        # Rows of x_proj: step size (rank), then B (state), then C (state).
+        self.x_proj = nn.Parameter(torch.empty(directions, rank + 2 * state, channels, **dd))
+        self.dt_proj = nn.Parameter(torch.empty(directions, channels, rank, **dd))
+        self.dt_bias = nn.Parameter(torch.empty(directions, channels, **dd))
+        self.A_log = nn.Parameter(torch.empty(directions, channels, state, **dd))
+        self.D = nn.Parameter(torch.empty(directions, channels, **dd))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The initialisation of Mamba: slow to fast decay over the states, step sizes spread over two decades."""
+        channels = self.x_proj.shape[2]
+        nn.init.uniform_(self.x_proj, -(channels**-0.5), channels**-0.5)
+        nn.init.uniform_(self.dt_proj, -(self.rank**-0.5), self.rank**-0.5)
+        step = torch.rand(self.dt_bias.shape, device=self.dt_bias.device)
+        step = torch.exp(math.log(STEP_MIN) + step * (math.log(STEP_MAX) - math.log(STEP_MIN))).clamp(min=STEP_FLOOR)
+        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        rates = torch.arange(1, self.state + 1, dtype=torch.float32, device=self.A_log.device)
+        self.A_log.copy_(torch.log(rates).expand_as(self.A_log))
+        nn.init.ones_(self.D)
+
+    def forward(self, tokens: Tensor, order: Tensor, z: Tensor | None = None) -> Tensor:
+        """The sum of all directions' outputs, gated by silu(z) where given.
+
+        Args:
+            tokens: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
+            order: (directions, steps) int32, the token visited at each step.
+            z: (batch, tokens, channels).
+
+        Returns:
+            (batch, tokens, channels).
+        """
+        if tokens.dim() == 3:  # one matrix product for all directions
+            projected = F.linear(tokens, self.x_proj.flatten(0, 1)).unflatten(-1, (self.directions, -1))
+        else:
+            projected = torch.einsum("btkc,krc->btkr", tokens, self.x_proj)
+        step, B, C = projected.split([self.rank, self.state, self.state], dim=-1)
+        delta = torch.einsum("btkr,kcr->btkc", step, self.dt_proj)
+        return selective_scan(
+            tokens,
+            delta,
+            -torch.exp(_wide(self.A_log)),
+            B,
+            C,
+            _wide(self.D),
+            delta_bias=_wide(self.dt_bias),
+            z=z,
+            order=order,
+            merge=True,
+        )
+
+    def extra_repr(self) -> str:
+        channels = self.x_proj.shape[2]
+        return f"channels={channels}, directions={self.directions}, state={self.state}, rank={self.rank}"
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
