@@ -80,7 +80,8 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
         command = [compiler, *_FLAGS, str(source), "-o", scratch, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0]
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            reason = next((line for line in lines if "error" in line), lines[0])
             raise CompilerError(f"{compiler} could not build {source.name}: {reason}")
         os.replace(scratch, target)
     finally:

@@ -1,0 +1,68 @@
+"""Which backend runs, and what a refusal says."""
+
+import pytest
+import torch
+
+import vssm_kernels
+from vssm_kernels import selective_scan, use_backend
+from vssm_kernels.compiler import CompilerError, load_library
+from vssm_kernels.dispatch import Backend, BackendRegistry
+from vssm_kernels.selective_scan import native_cpu
+from vssm_kernels.testing import make_inputs
+
+
+def test_report_names_every_backend():
+    report = vssm_kernels.backend_report()
+    names = [backend for op, backend, _ in report if op == "selective_scan"]
+    assert names == ["native", "triton", "chunked", "reference"]
+    assert all(state for _, _, state in report)
+    assert ("selective_scan", "reference", "available") in report
+
+
+def test_forced_backend_runs_or_says_why_not():
+    u, delta, A, B, _, _, bias = make_inputs().values()
+    with use_backend("native"), pytest.raises(RuntimeError, match=r"native: does not return states \(C=None\)"):
+        selective_scan(u, delta, A, B, None, delta_bias=bias)
+    with pytest.raises(ValueError, match="unknown kernel backend 'fast'; known: .*reference"), use_backend("fast"):
+        pass
+
+
+def test_first_backend_that_accepts_is_chosen():
+    never = Backend("never", None, None, lambda args: "is not built")
+    always = Backend("always", None, None, lambda args: None)
+    assert BackendRegistry("op", [never, always]).choose(None) is always
+    with pytest.raises(RuntimeError, match="no backend of op can run these inputs:\n  never: is not built"):
+        BackendRegistry("op", [never]).choose(None)
+
+
+def test_without_a_compiler_the_wheel_still_works(monkeypatch, tmp_path):
+    """No compiler: the C backend says so, and plain torch runs instead."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    for cached in (load_library, native_cpu._library, native_cpu._why_no_library):
+        cached.cache_clear()
+    try:
+        assert "no C compiler found" in native_cpu.BACKEND.why_not(None)
+        u, delta, A, B, C, D, bias = make_inputs(tokens=4).values()
+        assert torch.isfinite(selective_scan(u, delta, A, B, C, D, delta_bias=bias)).all()
+    finally:
+        for cached in (load_library, native_cpu._library, native_cpu._why_no_library):
+            cached.cache_clear()
+
+
+def test_a_source_that_does_not_build_gives_the_compilers_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("VSSM_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "broken.c"
+    source.write_text("int f(void) { return undeclared; }")
+    with pytest.raises(CompilerError, match=r"could not build broken\.c: .*undeclared"):
+        load_library(source)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("VSSM_CACHE", str(blocked / "cache"))
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }")
+    assert load_library(source).answer() == 42

@@ -1,0 +1,317 @@
+"""Every backend against the reference: outputs and all gradients, on every kind of order, length and state size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import vssm_kernels
+from vssm_kernels import selective_scan
+from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
+from vssm_kernels.selective_scan.arguments import ScanArguments, order_facts
+from vssm_kernels.testing import assert_close, make_inputs, relative_error
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+FAST = [native_cpu.BACKEND, chunked.BACKEND, triton_fused.BACKEND]
+NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+
+
+def random_order(directions: int, tokens: int, steps: int) -> Tensor:
+    """Empty steps, repeated tokens and tokens never visited."""
+    return torch.randint(-1, tokens, (directions, steps), generator=torch.Generator().manual_seed(1)).int()
+
+
+def permutations(directions: int, tokens: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.stack([torch.randperm(tokens, generator=generator) for _ in range(directions)]).int()
+
+
+# name: (sizes, order steps or None for raster, segment, with D and bias, states only)
+CASES = {
+    "one token": (dict(tokens=1, channels=3, state=1, directions=1), None, 0, True, False),
+    "vim": (dict(tokens=33, channels=40, state=16, directions=2, shared_input=False), "permuted", 0, True, False),
+    "vmamba": (dict(tokens=35, channels=24, state=1, directions=4), "permuted", 0, True, False),
+    "odd channels, no D, no bias": (dict(tokens=21, channels=17, state=5, directions=1), None, 0, False, False),
+    "empty and repeated": (dict(tokens=13, channels=18, state=3, directions=2), "random", 0, True, False),
+    "segments": (dict(tokens=20, channels=8, state=4, directions=2), "permuted", 6, True, False),
+    "segments, empty and repeated": (dict(tokens=11, channels=5, state=2, directions=1), "random", 4, False, False),
+    "wide state": (dict(tokens=6, channels=9, state=256, directions=1), None, 0, True, False),
+    "states": (dict(tokens=19, channels=7, state=6, directions=2), "permuted", 0, False, True),
+    "states, empty and repeated": (dict(tokens=9, channels=20, state=3, directions=1), "random", 5, False, True),
+}
+
+
+def make_arguments(case: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ScanArguments:
+    sizes, order, segment, extras, states = CASES[case]
+    inputs = make_inputs(**sizes, dtype=dtype, device=device)
+    directions, tokens = sizes["directions"], sizes["tokens"]
+    table = {
+        None: None,
+        "permuted": permutations(directions, tokens),
+        "random": random_order(directions, tokens, tokens + 4),
+    }[order]
+    if states:
+        inputs["C"] = None
+    if not extras:
+        inputs["D"] = inputs["delta_bias"] = None
+    return ScanArguments(**inputs, order=None if table is None else table.to(device), segment=segment)
+
+
+def check_backend(backend: vssm_kernels.Backend, args: ScanArguments, tolerance: float | None = None) -> None:
+    expected = reference.scan(args)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(expected)
+    expected_gradients = reference.scan_backward(args, gradient)
+    assert_close(backend.forward(args), expected, "output", tolerance)
+    for name, actual, wanted in zip(NAMES, backend.backward(args, gradient), expected_gradients, strict=True):
+        assert (actual is None) == (wanted is None), name
+        if wanted is not None:
+            assert actual.dtype == wanted.dtype, f"gradient of {name} is {actual.dtype}"
+            assert_close(actual, wanted, f"gradient of {name}", tolerance)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """torch.empty holds NaN instead of whatever was there: an element that is never written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def runs_here(backend: vssm_kernels.Backend, args: ScanArguments) -> bool:
+    """Skip what a backend states it cannot do; on this machine all of them must be there at all."""
+    assert backend is not native_cpu.BACKEND or backend.why_not(None) is None, backend.why_not(None)
+    reason = backend.why_not(args)
+    if reason is not None:
+        pytest.skip(reason)
+    return True
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
+def test_agrees_with_reference(backend, case, poisoned_memory):
+    args = make_arguments(case, device=DEVICE if backend is triton_fused.BACKEND else "cpu")
+    if runs_here(backend, args):
+        check_backend(backend, args)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
+def test_half_precision_inputs(backend, dtype):
+    args = make_arguments("vim", dtype, device=DEVICE if backend is triton_fused.BACKEND else "cpu")
+    if runs_here(backend, args):
+        check_backend(backend, args)
+
+
+@pytest.mark.parametrize("tokens", [63, 1000])
+@pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND], ids=lambda backend: backend.name)
+def test_long_sequences(backend, tokens):
+    inputs = make_inputs(batch=1, tokens=tokens, channels=20, state=4, directions=2)
+    check_backend(backend, ScanArguments(**inputs, order=permutations(2, tokens), segment=0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("state", [1, 2, 16, 64, 256])
+@pytest.mark.parametrize("tokens", [1, 63, 197, 1000])
+def test_triton_on_gpu(tokens, state, dtype, poisoned_memory):
+    inputs = make_inputs(batch=2, tokens=tokens, channels=96, state=state, directions=2, dtype=dtype, device="cuda")
+    args = ScanArguments(**inputs, order=permutations(2, tokens).cuda(), segment=0)
+    check_backend(triton_fused.BACKEND, args)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_backward_is_deterministic(case):
+    args = make_arguments(case, device="cuda")
+    gradient = torch.randn(args.output_shape, device="cuda")
+    first, second = (triton_fused.BACKEND.backward(args, gradient) for _ in range(2))
+    for name, one, other in zip(NAMES, first, second, strict=True):
+        assert one is None or torch.equal(one, other), name
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements():
+    batch, tokens, channels = 9, 2**18 + 1, 1024
+    assert batch * tokens * channels > 2**31
+    inputs = make_inputs(batch=1, tokens=64, channels=channels, state=1, directions=1, device="cuda")
+    small = {name: tensor.bfloat16() for name, tensor in inputs.items() if name in ("u", "delta", "B", "C")}
+    repeats = -(-tokens // 64)
+    tiled = {
+        name: tensor.repeat(batch, repeats, *[1] * (tensor.dim() - 2))[:, :tokens] for name, tensor in small.items()
+    }
+    args = ScanArguments(**{**inputs, **tiled}, order=None, segment=64)
+    last_start = (tokens - 1) // 64 * 64
+    expected = reference.scan(ScanArguments(**{**inputs, **small}, order=None, segment=0))
+    output = triton_fused.BACKEND.forward(args)
+    assert_close(output[-1:, last_start - 64 : last_start], expected, "last whole segment")
+    gradients = triton_fused.BACKEND.backward(args, output)
+    wanted = reference.scan_backward(ScanArguments(**{**inputs, **small}, order=None, segment=0), expected)
+    assert_close(gradients[0][-1:, last_start - 64 : last_start], wanted[0], "gradient of u there")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adjoint_of_the_reference_against_autograd(case):
+    """The reference's hand-written backward against autograd through its forward, in float64."""
+    args = make_arguments(case, torch.float64)
+    leaves = {n: None if t is None else t.requires_grad_() for n, t in zip(NAMES, args.tensors(), strict=True)}
+    output = reference.scan(args.replace(**leaves))
+    gradient = torch.randn_like(output)
+    present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    expected = dict(zip(present, torch.autograd.grad(output, list(present.values()), gradient), strict=True))
+    with torch.no_grad():
+        actual = dict(zip(NAMES, reference.scan_backward(args, gradient), strict=True))
+    for name, wanted in expected.items():
+        assert_close(actual[name], wanted, name)
+
+
+def op_arguments(dtype=torch.float64, device="cpu"):
+    inputs = make_inputs(batch=2, tokens=5, channels=3, state=2, directions=2, dtype=dtype, device=device)
+    tensors = [tensor.requires_grad_() for tensor in inputs.values()]
+    order = torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 2, 0]], dtype=torch.int32, device=device)
+    return tensors, order
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_gradcheck(merge):
+    tensors, order = op_arguments()
+
+    def op(u, delta, A, B, C, D, bias):
+        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, order=order, segment=4, merge=merge)
+
+    assert torch.autograd.gradcheck(op, tensors)
+
+
+def test_opcheck():
+    tensors, order = op_arguments(torch.float32)
+    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors, order, 0))
+    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors[:4], None, None, None, None, 3))
+
+
+def test_compiles_without_graph_breaks():
+    tensors, order = op_arguments(torch.float32)
+    z = torch.randn(2, 5, 3)
+
+    def op(u, delta, A, B, C, D, bias):
+        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=z, order=order, merge=True)
+
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(op(*tensors).square().sum(), tensors)
+    actual = torch.autograd.grad(compiled(*tensors).square().sum(), tensors)
+    for name, one, other in zip(NAMES, actual, expected, strict=True):
+        assert_close(one, other, name)
+
+
+def test_meta_device():
+    inputs = {name: tensor.to("meta") for name, tensor in make_inputs(dtype=torch.bfloat16).items()}
+    u, delta, A, B, C, D, bias = (tensor.requires_grad_() for tensor in inputs.values())
+    y = selective_scan(u, delta, A, B, C, D, delta_bias=bias, merge=True)
+    assert y.shape == u.shape and y.dtype == torch.bfloat16 and y.is_meta
+    y.sum().backward()
+    assert u.grad.shape == u.shape and A.grad.dtype == torch.float32
+
+
+def test_merge_and_gate():
+    inputs = make_inputs()
+    u, delta, A, B, C, D, bias = inputs.values()
+    z = torch.randn_like(u)
+    apart = selective_scan(u, delta, A, B, C, D, delta_bias=bias)
+    merged = selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=z, merge=True)
+    assert_close(merged, apart.sum(2) * torch.nn.functional.silu(z), "gated sum")
+
+
+def test_strided_inputs():
+    """B, C and delta are usually slices of one projection."""
+    inputs = make_inputs(channels=6, state=4)
+    joined = torch.cat([inputs["delta"], inputs["B"], inputs["C"]], dim=-1)
+    slices = joined.split([6, 4, 4], dim=-1)
+    u, delta, A, B, C, D, bias = inputs.values()
+    expected = selective_scan(u, delta, A, B, C, D, delta_bias=bias)
+    assert torch.equal(selective_scan(u, slices[0], A, slices[1], slices[2], D, delta_bias=bias), expected)
+    transposed = B.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(selective_scan(u, delta, A, transposed, C, D, delta_bias=bias), expected)
+
+
+@pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)
+def test_extreme_values_agree_with_float64(backend):
+    inputs = make_inputs(batch=1, tokens=12, channels=16, state=4, directions=1)
+    inputs["delta"] = inputs["delta"] + torch.tensor([-60.0, -20, -6, 0, 6, 20, 60, 300]).repeat(2)
+    inputs["A"] = inputs["A"] * torch.tensor([1e-6, 1.0, 1e2, 1e6])
+    inputs["u"][:, ::3] = 0
+    inputs["u"][:, 1::3] *= 1e6
+    if backend is triton_fused.BACKEND:
+        inputs = {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
+    args = ScanArguments(**inputs, order=None, segment=0)
+    wide = ScanArguments(**{name: tensor.double() for name, tensor in inputs.items()}, order=None, segment=0)
+    gradient = torch.randn_like(inputs["delta"])
+    assert relative_error(backend.forward(args), reference.scan(wide)) < 2e-5
+    expected = reference.scan_backward(wide, gradient.double())
+    for name, actual, wanted in zip(NAMES, backend.backward(args, gradient), expected, strict=True):
+        assert relative_error(actual, wanted) < 2e-5, name
+
+
+def test_not_a_number_is_not_hidden():
+    for backend in (native_cpu.BACKEND, chunked.BACKEND):
+        inputs = make_inputs(batch=1, tokens=6, channels=4, directions=1)
+        inputs["delta"][0, 2, 0, 1] = float("nan")
+        output = backend.forward(ScanArguments(**inputs, order=None, segment=0))
+        assert torch.isnan(output[0, 2:, 0, 1]).all(), backend.name
+        assert torch.isfinite(output[0, :2]).all() and torch.isfinite(output[0, :, 0, 0]).all(), backend.name
+
+
+def test_float64_is_not_narrowed():
+    inputs = make_inputs(dtype=torch.float64)
+    args = ScanArguments(**inputs, order=None, segment=0)
+    assert selective_scan(*args.tensors()[:6], delta_bias=args.delta_bias).dtype == torch.float64
+    for backend in (native_cpu.BACKEND, triton_fused.BACKEND):
+        assert "float64" in (backend.why_not(args) or "") or "GPU" in backend.why_not(args)
+
+
+class TestErrors:
+    def call(self, **changes):
+        inputs = {**make_inputs(tokens=5, channels=3, state=2), **changes}
+        positional = [inputs.pop(name) for name in ("u", "delta", "A", "B", "C")]
+        return selective_scan(*positional, **inputs)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (dict(delta=torch.randn(2, 5, 3)), r"delta has shape .* expected \(batch, tokens, directions, channels\)"),
+            (dict(A=torch.randn(4, 3, 2)), "A has shape .* 2 directions of 3 channels"),
+            (dict(B=torch.randn(2, 5, 2, 3)), r"B has shape .* expected .* \(2, 5, 2, 2\)"),
+            (dict(u=torch.randn(2, 5, 4)), "u has shape .* shared by the directions"),
+            (dict(D=torch.randn(6)), "D has shape"),
+            (dict(z=torch.randn(2, 5, 3)), "needs merge=True"),
+            (dict(C=None, D=None, z=torch.randn(2, 5, 3), merge=True), "returned ungated"),
+            (dict(C=None), "D needs C"),
+            (dict(segment=0), "segment is 0"),
+            (dict(segment=-2), "segment is -2"),
+            (dict(order=torch.zeros(3, 5, dtype=torch.int32)), r"order has shape .* \(2, steps\)"),
+            (dict(order=torch.full((2, 5), 5, dtype=torch.int32)), "entries from 5 to 5; expected token indices 0 to 4"),
+            (dict(order=torch.full((2, 5), -2, dtype=torch.int32)), "entries from -2"),
+        ],
+    )
+    def test_message(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            self.call(**changes)
+
+    def test_types(self):
+        with pytest.raises(TypeError, match=r"order is torch.int64; expected torch.int32"):
+            self.call(order=torch.zeros(2, 5, dtype=torch.int64))
+        with pytest.raises(TypeError, match="expected a floating-point tensor"):
+            self.call(u=torch.ones(2, 5, 3, dtype=torch.int64))
+
+    def test_state_too_wide(self):
+        with pytest.raises(ValueError, match="state 1 to 256"):
+            self.call(A=-torch.ones(2, 3, 257), B=torch.ones(2, 5, 2, 257), C=torch.ones(2, 5, 2, 257))
+
+
+def test_facts_of_an_order():
+    table = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
+    assert order_facts(table, 3) == order_facts(None, 3)
+    assert not order_facts(table, 4).covers
+    assert order_facts(torch.tensor([[0, 0, 1]], dtype=torch.int32), 2).repeats
+    table[0, 0] = 7  # a change in place is noticed
+    with pytest.raises(ValueError, match="entries from 0 to 7"):
+        order_facts(table, 3)
