@@ -146,7 +146,7 @@ def test_a_folder_of_someone_else_is_left_alone(environment, tmp_path):
     theirs = tmp_path / "venv" / "thesis.tex"
     theirs.parent.mkdir()
     theirs.touch()
-    with pytest.raises(SystemExit, match="was not made by make. Name another place"):
+    with pytest.raises(SystemExit, match="exists and was not made by make"):
         environment.update(str(tmp_path / "venv"))
     assert theirs.exists() and environment.commands.take() == []
 
