@@ -1,4 +1,5 @@
-# What every training shares: hooks, logs, seeds. Command, cost and score stand in the configs that inherit this.
+# What every training shares: hooks, evaluation, logs, seed. Commands, costs and scores stand in the configs that
+# inherit this. A hook is changed or removed by its name: default_hooks = dict(progress=None).
 custom_imports = dict(imports=['vssm.mm'])
 default_scope = 'mmengine'
 
@@ -8,18 +9,16 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     checkpoint=dict(
-        type='PlainCheckpointHook', interval=1, max_keep_ckpts=2, save_best='accuracy/top1', rule='greater'))
-custom_hooks = [
-    dict(type='EpochHook'),
-    dict(type='ThroughputHook'),
-    dict(type='FiniteLossHook'),
-    dict(type='ProgressBarHook'),
-]
+        type='PlainCheckpointHook', interval=1, max_keep_ckpts=2, save_best='accuracy/top1', rule='greater'),
+    epoch=dict(type='EpochHook'),
+    throughput=dict(type='ThroughputHook'),
+    finite_loss=dict(type='FiniteLossHook'),
+    progress=dict(type='ProgressBarHook'))
 
 val_cfg = dict()
 test_cfg = dict()
 val_evaluator = dict(type='TopAccuracy', topk=(1, 5))
-test_evaluator = val_evaluator
+test_evaluator = dict(type='TopAccuracy', topk=(1, 5))
 
 env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
 randomness = dict(seed=0)

@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
+import numpy
 import torch
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
@@ -13,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from vssm.mm.errors import TrainingError
-from vssm.models._checkpoint import CheckpointError
+from vssm.models import CheckpointError
 
 # Values kept of each logged scalar: more than any logging window, and little beside the weights.
 HISTORY = 10_000
@@ -63,9 +65,12 @@ class PlainCheckpointHook(CheckpointHook):
                 f"no checkpoint written; {last_good(runner)}"
             )
         model = getattr(runner.model, "module", runner.model)
-        # What tools/predict.py builds the model from; the config beside it is code, which is not run.
+        # What tools/predict.py builds from; the config beside it is code, which is not run.
         checkpoint["meta"]["backbone"] = getattr(model, "arguments", None)
+        evaluation = runner.cfg.get("test_dataloader") or runner.cfg.get("val_dataloader") or {}
+        checkpoint["meta"]["transform"] = to_plain(evaluation.get("dataset", {}).get("transform"))
         hub = checkpoint["message_hub"]
+        hub["runtime_info"] = to_plain(hub["runtime_info"])
         hub["log_scalars"] = {name: _history_to_plain(buffer) for name, buffer in hub["log_scalars"].items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -154,10 +159,10 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        what = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "not a PyTorch file")
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise CheckpointError(
             f"{path} is refused: a checkpoint holds tensors and plain values only, and loading anything else could "
-            f"run foreign code ({what})"
+            f"run foreign code (found: {found[1] if found else 'a file that is not PyTorch'})"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(
@@ -187,6 +192,15 @@ def check_fits(model: nn.Module, state_dict: dict[str, Tensor], path: str | Path
     told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items() if keys]
     if told:
         raise CheckpointError(f"{path} is a checkpoint of another model: {', '.join(told)} keys")
+
+
+def to_plain(value: object) -> object:
+    """mmengine's ConfigDict, NumPy's numbers and their likes as Python's own, which any checkpoint reader takes."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value.item() if isinstance(value, numpy.generic) else value
 
 
 def _some(keys: list[str], count: int = 3) -> str:

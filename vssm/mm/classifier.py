@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import vssm  # noqa: F401  (registers the vssm models in timm)
+from vssm.mm.checkpoint import to_plain
 from vssm.mm.errors import ConfigError
 
 
@@ -98,7 +99,7 @@ class ImageClassifier(BaseModel):
         self, backbone: dict, label_smoothing: float = 0.0, data_preprocessor: dict | nn.Module | None = None
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor or dict(type="ClassificationPreprocessor"))
-        self.arguments = _plain(backbone)
+        self.arguments = to_plain(backbone)
         self.backbone = create_backbone(**self.arguments)
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.soft_loss = SoftTargetCrossEntropy()
@@ -152,12 +153,3 @@ def create_backbone(model_name: str, **arguments: object) -> nn.Module:
         if "argument" not in str(error):
             raise
         raise ConfigError(f"model {model_name!r}: {error}") from error
-
-
-def _plain(value: object) -> object:
-    """mmengine's ConfigDict and its likes as plain dicts and lists, which any checkpoint reader takes."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

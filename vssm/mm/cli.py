@@ -21,7 +21,7 @@ from vssm.mm.distributed import start_processes
 from vssm.mm.errors import ConfigError, UserError
 from vssm.mm.hooks import ProgressBarHook
 from vssm.mm.runner import ClassificationRunner
-from vssm.models._checkpoint import CheckpointError
+from vssm.models import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,6 @@ def run_test(arguments: argparse.Namespace) -> dict[str, float]:
     amp = arguments.amp or "off"
     check_precision(amp)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
-    # The file is checked before the data are read.
     runner = ClassificationRunner.from_cfg(config)
     with torch.autocast(get_device(), dtype=dtype, enabled=dtype is not None):
         return runner.test()
@@ -124,25 +123,25 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
         config.randomness = {**config.get("randomness", {}), "seed": arguments.seed}
     if arguments.compile:
         config.compile = True
-    make_work_dir(Path(config.work_dir))
+    make_directory(Path(config.work_dir), "--work-dir")
     config.launcher = arguments.launcher
     start_processes(arguments.launcher, config)
     return config
 
 
-def make_work_dir(work_dir: Path) -> None:
-    """Make the directory, and write to it once.
+def make_directory(directory: Path, option: str) -> None:
+    """Make a directory, and write to it once.
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: it cannot be made or written; names the option that chooses another.
     """
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=work_dir) as file:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
             file.write(b"probe")
     except OSError as error:
         raise ConfigError(
-            f"the work directory {work_dir} cannot be written: {error.strerror}; choose another with --work-dir"
+            f"the directory {directory} cannot be written: {error.strerror}; choose another with {option}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from vssm.data import StreamedImageDataset
 from vssm.mm.checkpoint import check_fits, read_checkpoint, replace_atomically
 from vssm.mm.errors import ConfigError, TrainingError
-from vssm.models._checkpoint import CheckpointError, load_checkpoint
+from vssm.models import CheckpointError, load_checkpoint
 
 
 @RUNNERS.register_module()
