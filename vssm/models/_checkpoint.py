@@ -101,7 +101,8 @@ def unwrap(checkpoint: object, source: str) -> dict[str, Tensor]:
     if not weights or not checkpoint:
         found = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise CheckpointError(
-            f'{source} holds no weights: expected a dict of tensors, or one under "model" or "state_dict"; found {found}'
+            f'{source} holds no weights: expected a dict of tensors, or one under "model" or "state_dict"; '
+            f"found {found}"
         )
     state = dict(checkpoint)
     while inside := [(prefix, name) for prefix in _PREFIXES for name in state if name.startswith(prefix)]:

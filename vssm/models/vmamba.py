@@ -220,7 +220,7 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: VMamba) -> dict[str, T
         name = re.sub(r"^layers\.(\d+)\.downsample", lambda found: f"stages.{int(found[1]) + 1}.downsample", name)
         name = re.sub(r"^patch_embed\.(\d+)", lambda found: "stem." + stem.get(found[1], found[1]), name)
         # official: 1 x 1 convolutions, directions and channels in one dimension; here: matrices, directions apart.
-        flat = value.dim() == 4 and value.shape[2:] == (1, 1) or name.endswith(("scan.A_log", "scan.D"))
+        flat = (value.dim() == 4 and value.shape[2:] == (1, 1)) or name.endswith(("scan.A_log", "scan.D"))
         if flat and name in expected and value.numel() == expected[name].numel():
             value = value.reshape(expected[name])
         converted[name] = value

@@ -1,0 +1,133 @@
+"""timm's own tests/test_models.py, run over every model of this package.
+
+The file is the one of the installed timm version, taken from its source distribution: downloaded once into the user's
+cache folder, or given by the environment variable VSSM_TIMM_TEST_MODELS. It is not part of this repository.
+
+Plain models (Vim) give token sequences, not maps, and go through the tests that timm has for such models, as its own
+vision transformers do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+
+from vssm import models
+
+MODELS = sorted(name for module in ("vim", "vmamba") for name in timm.list_models(module=module))
+PLAIN = [name for name in MODELS if name.startswith("vim_")]
+PYRAMIDS = [name for name in MODELS if name not in PLAIN]
+# Above 60 M parameters: the tests on the meta device and one forward, for the sake of memory and time.
+LARGE = ["vim_base", "vmamba_base", "vmamba_base_s1l20", "vmamba_base_s2l15", "vanilla_vmamba_base"]
+SMALL = [name for name in MODELS if name not in LARGE]
+
+SELECTION = {
+    "test_model_forward": MODELS,
+    "test_model_backward": SMALL,
+    "test_model_default_cfgs": PYRAMIDS,
+    "test_model_default_cfgs_non_std": PLAIN,
+    "test_model_forward_features": [name for name in PYRAMIDS if name in SMALL],
+    "test_model_forward_intermediates_features": SMALL,
+    "test_model_forward_intermediates": SMALL,
+    "test_prune_intermediate_layers_contract": SMALL,
+    "test_model_forward_fx": SMALL,
+    "test_model_backward_fx": SMALL,
+}
+CASES = [(test, model) for test, selected in SELECTION.items() for model in selected]
+
+NOT_RUN = {
+    # torch.jit.script cannot compile a registered custom op's Python side, with its checks and optional tensors.
+    # torch.compile and torch.export take its place and are tested in test_models.py.
+    "test_model_forward_torchscript",
+    "test_model_forward_fx_torchscript",
+    # These download every model's weights.
+    "test_model_load_pretrained",
+    "test_model_features_pretrained",
+}
+
+
+def source_file() -> Path:
+    """timm's tests/test_models.py of the installed version."""
+    if given := os.environ.get("VSSM_TIMM_TEST_MODELS"):
+        return Path(given)
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    file = caches / "vssm" / f"timm-{timm.__version__}" / "test_models.py"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            download(Path(folder)).replace(file)
+    return file
+
+
+def download(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "timm"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), f"timm=={timm.__version__}"], capture_output=True, text=True
+    )
+    if done.returncode:
+        reason = (done.stderr.strip() or "no reason given").splitlines()[-1]
+        pytest.fail(
+            f"the source distribution of timm {timm.__version__} could not be fetched from the package index "
+            f"({reason}); give its tests/test_models.py in the environment variable VSSM_TIMM_TEST_MODELS",
+            pytrace=False,
+        )
+    with tarfile.open(next(folder.glob("timm-*.tar.gz"))) as archive:
+        member = next(name for name in archive.getnames() if name.endswith("/tests/test_models.py"))
+        file = folder / "test_models.py"
+        file.write_bytes(archive.extractfile(member).read())
+    return file
+
+
+@pytest.fixture(scope="module")
+def timm_tests(request: pytest.FixtureRequest) -> ModuleType:
+    file = source_file()
+    for mark in set(re.findall(r"pytest\.mark\.(\w+)", file.read_text())):
+        request.config.addinivalue_line("markers", f"{mark}: of timm's tests")
+    spec = importlib.util.spec_from_file_location("timm_test_models", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parametrised(function: Callable, argument: str) -> list:
+    """The values that timm's own decorator gives to an argument."""
+    marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
+    return next((list(mark.args[1]) for mark in marks if mark.args[0] == argument), [])
+
+
+@pytest.mark.parametrize(("test", "model"), CASES)
+def test_timm(timm_tests: ModuleType, test: str, model: str) -> None:
+    function = getattr(timm_tests, test)
+    arguments = {"model_name": model, "cfg_device": "meta"}
+    arguments["batch_size"] = next(iter(parametrised(function, "batch_size")), 1)
+    wanted = inspect.signature(function).parameters
+    try:
+        function(**{name: value for name, value in arguments.items() if name in wanted})
+    except pytest.skip.Exception as skipped:
+        pytest.fail(f"timm skipped its test: {skipped}")
+
+
+def test_nothing_is_left_out(timm_tests: ModuleType) -> None:
+    """Every test that timm runs over all its models is run here or named with the reason why not."""
+    tests = {name: function for name, function in vars(timm_tests).items() if name.startswith("test_")}
+    general = {name for name, function in tests.items() if len(parametrised(function, "model_name")) > 100}
+    assert general == set(SELECTION) | NOT_RUN
+
+
+def test_collected_count() -> None:
+    defined = {name for module in (models.vim, models.vmamba) for name in module.default_cfgs}
+    assert set(MODELS) == defined
+    assert (len(MODELS), len(PLAIN), len(SMALL)) == (17, 5, 12)
+    assert len(CASES) == len(set(CASES)) == 17 + 6 * 12 + 12 + 5 + 8
