@@ -13,6 +13,8 @@ Needs the standard library only, and is written so that an old Python can still 
 
 import argparse
 import configparser
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +22,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST = (3, 10)
@@ -103,6 +106,19 @@ def note(directory: str) -> str:
     return os.path.join(directory, "vssm-inputs")
 
 
+@contextlib.contextmanager
+def alone(directory: str) -> "Iterator[None]":
+    """Wait for other processes at the same work: two commands started together make the environment once."""
+    parent = os.path.dirname(directory)
+    os.makedirs(parent, exist_ok=True)
+    lock = os.open(parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def update(directory: str) -> None:
     """Make the environment if its inputs changed; point it to this checkout if it points to another one."""
     key = inputs_key()
@@ -124,7 +140,9 @@ def main() -> None:
     if arguments.key:
         print(inputs_key())
     else:
-        update(os.path.abspath(arguments.directory))
+        directory = os.path.abspath(arguments.directory)
+        with alone(directory):
+            update(directory)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """tools/environment.py: when the environment is made, kept, or pointed to another checkout. No package is installed."""
 
 import importlib.util
+import multiprocessing
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,27 @@ def test_a_python_without_venv_is_told_the_package(environment, monkeypatch):
     monkeypatch.setitem(sys.modules, "ensurepip", None)
     with pytest.raises(SystemExit, match="apt-get install python3-venv"):
         environment.check_python()
+
+
+def work(directory: str, diary: Path) -> None:
+    """In a process of its own: note the beginning and the end of some work done under the lock."""
+    spec = importlib.util.spec_from_file_location("environment", ROOT / "tools" / "environment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.alone(directory), diary.open("a") as file:
+        file.write("begin\n")
+        file.flush()
+        time.sleep(0.2)
+        file.write("end\n")
+
+
+def test_processes_take_turns(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(tmp_path / "new" / "venv"), tmp_path / "diary")
+    processes = [context.Process(target=work, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (tmp_path / "diary").read_text().split() == ["begin", "end"] * 2
