@@ -133,8 +133,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_backward(ctx, gradient):
-    gradients = iter(_scan_backward(gradient, *ctx.saved_tensors, ctx.segment))
-    *tensors, _order = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: under activation checkpointing a second look would recompute
+    gradients = iter(_scan_backward(gradient, *saved, ctx.segment))
+    *tensors, _order = saved
     return (*(None if tensor is None else next(gradients) for tensor in tensors), None, None)
 
 
