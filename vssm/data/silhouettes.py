@@ -1,4 +1,8 @@
-"""The ten kinds of shapes of the embedded set, as outlines: to add one, write a function and list it in SILHOUETTES."""
+"""The ten kinds of shapes of the embedded set, as outlines: to add one, write a function and list it in SILHOUETTES.
+
+Outlines lie about the origin within a radius of 1, upright, with x to the right and y downwards as in images. The first
+is the shape, others are holes in it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ def _around(radius: float | Outline, angles: Outline) -> Outline:
 
 
 def _turn(points: int) -> Outline:
-    return np.linspace(0.0, 2 * np.pi, points, endpoint=False)
+    """Evenly spread angles in radians, the first one upwards."""
+    return np.linspace(0.0, 2 * np.pi, points, endpoint=False) - np.pi / 2
 
 
 def disc() -> list[Outline]:
@@ -32,7 +37,7 @@ def triangle() -> list[Outline]:
 
 
 def square() -> list[Outline]:
-    return [_around(1.0, _turn(4))]
+    return [_around(1.0, _turn(4) + np.pi / 4)]
 
 
 def cross() -> list[Outline]:
@@ -57,15 +62,15 @@ def crescent() -> list[Outline]:
 
 
 def heart() -> list[Outline]:
-    t = _turn(60)
+    t = np.linspace(0.0, 2 * np.pi, 60, endpoint=False)
     x = 16 * np.sin(t) ** 3
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return [np.stack([x, y + 2.0], axis=1) / 16.5]
+    height = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return [np.stack([x, -height - 2.0], axis=1) / 16.5]
 
 
 def arrow() -> list[Outline]:
-    half = [[1.0, 0.0], [0.15, 0.72], [0.15, 0.24], [-0.95, 0.24]]
-    return [np.array(half + [[x, -y] for x, y in reversed(half[1:])])]
+    half = [[0.0, -1.0], [0.72, -0.15], [0.24, -0.15], [0.24, 0.95]]
+    return [np.array(half + [[-x, y] for x, y in reversed(half[1:])])]
 
 
 def spiral() -> list[Outline]:
