@@ -1,4 +1,4 @@
-"""The Triton kernels compile for a GPU that is not there: the interpreter does not check Triton's compile-time rules."""
+"""The Triton kernels compile for a GPU that is not there; the interpreter checks no compile-time rules."""
 
 import os
 import subprocess

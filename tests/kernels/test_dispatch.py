@@ -23,7 +23,7 @@ def test_forced_backend_runs_or_says_why_not():
     u, delta, A, B, _, _, bias = make_inputs().values()
     with use_backend("native"), pytest.raises(RuntimeError, match=r"native: does not return states \(C=None\)"):
         selective_scan(u, delta, A, B, None, delta_bias=bias)
-    with pytest.raises(ValueError, match="unknown kernel backend 'fast'; known: .*reference"), use_backend("fast"):
+    with pytest.raises(ValueError, match=r"unknown kernel backend 'fast'; known: .*reference"), use_backend("fast"):
         pass
 
 

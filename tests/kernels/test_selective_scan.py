@@ -31,8 +31,8 @@ def permutations(directions: int, tokens: int) -> Tensor:
 # name: (sizes, order steps or None for raster, segment, with D and bias, states only)
 CASES = {
     "one token": (dict(tokens=1, channels=3, state=1, directions=1), None, 0, True, False),
-    "vim": (dict(tokens=33, channels=40, state=16, directions=2, shared_input=False), "permuted", 0, True, False),
-    "vmamba": (dict(tokens=35, channels=24, state=1, directions=4), "permuted", 0, True, False),
+    "vim": (dict(tokens=23, channels=40, state=16, directions=2, shared_input=False), "permuted", 0, True, False),
+    "vmamba": (dict(tokens=15, channels=24, state=1, directions=4), "permuted", 0, True, False),
     "odd channels, no D, no bias": (dict(tokens=21, channels=17, state=5, directions=1), None, 0, False, False),
     "empty and repeated": (dict(tokens=13, channels=18, state=3, directions=2), "random", 0, True, False),
     "segments": (dict(tokens=20, channels=8, state=4, directions=2), "permuted", 6, True, False),
@@ -107,14 +107,13 @@ def test_half_precision_inputs(backend, dtype):
 @pytest.mark.parametrize("tokens", [63, 1000])
 @pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND], ids=lambda backend: backend.name)
 def test_long_sequences(backend, tokens):
-    inputs = make_inputs(batch=1, tokens=tokens, channels=20, state=4, directions=2)
+    inputs = make_inputs(batch=1, tokens=tokens, channels=18, state=2, directions=2)
     check_backend(backend, ScanArguments(**inputs, order=permutations(2, tokens), segment=0))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("state", [1, 2, 16, 64, 256])
-@pytest.mark.parametrize("tokens", [1, 63, 197, 1000])
+@pytest.mark.parametrize(("state", "tokens"), [(1, 1), (1, 1000), (2, 63), (16, 63), (16, 197), (64, 63), (256, 63)])
 def test_triton_on_gpu(tokens, state, dtype, poisoned_memory):
     inputs = make_inputs(batch=2, tokens=tokens, channels=96, state=state, directions=2, dtype=dtype, device="cuda")
     args = ScanArguments(**inputs, order=permutations(2, tokens).cuda(), segment=0)
@@ -288,7 +287,10 @@ class TestErrors:
             (dict(segment=0), "segment is 0"),
             (dict(segment=-2), "segment is -2"),
             (dict(order=torch.zeros(3, 5, dtype=torch.int32)), r"order has shape .* \(2, steps\)"),
-            (dict(order=torch.full((2, 5), 5, dtype=torch.int32)), "entries from 5 to 5; expected token indices 0 to 4"),
+            (
+                dict(order=torch.full((2, 5), 5, dtype=torch.int32)),
+                "entries from 5 to 5; expected token .* 0 to 4",
+            ),
             (dict(order=torch.full((2, 5), -2, dtype=torch.int32)), "entries from -2"),
         ],
     )

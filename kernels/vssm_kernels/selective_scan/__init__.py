@@ -10,9 +10,7 @@ from vssm_kernels.dispatch import register
 from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
 from vssm_kernels.selective_scan.arguments import ScanArguments, check_shapes
 
-_registry = register(
-    "selective_scan", [native_cpu.BACKEND, triton_fused.BACKEND, chunked.BACKEND, reference.BACKEND]
-)
+_registry = register("selective_scan", [native_cpu.BACKEND, triton_fused.BACKEND, chunked.BACKEND, reference.BACKEND])
 
 
 def selective_scan(

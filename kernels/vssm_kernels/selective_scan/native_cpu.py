@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ class _CArguments(ctypes.Structure):
     """scan_args of native.c."""
 
     _fields_ = [
-        *((n, ctypes.c_int64) for n in "batch tokens directions channels state steps segment groups".split()),
+        *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
+        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
         *((n, _Strides) for n in ("su", "sdelta", "sB", "sC")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
@@ -42,7 +44,7 @@ def scan(args: ScanArguments) -> Tensor:
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     order_facts(args.order, args.tokens)
-    batch, tokens, directions, channels = args.delta.shape
+    batch, _, directions, channels = args.delta.shape
     blocks = -(-channels // _LANES)
     # A group of channel blocks sums its dB and dC at once; more groups only where threads would idle.
     groups = max(1, min(blocks, 2 * torch.get_num_threads() // (batch * directions)))
@@ -88,7 +90,7 @@ def _run(function: str, args: ScanArguments, groups: int, **buffers: Tensor) -> 
     threads = min(torch.get_num_threads(), tasks)
     call = getattr(_library(), function)
     bounds = [tasks * i // threads for i in range(threads + 1)]
-    ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+    ranges = list(pairwise(bounds))
     # ctypes releases the interpreter's lock, so plain threads run the tasks side by side.
     others = [_pool(threads).submit(call, ctypes.byref(c_args), *bounds) for bounds in ranges[1:]]
     failed = call(ctypes.byref(c_args), *ranges[0])

@@ -61,6 +61,14 @@ if triton is not None:
         return tl.load(base + token * token_stride + index, mask=mask, other=0.0).to(tl.float32)
 
     @triton.jit
+    def load_constants(base, index, mask, PRESENT: tl.constexpr):
+        """A row of float32 parameters; zeros where the model has none."""
+        if PRESENT:
+            return tl.load(base + index, mask=mask, other=0.0)
+        else:
+            return tl.zeros_like(index).to(tl.float32)
+
+    @triton.jit
     def put_row(base, token, token_stride, index, mask, row, ADD: tl.constexpr):
         """Write one token's row, or add to it where an order may visit tokens twice."""
         pointers = base + token * token_stride + index
@@ -106,7 +114,9 @@ if triton is not None:
         places = tile_offsets(n, c, half_pitch)
         A_tile = tl.load(A + k * state * (half_pitch * 2) + places, mask=tile, other=0.0)
         A_tile *= 1.4426950408889634  # exp(delta A) = exp2(delta A log2(e))
-        bias_row = tl.load(bias + k * channels + c, mask=c_in, other=0.0) if HAS_BIAS else tl.zeros_like(c).to(tl.float32)
+        bias_row = (
+            tl.load(bias + k * channels + c, mask=c_in, other=0.0) if HAS_BIAS else tl.zeros_like(c).to(tl.float32)
+        )
         D_row = tl.load(D + k * channels + c, mask=c_in, other=0.0) if HAS_D else bias_row
 
         u += b * u_batch + k * u_direction
@@ -166,7 +176,9 @@ if triton is not None:
         places = tile_offsets(n, c, half_pitch)
         A_tile = tl.load(A + k * state * (half_pitch * 2) + places, mask=tile, other=0.0)
         A_tile *= 1.4426950408889634
-        bias_row = tl.load(bias + k * channels + c, mask=c_in, other=0.0) if HAS_BIAS else tl.zeros_like(c).to(tl.float32)
+        bias_row = (
+            tl.load(bias + k * channels + c, mask=c_in, other=0.0) if HAS_BIAS else tl.zeros_like(c).to(tl.float32)
+        )
         D_row = tl.load(D + k * channels + c, mask=c_in, other=0.0) if HAS_D else bias_row
 
         u += b * u_batch + k * u_direction
@@ -266,8 +278,9 @@ def _launch(channels: int, state: int, backward: bool) -> _Launch:
     budget = 512 if backward else 1024  # state elements a warp holds: 16 or 32 registers a thread
     block_c = max(16, min(64, budget // block_n, 1 << (channels - 1).bit_length()))
     warps = max(1, min(8, block_n * block_c // budget))
-    unroll = 8 if block_n <= 2 else 4 if block_n <= 16 else 2
-    return _Launch(block_c, block_n, unroll, warps, 1 if block_n <= 2 else 3)
+    if block_n <= 2:
+        return _Launch(block_c, block_n, unroll=4, warps=warps, stages=1)
+    return _Launch(block_c, block_n, unroll=2 if backward else 1, warps=warps, stages=3)
 
 
 def scan(args: ScanArguments) -> Tensor:
@@ -306,7 +319,8 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     backward_kernel[(batch * directions * blocks,)](
         args.u, args.delta, _rates(args), args.B, C, *_small(args), checkpoints,
         gradient.contiguous(), du, ddelta, dA, dB, dC, dD, dbias,
-        tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks, _pitch(args.channels) // 2,
+        tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
+        _pitch(args.channels) // 2,
         *_strides(args),
         **_switches(args), ADD=facts.repeats,
         BLOCK_C=launch.block_c, BLOCK_N=launch.block_n, UNROLL=launch.unroll, num_warps=launch.warps,
@@ -335,7 +349,8 @@ def _run_forward(
     forward_kernel[(args.batch * args.directions * blocks,)](
         args.u, args.delta, _rates(args), args.B, C, *_small(args),
         unused if y is None else y, unused if checkpoints is None else checkpoints,
-        args.tokens, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks, _pitch(args.channels) // 2,
+        args.tokens, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
+        _pitch(args.channels) // 2,
         *_strides(args),
         **_switches(args), ADD=add, CHECKPOINT=checkpoints is not None,
         BLOCK_C=launch.block_c, BLOCK_N=launch.block_n, UNROLL=launch.unroll, STAGES=launch.stages,
@@ -356,9 +371,7 @@ def _rates(args: ScanArguments) -> Tensor:
 
 def _small(args: ScanArguments) -> list[Tensor]:
     """D, bias and order, each replaced by any tensor where it is absent (the kernel does not read it then)."""
-    D, bias = (
-        args.A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias)
-    )
+    D, bias = (args.A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
     return [D, bias, args.A if args.order is None else args.order.contiguous()]
 
 
