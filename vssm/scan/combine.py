@@ -51,6 +51,6 @@ def insert_token(order: ScanOrder, position: int) -> ScanOrder:
         path = torch.nn.functional.pad(moved, (1, 1), value=outside)
         here, there = path[:-1], path[1:]
         between = ((here == below) & (there == above)) | ((here == above) & (there == below))
-        at = int(between.int().argmax()) if bool(between.any()) else min(position, order.steps)
+        at = int(between.int().argmax()) if bool(between.any()) else position
         rows.append(torch.cat([moved[:at], moved.new_tensor([position]), moved[at:]]))
     return ScanOrder(torch.stack(rows), order.tokens + 1)
