@@ -170,3 +170,13 @@ def test_official_repositories_are_named_with_their_commit_in_the_code():
         source = Path(vssm.models.__file__).with_name(f"{family}.py").read_text()
         assert entry["repository"].removeprefix("https://github.com/") in source
         assert entry["commit"][:7] in source
+
+
+@pytest.mark.parametrize(("family", "name", "entry"), model_entries())
+def test_recipe_states_the_published_score(family, name, entry):
+    config = ROOT / "configs" / "classification" / family / f"{name}_in1k.py"
+    head = config.read_text().split("_base_ =")[0]
+    assert f"Score: {entry['published']['top1']} % top-1" in head
+    if "top5" in entry["published"]:
+        assert f"{entry['published']['top5']} % top-5" in head
+    assert f"tools/train.py {config.relative_to(ROOT)}" in head

@@ -76,6 +76,21 @@ def test_a_new_order_is_found_by_name(scratch_registry):
     assert backwards.__doc__ == "Last token first."
 
 
+def test_table_is_a_plain_cpu_tensor_wherever_it_is_first_asked_for(scratch_registry):
+    """It is kept for later calls, which may be outside of the mode or device that the first one ran in."""
+
+    @scan_order
+    def first_asked_for(height, width):
+        """Row after row."""
+        return torch.arange(height * width)[None]
+
+    with torch.inference_mode(), torch.device("meta"):
+        order = first_asked_for(2, 3)
+    assert order is first_asked_for(2, 3)
+    assert order.table.device.type == "cpu" and not order.table.is_inference()
+    assert order.table.tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
 def test_a_second_order_of_one_name_is_refused(scratch_registry):
     with pytest.raises(ValueError, match="a scan order named 'cross' exists already; give the new one another name"):
 
