@@ -107,6 +107,7 @@ def run_test(arguments: argparse.Namespace) -> dict[str, float]:
     check_precision(amp)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     runner = ClassificationRunner.from_cfg(config)
+    runner.compile_model()
     with torch.autocast(get_device(), dtype=dtype, enabled=dtype is not None):
         return runner.test()
 
@@ -122,7 +123,7 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     if arguments.seed is not None:
         config.randomness = {**config.get("randomness", {}), "seed": arguments.seed}
     if arguments.compile:
-        config.compile = True
+        config.compile = config.get("compile") or True
     make_directory(Path(config.work_dir), "--work-dir")
     config.launcher = arguments.launcher
     start_processes(arguments.launcher, config)

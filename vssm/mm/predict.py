@@ -123,5 +123,5 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], picture: Path) ->
     images = [read_rgb(str(path), str(path)) for path in paths]
     make_directory(picture.parent, "--out")
     predictions = [predictor(image) for image in images]
-    draw_predictions(images, predictions, picture)
+    draw_predictions(images, predictions, path=picture)
     return predictions

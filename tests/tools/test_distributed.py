@@ -1,0 +1,46 @@
+"""Two processes train as one process does with the same total batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+# What is random for each image or each process is off; the order of the images is the same.
+PLAIN = [
+    "model.backbone.drop_path_rate=0.0",
+    "model.data_preprocessor.mixup=None",
+    "train_dataloader.num_workers=0",
+    "train_dataloader.dataset.transform.is_training=False",
+    "train_dataloader.dataset.transform.auto_augment=None",
+    "train_cfg.max_epochs=2",
+]
+
+
+def losses(work_dir: Path) -> list[float]:
+    (log,) = work_dir.glob("*/vis_data/scalars.json")
+    return [values["loss"] for values in map(json.loads, log.read_text().splitlines()) if "loss" in values]
+
+
+def test_two_processes_train_as_one(run, train, config, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = train("--work-dir", one, "--cfg-options", *PLAIN, "train_dataloader.batch_size=8")
+    assert done.returncode == 0, done.stderr
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "tools/train.py", config)
+    options = ("--launcher", "pytorch", "--cfg-options", *PLAIN, "train_dataloader.batch_size=4")
+    done = run(*launch, "--work-dir", two, *options)
+    assert done.returncode == 0, done.stderr
+
+    expected, found = losses(one), losses(two)
+    assert len(expected) == 8
+    assert found == pytest.approx(expected, abs=2e-5)
+    ends = [torch.load(path / "epoch_2.pth", weights_only=True)["state_dict"] for path in (one, two)]
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_launcher_that_did_not_start_the_process(train, tmp_path):
+    done = train("--work-dir", tmp_path / "work", "--launcher", "pytorch")
+    assert done.returncode == 1
+    assert "torchrun" in done.stderr and "Traceback" not in done.stderr
