@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data.readers import create_reader
-from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from vssm.data.decode import BadImageError, read_rgb, to_rgb
 from vssm.data.locate import check_folder_classes, find_split
+from vssm.data.readers import STREAMED, open_reader, prefix_of
 from vssm.data.shapes import ensure_shapes
 from vssm.data.silhouettes import KINDS
 from vssm.data.transforms import Transform, build_transform
 
 _logger = logging.getLogger(__name__)
 
-INDEXED_READERS = ("hfds",)
-STREAMED_READERS = ("wds", "hfids", "tfds")
 # So many unreadable images in a row mean a lost disk or a wrong path rather than a few broken files.
 MOST_BAD_IN_A_ROW = 10
 
@@ -58,18 +55,20 @@ class ImageDataset(Dataset):
         skip_bad_images: bool = False,
         reader_options: Mapping[str, Any] | None = None,
     ) -> None:
-        prefix = _reader_prefix(reader)
-        if prefix in STREAMED_READERS:
+        prefix = prefix_of(reader)
+        if prefix in STREAMED:
             raise ValueError(
                 f"reader {reader!r} reads its data as a stream; use StreamedImageDataset, and no sampler in the loader"
             )
-        where = find_split(root, split) if not prefix else root
-        self.source = str(where) if not prefix else f"{reader}[{split}]"
-        self.reader = create_reader(reader, root=where and str(where), split=split, **(reader_options or {}))
-        if not prefix:
-            check_folder_classes(
-                where, self.reader, num_classes, list_folders=isinstance(self.reader, ReaderImageFolder)
-            )
+        options = reader_options or {}
+        if prefix:
+            self.source = f"{reader}[{split}]"
+            self.reader = open_reader(reader, root, split, options)
+        else:
+            where = find_split(root, split)
+            self.source = str(where)
+            self.reader = open_reader(reader, where, split, options)
+            check_folder_classes(where, self.reader, num_classes, mapped="class_map" in options)
         self.transform = build_transform(transform)
         self.num_classes = num_classes
         self.skip_bad_images = skip_bad_images
@@ -138,7 +137,8 @@ class StreamedImageDataset(IterableDataset):
         reader_options: further arguments of the timm reader.
 
     Raises:
-        ValueError: an unknown reader.
+        FileNotFoundError: shards that are not there.
+        ValueError: an unknown reader, or one that refuses its arguments.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class StreamedImageDataset(IterableDataset):
         batch_size: int = 1,
         reader_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if _reader_prefix(reader) not in STREAMED_READERS:
+        if prefix_of(reader) not in STREAMED:
             raise ValueError(f"reader {reader!r} does not stream; use ImageDataset")
-        options = dict(is_training=is_training, batch_size=batch_size, **(reader_options or {}))
         # An empty image mode leaves the conversion to to_rgb: Pillow's own clips 16-bit images.
-        self.reader = create_reader(reader, root=root and str(root), split=split, input_img_mode="", **options)
+        options = dict(is_training=is_training, batch_size=batch_size, input_img_mode="")
+        self.reader = open_reader(reader, root, split, reader_options or {}, **options)
         self.source = f"{reader}[{split}]"
         self.transform = build_transform(transform)
         self.num_classes = num_classes
@@ -202,15 +202,6 @@ class ShapesDataset(ImageDataset):
     ) -> None:
         folder = ensure_shapes(root, train=train, val=val, image_size=image_size, seed=seed)
         super().__init__(folder, split, transform=transform, num_classes=len(KINDS))
-
-
-def _reader_prefix(reader: str) -> str:
-    prefix, slash, _ = reader.partition("/")
-    known = (*INDEXED_READERS, *STREAMED_READERS)
-    if reader and (not slash or prefix.lower() not in known):
-        prefixes = ", ".join(f"{name}/..." for name in known)
-        raise ValueError(f"no reader is named {reader!r}; known: '' for a folder or tar, {prefixes}")
-    return prefix.lower()
 
 
 def _sample(inputs: Tensor, label: int, path: str, num_classes: int | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 LAYOUT = """expected one folder per class in each split:
     {root}/{split}/<class>/<image>.jpg        (or a tar file {root}/{split}.tar of such folders)
@@ -30,22 +31,23 @@ def find_split(root: str | Path | None, split: str) -> Path:
     raise FileNotFoundError(f"there are no images at {missing}; {LAYOUT.format(root=root, split=split or '<split>')}")
 
 
-def check_folder_classes(where: Path, reader: Reader, num_classes: int | None, *, list_folders: bool) -> None:
+def check_folder_classes(where: Path, reader: Reader, num_classes: int | None, *, mapped: bool) -> None:
     """Check that every class folder holds images and that the classes are not more than the model's.
 
     Args:
         where: the folder or tar file.
         reader: the reader of it, which has indexed it.
         num_classes: None allows any number.
-        list_folders: compare with the folders there, which only a folder needs.
+        mapped: the labels come from a class map, which may leave folders out.
 
     Raises:
         ValueError: images beside the class folders, an empty class folder, or too many classes.
     """
-    classes = reader.class_to_idx if list_folders else reader.class_name_to_idx
+    is_folder = isinstance(reader, ReaderImageFolder)
+    classes = reader.class_to_idx if is_folder else reader.class_name_to_idx
     if "" in classes:
         raise ValueError(f"{where} holds images that lie in no class folder; expected one folder per class")
-    if list_folders:
+    if is_folder and not mapped:
         _check_no_empty_folder(where, reader.filenames())
     highest = max(classes.values())
     if num_classes is not None and highest >= num_classes:

@@ -1,0 +1,182 @@
+"""The embedded set: the same pixels from the same seed, whole or not at all, with fitting annotations."""
+
+import json
+import multiprocessing
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vssm.data.linear_baseline import linear_accuracy
+from vssm.data.scene import draw_scene
+from vssm.data.shapes import ensure_shapes
+from vssm.data.silhouettes import KINDS
+
+SMALL = dict(train=20, val=10, image_size=32)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_shapes(tmp_path_factory.mktemp("shapes"), train=200, val=50)
+
+
+def test_layout_and_counts(folder: Path) -> None:
+    for split, count in (("train", 200), ("val", 50)):
+        assert tuple(sorted(path.name for path in (folder / split).iterdir())) == KINDS
+        for kind in KINDS:
+            assert len(list((folder / split / kind).iterdir())) == count // len(KINDS)
+        assert len(list((folder / "segmentation" / split).iterdir())) == count
+    suffixes = {file.suffix for file in (folder / "train").glob("*/*")}
+    assert suffixes == {".jpg", ".png"}
+    for file in (folder / "train").glob("*/*"):
+        with Image.open(file) as image:
+            assert (image.mode, image.size, image.format) == (
+                "RGB",
+                (64, 64),
+                {".jpg": "JPEG", ".png": "PNG"}[file.suffix],
+            )
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
+    first = fingerprint(ensure_shapes(tmp_path / "a", **SMALL))
+    again = fingerprint(ensure_shapes(tmp_path / "b", **SMALL))
+    other = fingerprint(ensure_shapes(tmp_path / "a", **SMALL, seed=1))
+    assert first == again
+    images = [name for name in first if name.startswith(("train", "val"))]
+    assert all(first[name] != other.get(name) for name in images)
+
+
+def test_training_and_held_out_images_differ(folder: Path) -> None:
+    files = [*folder.glob("train/*/*"), *folder.glob("val/*/*")]
+    assert len({np.asarray(Image.open(file)).tobytes() for file in files}) == len(files) == 250
+
+
+def test_a_set_is_drawn_once_and_other_parameters_lie_apart(tmp_path: Path) -> None:
+    calls = []
+    first = ensure_shapes(tmp_path, **SMALL, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 30) for done in range(1, 31)]
+    assert ensure_shapes(tmp_path, **SMALL, progress=lambda done, total: calls.append((done, total))) == first
+    assert len(calls) == 30
+    assert ensure_shapes(tmp_path, **{**SMALL, "val": 11}) != first
+
+
+def test_an_interrupted_drawing_leaves_nothing_and_is_made_up_for(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_shapes(tmp_path, **SMALL, progress=interrupt)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(fingerprint(ensure_shapes(tmp_path, **SMALL))) == 2 * 30 + 3
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
+    folder = ensure_shapes(tmp_path / "whole", **SMALL)
+    unfinished = tmp_path / "killed" / f".{folder.name}.unfinished"
+    (unfinished / "train" / "arrow").mkdir(parents=True)
+    (unfinished / "train" / "arrow" / "stale.jpg").write_bytes(b"")
+    assert fingerprint(ensure_shapes(tmp_path / "killed", **SMALL)) == fingerprint(folder)
+
+
+def test_processes_that_ask_at_once_get_one_whole_set(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        results = [pool.apply_async(ensure_shapes, (tmp_path,), SMALL) for _ in range(2)]
+        folders = [result.get(timeout=240) for result in results]
+    assert folders[0] == folders[1]
+    assert len(fingerprint(folders[0])) == 2 * 30 + 3
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folders[0]]
+
+
+def test_a_folder_of_that_name_that_is_no_set_is_not_taken_for_one(tmp_path: Path) -> None:
+    folder = ensure_shapes(tmp_path, **SMALL)
+    (folder / "parameters.json").unlink()
+    with pytest.raises(FileExistsError, match=r"parameters\.json.*remove it"):
+        ensure_shapes(tmp_path, **SMALL)
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"at least one image of each of its 10 kinds.*train=9"):
+        ensure_shapes(tmp_path, train=9, val=10)
+    with pytest.raises(ValueError, match="image_size=8"):
+        ensure_shapes(tmp_path, train=10, val=10, image_size=8)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot be written to .*file.*choose another root"):
+        ensure_shapes(tmp_path / "file", **SMALL)
+
+
+def test_annotations_fit_the_class_maps(folder: Path) -> None:
+    annotations = json.loads((folder / "annotations" / "train.json").read_text())
+    assert [category["name"] for category in annotations["categories"]] == list(KINDS)
+    maps = {
+        image["id"]: np.asarray(Image.open(folder / "segmentation" / "train" / f"{Path(image['file_name']).stem}.png"))
+        for image in annotations["images"]
+    }
+    rebuilt = {key: np.zeros_like(classes) for key, classes in maps.items()}
+    for annotation in annotations["annotations"]:
+        mask = decode(annotation["segmentation"])
+        assert not rebuilt[annotation["image_id"]][mask].any(), "visible masks overlap"
+        rebuilt[annotation["image_id"]][mask] = annotation["category_id"]
+        rows, columns = np.nonzero(mask)
+        left, top, width, height = annotation["bbox"]
+        assert (columns.min(), rows.min()) == (left, top)
+        assert (columns.max() + 1, rows.max() + 1) == (left + width, top + height)
+        assert mask.sum() == annotation["area"] > 0
+    for key, classes in maps.items():
+        assert np.array_equal(rebuilt[key], classes)
+
+
+def test_the_label_is_the_kind_of_the_largest_shape(folder: Path) -> None:
+    annotations = json.loads((folder / "annotations" / "train.json").read_text())
+    for image in annotations["images"]:
+        assert (folder / "train" / image["file_name"]).is_file()
+        shapes = [shape for shape in annotations["annotations"] if shape["image_id"] == image["id"]]
+        largest = max(shapes, key=lambda shape: shape["bbox"][2] * shape["bbox"][3])
+        assert KINDS[largest["category_id"] - 1] == Path(image["file_name"]).parent.name
+    assert len(annotations["annotations"]) > 2 * len(annotations["images"]), "there are smaller shapes besides"
+
+
+def decode(segmentation: dict) -> np.ndarray:
+    """The mask of COCO's uncompressed run lengths, read the plain way."""
+    height, width = segmentation["size"]
+    values = [position % 2 == 1 for position, length in enumerate(segmentation["counts"]) for _ in range(length)]
+    return np.array(values).reshape(width, height).T
+
+
+def test_run_lengths_are_read_by_pycocotools(folder: Path) -> None:
+    mask_api = pytest.importorskip("pycocotools.mask")
+    annotations = json.loads((folder / "annotations" / "val.json").read_text())
+    for annotation in annotations["annotations"][:20]:
+        segmentation = annotation["segmentation"]
+        encoded = mask_api.frPyObjects(segmentation, *segmentation["size"])
+        assert np.array_equal(mask_api.decode(encoded).astype(bool), decode(segmentation))
+
+
+@pytest.mark.parametrize("size", [16, 33, 96])
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_every_kind_is_drawn_at_every_size(kind: int, size: int) -> None:
+    scene = draw_scene(np.random.default_rng(3), kind, size)
+    assert scene.image.shape == (size, size, 3) and scene.image.dtype == np.uint8
+    assert scene.instances[0].kind == kind
+    # Spirals are the thinnest; a disc of the largest radius covers 0.4 of the image.
+    assert 0.03 < scene.instances[0].visible.mean() < 0.5
+    assert set(np.unique(scene.class_map())) == {0} | {instance.kind + 1 for instance in scene.instances}
+
+
+def test_a_linear_classifier_on_pixels_does_not_solve_it(tmp_path: Path) -> None:
+    folder = ensure_shapes(tmp_path, train=1000, val=200, image_size=32)
+    accuracy = linear_accuracy(folder, image_size=32)
+    assert 0.1 < accuracy < 0.5
