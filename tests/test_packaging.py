@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each importable package, and where its files are: the repository has two source roots.
 SOURCE_ROOTS = {"vssm": ROOT / "vssm", "vssm_kernels": ROOT / "kernels" / "vssm_kernels"}
-DATA_SUFFIXES = {".c", ".md", ".json", ".yaml", ".txt"}
+BUILT = {".pyc", ".so"}
 # What `import vssm` must do without: the extras `train` and `mm`.
 OPTIONAL = ("mmengine", "mmcv", "mmdet", "mmseg", "albumentations", "cv2", "matplotlib", "tensorboard", "datasets")
 
@@ -23,7 +23,7 @@ def source_files() -> dict[str, Path]:
     found = {}
     for name, folder in SOURCE_ROOTS.items():
         for path in folder.rglob("*"):
-            if path.is_file() and (path.suffix == ".py" or path.suffix in DATA_SUFFIXES):
+            if path.is_file() and path.suffix not in BUILT:
                 found[f"{name}/{path.relative_to(folder).as_posix()}"] = path
     return found
 

@@ -8,10 +8,10 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from vssm_kernels import backend_report
-from vssm_kernels.compiler import find_compiler
 
 from vssm import __version__
+from vssm_kernels import backend_report
+from vssm_kernels.compiler import find_compiler
 
 # The distributions that decide what happens here, and the variables that change it.
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "mmengine", "albumentations")
