@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import timm
 import torch
+from records import RECORDS, assert_trace, image, layer_norm, official_weights, record
 from torch import Tensor, nn
 
 import vssm  # noqa: F401
 from vssm.models import vim, vmamba
-
-sys.path.insert(0, str(Path(__file__).parent))
-from records import RECORDS, assert_trace, image, layer_norm, official_weights, record  # noqa: E402
 
 CASES = [(model, i) for model in RECORDS for i in range(len(record(model)["cases"]))]
 FAMILY = {"vim": vim, "vmamba": vmamba}
@@ -53,8 +51,8 @@ def test_logits(official: dict[str, nn.Module], name: str, case: int) -> None:
 @pytest.mark.parametrize(("name", "case"), [(n, c) for n, c in CASES if n.startswith("vim")])
 def test_vim_traces(official: dict[str, nn.Module], name: str, case: int) -> None:
     model, expected, x = official[name], traces(name, case), image(record(name)["cases"][case])
-    seen = watch(model, "patch_embed", "blocks.0.mixer", *(f"blocks.{i}" for i in range(24)))
-    features = model.forward_features(x)
+    with watch(model, "patch_embed", "blocks.0.mixer", *(f"blocks.{i}" for i in range(24))) as seen:
+        features = model.forward_features(x)
     assert_trace(seen["patch_embed"][1].flatten(1, 2), expected["module patch_embed output"])
     assert_trace(seen["blocks.0.mixer"][1], expected["module layers.0.mixer output"])
     for i in (0, 1, 5, 11, 17, 23):
@@ -87,9 +85,9 @@ def test_vmamba_traces(official: dict[str, nn.Module], name: str, case: int) -> 
     }
     ours = {f"module {theirs} output": path for theirs, path in ours.items() if f"module {theirs} output" in expected}
     assert len(ours) >= 8
-    seen = watch(model, *ours.values())
     maps = model.forward_intermediates(x, intermediates_only=True)
-    model(x)
+    with watch(model, *ours.values()) as seen:
+        model(x)
     for trace_name, path in ours.items():
         output = seen[path][1]
         assert_trace(output.permute(0, 3, 1, 2) if channels_first else output, expected[trace_name])
@@ -100,11 +98,16 @@ def test_vmamba_traces(official: dict[str, nn.Module], name: str, case: int) -> 
             assert_trace(normed.contiguous(), trace)
 
 
-def watch(model: nn.Module, *paths: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Input and output of each named module, filled in by the next forward pass."""
+@contextmanager
+def watch(model: nn.Module, *paths: str) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Input and output of each named module in the forward passes inside the block."""
     seen = {}
-    for path in paths:
+    hooks = [
         model.get_submodule(path).register_forward_hook(
             lambda module, inputs, output, path=path: seen.__setitem__(path, (inputs[0], output))
         )
-    return seen
+        for path in paths
+    ]
+    yield seen
+    for hook in hooks:
+        hook.remove()

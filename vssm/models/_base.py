@@ -338,10 +338,13 @@ def build(
     model_class: Callable[..., Backbone],
     variant: str,
     pretrained: bool,
-    out_indices: tuple[int, ...],
+    default_indices: tuple[int, ...],
     **kwargs: Any,
 ) -> nn.Module:
-    """What every @register_model function ends in: timm's builder, with our own reading of checkpoints."""
+    """What every @register_model function ends in: timm's builder, with our own reading of checkpoints.
+
+    `default_indices` are the maps that features_only=True gives where no out_indices are asked for.
+    """
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     return build_model_with_cfg(
         model_class,
@@ -349,7 +352,7 @@ def build(
         pretrained,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=_filter_state,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        feature_cfg={"out_indices": default_indices, "feature_cls": "getter"},
         **kwargs,
     )
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,13 +28,9 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model. Nothing was loaded."""
 
 
-class _Settings(dict):
-    """Stands in for the settings object that training code left beside the weights; never looked at."""
-
-
-# Beside the weights the official files hold the run's settings: Vim's an argparse.Namespace, VMamba's a yacs CfgNode.
-# Both are plain data.
-_HARMLESS = [argparse.Namespace, (_Settings, "yacs.config.CfgNode")]
+# Beside the weights the official files hold the run's settings: Vim's an argparse.Namespace, VMamba's a yacs CfgNode,
+# for which an OrderedDict stands in. Both are plain data.
+_HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> None:
@@ -89,7 +86,9 @@ def _read(path: Path) -> object:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What went wrong, without torch's advice to load the file unsafely."""
+    lines = str(error).rsplit("WeightsUnpickler error: ", 1)[-1].strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def unwrap(checkpoint: object, source: str) -> dict[str, Tensor]:

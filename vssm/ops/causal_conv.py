@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,7 +56,7 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor)
     output = output.view(batch, directions, channels, steps).transpose(2, 3)
 
     token = walk[:, width - 1 :]
-    slot = token * directions + order.new_tensor(range(directions)).long()[:, None]
+    slot = token * directions + torch.arange(directions, device=order.device)[:, None]
     slots = output.new_zeros(batch, (1 + tokens) * directions, channels)
     slots = slots.index_add(1, slot.flatten(), output.reshape(batch, directions * steps, channels))
     return slots.view(batch, 1 + tokens, directions, channels)[:, 1:]

@@ -1,0 +1,219 @@
+"""Official files load whole, whatever their layout; anything else says in one sentence why not, and changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from records import official_weights
+from torch import Tensor, nn
+
+from vssm.models import CheckpointError, load_checkpoint, read_checkpoint
+
+SMALL_VIM = {"embed_dim": 32, "depth": 2, "img_size": 64, "num_classes": 10}
+SMALL_VMAMBA = {"dims": (16, 32), "depths": (1, 1), "num_classes": 10}
+
+
+@pytest.fixture(scope="module")
+def vim_weights() -> dict[str, Tensor]:
+    return official_weights("vim_tiny")
+
+
+@pytest.fixture(scope="module")
+def vmamba_weights() -> dict[str, Tensor]:
+    return official_weights("vmamba_tiny_s1l8")
+
+
+def save(content: object, path: Path) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+def pretrained(name: str, file: str, **kwargs: object) -> nn.Module:
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": file}, **kwargs)
+
+
+def test_official_vim_file(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
+    """As the training script writes it: settings and an average beside the weights, rope buffers among them."""
+    content = {
+        "model": {**vim_weights, "rope.freqs_cos": torch.zeros(196, 192), "rope.freqs_sin": torch.zeros(196, 192)},
+        "model_ema": {name: value + 1 for name, value in vim_weights.items()},
+        "args": argparse.Namespace(lr=1e-3, model="vim"),
+        "epoch": 299,
+    }
+    model = pretrained("vim_tiny", save(content, tmp_path / "vim.pth"))
+    torch.testing.assert_close(model.head.weight, vim_weights["head.weight"], rtol=0, atol=0)
+    mixer = model.blocks[7].mixer
+    torch.testing.assert_close(mixer.scan.A_log[1], vim_weights["layers.7.mixer.A_b_log"], rtol=0, atol=0)
+    torch.testing.assert_close(mixer.conv_weight[1], vim_weights["layers.7.mixer.conv1d_b.weight"][:, 0])
+    torch.testing.assert_close(model.pos_embed, vim_weights["pos_embed"], rtol=0, atol=0)
+
+
+def test_official_vmamba_file(
+    tmp_path: Path, vmamba_weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 x 1 convolutions as four-dimensional weights, and a yacs configuration although yacs is not installed."""
+    linear = re.compile(r"(in_proj|out_proj|fc1|fc2)\.weight$")
+    weights = {n: v[:, :, None, None] if linear.search(n) else v for n, v in vmamba_weights.items()}
+    yacs = types.ModuleType("yacs.config")
+    yacs.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", yacs)
+    settings = yacs.CfgNode(MODEL=yacs.CfgNode(DROP_PATH_RATE=0.2))
+    settings.__dict__["__immutable__"] = True
+    file = save({"model": weights, "config": settings, "max_accuracy": 82.6}, tmp_path / "vmamba.pth")
+    monkeypatch.undo()
+    model = pretrained("vmamba_tiny", file)
+    scan = model.stages[2].blocks[3].mixer.scan
+    torch.testing.assert_close(scan.A_log.flatten(0, 1), vmamba_weights["layers.2.blocks.3.op.A_logs"], rtol=0, atol=0)
+    torch.testing.assert_close(scan.D.flatten(), vmamba_weights["layers.2.blocks.3.op.Ds"], rtol=0, atol=0)
+    reduced = model.stages[1].downsample.conv.weight
+    torch.testing.assert_close(reduced, vmamba_weights["layers.0.downsample.1.weight"], rtol=0, atol=0)
+
+
+def test_official_v0_file_with_its_old_names(tmp_path: Path) -> None:
+    weights = official_weights("vanilla_vmamba_tiny")
+    old_names = [
+        (r"^patch_embed\.0\.", "patch_embed.proj."),
+        (r"^patch_embed\.2\.", "patch_embed.norm."),
+        (r"\.blocks\.(\d+)\.norm\.", r".blocks.\1.ln_1."),
+        (r"\.op\.", ".self_attention."),
+        (r"^classifier\.norm\.", "norm."),
+        (r"^classifier\.head\.", "head."),
+    ]
+    old = {}
+    for name, value in weights.items():
+        for pattern, replacement in old_names:
+            name = re.sub(pattern, replacement, name)
+        old[name] = value
+    assert {"patch_embed.proj.weight", "norm.weight", "head.bias", "layers.0.blocks.0.self_attention.Ds"} <= set(old)
+    new = pretrained("vanilla_vmamba_tiny", save({"model": weights}, tmp_path / "new.pth")).state_dict()
+    loaded = pretrained("vanilla_vmamba_tiny", save({"model": old}, tmp_path / "old.pth")).state_dict()
+    assert all(torch.equal(new[name], loaded[name]) for name in new)
+
+
+@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "module.model."])
+def test_own_checkpoints_come_back(tmp_path: Path, name: str, prefix: str) -> None:
+    size = SMALL_VIM if name == "vim_tiny" else SMALL_VMAMBA
+    model, other = timm.create_model(name, **size), timm.create_model(name, **size)
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    load_checkpoint(other, save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "own.pth"))
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model, other = timm.create_model("vim_tiny", **SMALL_VIM), timm.create_model("vim_tiny", **SMALL_VIM)
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    load_checkpoint(other, tmp_path / "own.safetensors")
+    assert torch.equal(model.blocks[1].mixer.scan.D, other.blocks[1].mixer.scan.D)
+
+
+def test_other_number_of_classes_and_channels(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
+    file = save({"model": vim_weights}, tmp_path / "vim.pth")
+    model = pretrained("vim_tiny", file, num_classes=7, in_chans=1)
+    assert model.head.weight.shape == (7, 192) and model.head.weight.std() < 0.03
+    torch.testing.assert_close(model.norm.weight, vim_weights["norm_f.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.patch_embed.proj.weight, vim_weights["patch_embed.proj.weight"].sum(1, keepdim=True)
+    )
+    assert pretrained("vim_tiny", file, num_classes=0)(torch.zeros(1, 3, 32, 32)).shape == (1, 192)
+    features = pretrained("vim_tiny", file, features_only=True, out_indices=(2,))
+    scan = features.model.blocks[2].mixer.scan
+    torch.testing.assert_close(scan.dt_bias[0], vim_weights["layers.2.mixer.dt_proj.bias"], rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match=r"2 misshapen \(head.weight: \(1000, 192\), expected \(7, 192\)"):
+        load_checkpoint(timm.create_model("vim_tiny", num_classes=7), file)
+
+
+def test_position_embedding_of_another_image_size(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
+    """Loading at a size is the same as loading at the stored size and then setting the size."""
+    file = save({"model": vim_weights}, tmp_path / "vim.pth")
+    model = pretrained("vim_tiny", file, img_size=(160, 320))
+    assert model.pos_embed.shape == (1, 10 * 20 + 1, 192)
+    torch.testing.assert_close(model.pos_embed[:, 100], vim_weights["pos_embed"][:, 98], rtol=0, atol=0)
+    reference = pretrained("vim_tiny", file)
+    reference.set_input_size((160, 320))
+    torch.testing.assert_close(model.pos_embed, reference.pos_embed)
+
+
+class Evil:
+    """What an attacker would put into a file."""
+
+    def __reduce__(self):
+        return eval, ("print('code of the file was run')",)
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    good = Path(save({"model": model.state_dict()}, tmp_path / "good.pth"))
+    (tmp_path / "cut.pth").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (tmp_path / "text.pth").write_text("weights\n")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
+    (tmp_path / "old_evil.pth").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
+    save({"model": Evil()}, tmp_path / "evil.pth")
+    save([1, 2, 3], tmp_path / "list.pth")
+    save({"optimizer": {}, "epoch": 3}, tmp_path / "no_weights.pth")
+    expected = {
+        "absent.pth": "there is no checkpoint at",
+        "cut.pth": "damaged, incomplete or no checkpoint",
+        "text.pth": "damaged, incomplete or no checkpoint",
+        "empty.pth": "damaged, incomplete or no checkpoint",
+        "cut.safetensors": "damaged, incomplete or no checkpoint",
+        "evil.pth": "could run code",
+        "old_evil.pth": "could run code",
+        "list.pth": "holds no weights.*found list",
+        "no_weights.pth": r"holds no weights.*found \['optimizer', 'epoch'\]",
+    }
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, told in expected.items():
+        with pytest.raises(CheckpointError, match=told) as error:
+            load_checkpoint(model, tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+        with pytest.raises(CheckpointError, match=told):
+            pretrained("vim_tiny", str(tmp_path / name), **SMALL_VIM)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "code of the file" not in capfd.readouterr().out
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
+    vim, vmamba = timm.create_model("vim_tiny", **SMALL_VIM), timm.create_model("vmamba_tiny", **SMALL_VMAMBA)
+    deeper = timm.create_model("vim_tiny", **{**SMALL_VIM, "depth": 3})
+    wider = timm.create_model("vim_tiny", **{**SMALL_VIM, "embed_dim": 48})
+    before = {name: value.clone() for name, value in vim.state_dict().items()}
+    for other, told in (
+        (vmamba, "does not fit Vim, nothing was loaded: .* missing .*unexpected .*stem.conv1.weight"),
+        (deeper, r"nothing was loaded: 10 unexpected \(blocks.2.norm.weight, .*, \.\.\.\)$"),
+        (wider, r"misshapen \(cls_token: \(1, 1, 48\), expected \(1, 1, 32\)"),
+    ):
+        file = save({"model": other.state_dict()}, tmp_path / "other.pth")
+        with pytest.raises(CheckpointError, match=told):
+            load_checkpoint(vim, file)
+        with pytest.raises(CheckpointError, match=told):
+            pretrained("vim_tiny", file, **SMALL_VIM)
+    partial = {name: value for name, value in vim.state_dict().items() if name != "norm.weight"}
+    with pytest.raises(CheckpointError, match=r"1 missing \(norm.weight\)"):
+        load_checkpoint(vim, save(partial, tmp_path / "partial.pth"))
+    assert all(torch.equal(value, before[name]) for name, value in vim.state_dict().items())
+
+
+def test_one_direction_of_a_vim_file_is_missing(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
+    weights = {name: value for name, value in vim_weights.items() if name != "layers.3.mixer.D_b"}
+    with pytest.raises(
+        CheckpointError, match=r"1 missing \(blocks.3.mixer.scan.D\); 1 unexpected \(blocks.3.mixer.D\)"
+    ):
+        pretrained("vim_tiny", save({"model": weights}, tmp_path / "half.pth"))
+
+
+def test_read_checkpoint_gives_the_names_in_the_file(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
+    read = read_checkpoint(save({"model": vim_weights}, tmp_path / "vim.pth"))
+    assert list(read) == list(vim_weights)

@@ -1,0 +1,273 @@
+"""What models promise beyond timm's own tests: sizes, gradients, dtypes, features, orders, compilation."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import vssm
+from vssm.models.vim import resize_position
+from vssm.scan import bidirectional, cross, raster
+
+# Small versions of each kind of model: (name, what makes it small).
+VIM = ("vim_tiny", {"embed_dim": 32, "depth": 3, "img_size": 64})
+PLUS = ("vim_tiny_plus", {"embed_dim": 32, "depth": 2, "img_size": 64})
+VMAMBA = ("vmamba_tiny", {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)})
+VANILLA = ("vanilla_vmamba_tiny", {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)})
+KINDS = pytest.mark.parametrize("kind", [VIM, PLUS, VMAMBA, VANILLA], ids=lambda kind: kind[0])
+FAMILIES = pytest.mark.parametrize("kind", [VIM, VMAMBA], ids=lambda kind: kind[0])
+
+
+def small(kind: tuple[str, dict], **overrides: object) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(kind[0], **{"num_classes": 10, **kind[1], **overrides})
+
+
+def images(*size: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(1))
+
+
+@KINDS
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (128, 16), (33, 47)], ids=str)
+def test_any_size_and_no_parameter_without_gradient(kind: tuple[str, dict], size: tuple[int, int]) -> None:
+    model = small(kind)
+    logits = model(images(2, 3, *size))
+    assert logits.shape == (2, 10)
+    logits.logsumexp(1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, f"{name} has no effect"
+
+
+@KINDS
+def test_images_of_a_batch_do_not_mix(kind: tuple[str, dict]) -> None:
+    model, x = small(kind).eval(), images(3, 3, 64, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=1e-4)
+
+
+@KINDS
+def test_training_after_inference_mode(kind: tuple[str, dict]) -> None:
+    """Tables made in inference mode must serve training too."""
+    model, x = small(kind), images(1, 3, 48, 80)  # a grid that no other test uses
+    with torch.inference_mode():
+        model(x)
+    model(x).sum().backward()
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_trains_and_stays_finite(kind: tuple[str, dict], dtype: torch.dtype) -> None:
+    model = small(kind, drop_path_rate=0.1)
+    with torch.autocast("cpu", dtype):
+        loss = nn.functional.cross_entropy(model(images(2, 3, 64, 64)), torch.tensor([1, 2]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_whole_model_in_another_dtype(kind: tuple[str, dict], dtype: torch.dtype) -> None:
+    model, x = small(kind).eval(), images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        found = model.to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
+    assert (found.float() - expected).norm() <= tolerance * expected.norm()
+
+
+def test_vim_keeps_its_residual_stream_in_float32() -> None:
+    model = small(VIM).to(torch.bfloat16).eval()
+    dtypes = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    model(images(1, 3, 64, 64).to(torch.bfloat16))
+    assert dtypes == [torch.float32] * 3
+
+
+@FAMILIES
+def test_copies_give_the_same(kind: tuple[str, dict]) -> None:
+    model, x = small(kind).eval(), images(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(copy.deepcopy(model)(x), expected)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+
+
+@FAMILIES
+def test_gradient_checkpointing_gives_the_same_gradients(kind: tuple[str, dict]) -> None:
+    gradients = []
+    for enable in (False, True):
+        model = small(kind).train()
+        model.set_grad_checkpointing(enable)
+        model(images(2, 3, 64, 64)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@FAMILIES
+def test_compiles_whole_forward_and_backward(kind: tuple[str, dict]) -> None:
+    """One graph, traced through autograd; what inductor makes of it is tested on the GPU, where it takes seconds."""
+    torch.compiler.reset()
+    model, x = small(kind), images(2, 3, 64, 48)
+    expected = model(x)
+    expected.square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    found = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    found.square().sum().backward()
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-3, rtol=1e-3, msg=name)
+
+
+@FAMILIES
+def test_exports(kind: tuple[str, dict]) -> None:
+    model, x = small(kind).eval(), images(1, 3, 64, 48)
+    program = torch.export.export(model, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_pyramid_features() -> None:
+    model = small(VMAMBA, features_only=True).eval()
+    assert model.feature_info.reduction() == [4, 8, 16, 32]
+    assert model.feature_info.channels() == [16, 24, 32, 40]
+    maps = model(images(1, 3, 96, 65))
+    assert [tuple(m.shape) for m in maps] == [(1, 16, 24, 17), (1, 24, 12, 9), (1, 32, 6, 5), (1, 40, 3, 3)]
+    chosen = small(VMAMBA, features_only=True, out_indices=(0, -2)).eval()(images(1, 3, 96, 65))
+    torch.testing.assert_close(chosen, [maps[0], maps[2]])
+
+
+def test_plain_features() -> None:
+    model = timm.create_model("vim_tiny", features_only=True, embed_dim=32, device="meta")
+    assert model.out_indices == [5, 11, 17, 23]
+    model = small(VIM, features_only=True, out_indices=(0, 2)).eval()
+    assert model.feature_info.reduction() == [16, 16]
+    assert [tuple(m.shape) for m in model(images(1, 3, 64, 96))] == [(1, 32, 4, 6)] * 2
+    assert small(PLUS, features_only=True, out_indices=(1,)).feature_info.reduction() == [8]
+
+
+@FAMILIES
+def test_intermediates_formats_and_norm(kind: tuple[str, dict]) -> None:
+    model, x = small(kind).eval(), images(1, 3, 64, 96)
+    with torch.no_grad():
+        features, first = model.forward_intermediates(x, indices=1, norm=True)
+        last = model.forward_intermediates(x, indices=[-1], norm=True, output_fmt="NHWC", intermediates_only=True)
+        torch.testing.assert_close(first[0].permute(0, 2, 3, 1), last[0])
+        whole = model.patch_tokens(features) if kind is VIM else features.flatten(1, 2)
+        torch.testing.assert_close(last[0].flatten(1, 2), whole)
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "directions"), [(VIM, cross, 4), (VMAMBA, raster, 1), (VMAMBA, bidirectional, 2)]
+)
+def test_any_scan_order(kind: tuple[str, dict], order: object, directions: int) -> None:
+    model = small(kind, scan_order=order)
+    scans = [module for module in model.modules() if isinstance(module, vssm.nn.SelectiveScan)]
+    assert {scan.A_log.shape[0] for scan in scans} == {directions}
+    model(images(1, 3, 64, 32)).sum().backward()
+
+
+@FAMILIES
+def test_drop_path_rises_linearly(kind: tuple[str, dict]) -> None:
+    model = small(kind, drop_path_rate=0.3)
+    rates = [module.drop_prob for module in model.modules() if isinstance(module, timm.layers.DropPath)]
+    torch.testing.assert_close(rates, torch.linspace(0, 0.3, len(rates)).tolist())
+    model.train()(images(4, 3, 32, 32)).sum().backward()
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "max"])
+def test_vim_pools(pool: str) -> None:
+    model, x = small(VIM, global_pool=pool).eval(), images(2, 3, 48, 64)
+    tokens = model.forward_features(x)
+    middle = 3 * 4 // 2
+    patches = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], 1)
+    expected = {"token": tokens[:, middle], "avg": patches.mean(1), "max": patches.amax(1)}
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected[pool])
+
+
+def test_position_embedding_is_resized_around_the_class_token() -> None:
+    """A smooth slope stays one, and the class token's row travels unchanged to the new middle."""
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
+    slope = (rows / 6 + 10 * columns / 5).reshape(1, -1, 1)
+    position = torch.cat([slope[:, :15], torch.full((1, 1, 1), 99.0), slope[:, 15:]], dim=1)
+    assert resize_position(position, (6, 5), 6, 5) is position
+    resized = resize_position(position, (6, 5), 12, 10)
+    assert resized.shape == (1, 121, 1) and resized[0, 60, 0] == 99
+    grid = torch.cat([resized[:, :60], resized[:, 61:]], 1).view(12, 10)
+    assert grid.max() < 12
+    assert (grid.diff(dim=0)[2:-2] > 0).all() and (grid.diff(dim=1)[:, 2:-2] > 0).all()
+
+
+def test_vim_set_input_size_is_what_forward_does() -> None:
+    model, x = small(VIM).eval(), images(1, 3, 80, 112)
+    with torch.no_grad():
+        expected = model(x)
+        model.pos_embed.requires_grad_(False)
+        model.set_input_size((80, 112))
+        assert model.pos_embed.shape[1] == 5 * 7 + 1 and not model.pos_embed.requires_grad
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_stride_8_models_have_27_by_27_patches() -> None:
+    model = timm.create_model("vim_tiny_plus", device="meta")
+    assert model.grid == (27, 27)
+    assert model.forward_features(torch.randn(1, 3, 224, 224, device="meta")).shape == (1, 730, 192)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "told"),
+    [
+        (VIM, images(1, 1, 64, 64), "expected .batch, 3 channels"),
+        (VMAMBA, images(3, 64, 64), "expected .batch, 3 channels"),
+        (VIM, images(1, 3, 64, 15), "at least one patch, 16 x 16"),
+        (VANILLA, images(1, 3, 3, 64), "at least one patch, 4 x 4"),
+    ],
+)
+def test_wrong_images_are_named(kind: tuple[str, dict], wrong: Tensor, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        small(kind)(wrong)
+
+
+@FAMILIES
+def test_wrong_arguments_are_named(kind: tuple[str, dict]) -> None:
+    model = small(kind)
+    with pytest.raises(ValueError, match="expected some of 0 to"):
+        model.forward_intermediates(images(1, 3, 64, 64), indices=[9])
+    with pytest.raises(ValueError, match='expected "NCHW" or "NHWC"'):
+        model.forward_intermediates(images(1, 3, 64, 64), output_fmt="NLC")
+    with pytest.raises(RuntimeError, match="Unknown model"):
+        timm.create_model("vim_tinny")
+    with pytest.raises(ValueError, match="global_pool is 'cls'"):
+        small(VIM, global_pool="cls")
+
+
+@pytest.mark.gpu
+@KINDS
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gpu_agrees_with_the_cpu(kind: tuple[str, dict], dtype: torch.dtype, compiled: bool) -> None:
+    torch.compiler.reset()
+    model, x = small(kind), images(2, 3, 96, 64)
+    expected = model(x)
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    twin = small(kind).cuda()
+    run = torch.compile(twin, fullgraph=True) if compiled else twin
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        found = run(x.cuda())
+    found.float().square().sum().backward()
+    tolerance = {torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    assert (found.float().cpu() - expected).norm() <= tolerance * expected.norm()
+    for name, parameter in twin.named_parameters():
+        error = (parameter.grad.cpu() - gradients[name]).norm() / gradients[name].norm()
+        assert error <= 5 * tolerance, f"{name}: relative error {error:.1e}"
