@@ -17,15 +17,15 @@ Mask = NDArray[np.bool_]
 # in ten after some 30 000 of them, while a linear classifier on pixels stays below one in two: smaller or more tilted
 # large shapes make it harder for both, a fixed place or size makes it easy for the linear one.
 # Sizes are fractions of the image's side. The large shape decides the label; the smaller ones are never half as wide.
-LARGE_RADIUS = (0.28, 0.42)
-SMALL_RADIUS = (0.06, 0.11)
+LARGE_RADIUS = (0.31, 0.43)
+SMALL_RADIUS = (0.06, 0.10)
 SMALL_SHAPES = (1, 3)
 CLUTTER = (4, 10)
 # Greatest tilt of the large shape against upright, in radians. The small ones are turned by any angle.
-TILT = 0.6
+TILT = 0.5
 # Grounds are dark and shapes are brighter by at least this much (of 255), of any hue.
-DARKEST_TO_BRIGHTEST_GROUND = (0.0, 150.0)
-LEAST_CONTRAST = 70.0
+DARKEST_TO_BRIGHTEST_GROUND = (0.0, 130.0)
+LEAST_CONTRAST = 90.0
 # A small shape at least this much covered by others is left out, so that every annotated one can be recognised.
 LEAST_VISIBLE = 0.6
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114])
@@ -132,7 +132,7 @@ def _background(random: np.random.Generator, colour: NDArray[np.float64], size: 
     canvas = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(random.integers(*CLUTTER, endpoint=True)):
-        near = tuple(int(value) for value in np.clip(colour + random.normal(0, 40, 3), 0, 255))
+        near = tuple(int(value) for value in np.clip(colour + random.normal(0, 30, 3), 0, 255))
         start = random.uniform(0, size, 2)
         if random.random() < 0.5:
             end = start + random.normal(0, 0.4 * size, 2)
@@ -158,7 +158,7 @@ def _texture(random: np.random.Generator, colour: NDArray[np.float64], size: int
         lambda: _clouds(random, size),
     )
     pattern = patterns[random.integers(len(patterns))]()
-    tint = random.normal(0, 25, 3)
+    tint = random.normal(0, 16, 3)
     return (colour + pattern[..., None] * tint).astype(np.float32)
 
 
@@ -174,9 +174,9 @@ def _photograph(random: np.random.Generator, image: Pixels) -> NDArray[np.uint8]
     size = image.shape[0]
     angle = random.uniform(0, 2 * np.pi)
     row, column = np.mgrid[:size, :size] / size - 0.5
-    slope = random.uniform(0, 0.5)
+    slope = random.uniform(0, 0.4)
     light = random.uniform(0.8, 1.15) + slope * (np.cos(angle) * column + np.sin(angle) * row)
     lit = Image.fromarray(np.clip(image * light[..., None], 0, 255).astype(np.uint8))
-    blurred = np.asarray(lit.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.012) * size)), dtype=np.float32)
-    noise = random.normal(0, random.uniform(0, 12), image.shape)
+    blurred = np.asarray(lit.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.01) * size)), dtype=np.float32)
+    noise = random.normal(0, random.uniform(0, 10), image.shape)
     return np.clip(blurred + noise, 0, 255).astype(np.uint8)

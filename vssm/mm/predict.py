@@ -95,7 +95,8 @@ def _published(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"the published weights of {name} cannot be had ({str(error).splitlines()[0]}); give a file with --checkpoint"
+            f"the published weights of {name} cannot be had ({str(error).splitlines()[0]}); "
+            "give a file with --checkpoint"
         ) from error
 
 

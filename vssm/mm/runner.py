@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from mmengine.dist import master_only
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -13,6 +14,8 @@ from vssm.data import StreamedImageDataset
 from vssm.mm.checkpoint import check_fits, read_checkpoint, replace_atomically
 from vssm.mm.errors import ConfigError, TrainingError
 from vssm.models import CheckpointError, load_checkpoint
+
+MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
 
 @RUNNERS.register_module()
@@ -51,6 +54,11 @@ class ClassificationRunner(Runner):
         library.handlers = list(logger.handlers)
         library.setLevel(logging.INFO)
         return logger
+
+    def register_default_hooks(self, hooks: dict[str, Hook | dict | None] | None = None) -> None:
+        """Register mmengine's hooks and the config's; None removes one, by mmengine only one of its own."""
+        hooks = {name: hook for name, hook in (hooks or {}).items() if hook is not None or name in MMENGINE_HOOKS}
+        super().register_default_hooks(hooks)
 
     def compile_model(self) -> None:
         """Compile the model's forward and backward if the config has ``compile``, which is True or a dict of options.

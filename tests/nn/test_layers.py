@@ -1,0 +1,46 @@
+"""Stems, downsampling and norms on channels-last maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vssm.nn import ChannelsLastConv2d, ConvDownsample, ConvStem, PatchMerging, PatchStem, StreamRMSNorm
+
+
+def test_convolution_is_torchs_and_stays_channels_last() -> None:
+    conv, x = ChannelsLastConv2d(4, 6, kernel_size=3, stride=2, padding=1), torch.randn(2, 9, 7, 4)
+    expected = F.conv2d(x.permute(0, 3, 1, 2).contiguous(), conv.weight, conv.bias, stride=2, padding=1)
+    torch.testing.assert_close(conv(x), expected.permute(0, 2, 3, 1))
+    assert conv(x).is_contiguous()
+
+
+@pytest.mark.parametrize("stem", [PatchStem(3, 8), PatchStem(3, 8, norm=nn.LayerNorm), ConvStem(3, 8)])
+def test_stems_are_channels_last_from_the_first_map(stem: nn.Module) -> None:
+    output = stem(torch.randn(2, 3, 16, 24))
+    assert output.shape == (2, 4, 6, 8) and output.is_contiguous()
+
+
+def test_conv_stem_and_downsample_round_odd_sizes_up() -> None:
+    assert ConvStem(3, 8)(torch.randn(1, 3, 33, 29)).shape == (1, 9, 8, 8)
+    assert ConvDownsample(8, 16)(torch.randn(1, 9, 8, 8)).shape == (1, 5, 4, 16)
+
+
+def test_patch_merging_takes_neighbours_in_the_order_of_the_checkpoints() -> None:
+    """The concatenation as Swin writes it, with odd sizes padded by zeros at the bottom and the right."""
+    merging, x = PatchMerging(3, 6), torch.randn(2, 5, 7, 3)
+    padded = F.pad(x, (0, 0, 0, 1, 0, 1))
+    corners = [padded[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+    torch.testing.assert_close(merging(x), merging.reduction(merging.norm(torch.cat(corners, -1))))
+
+
+def test_stream_norm_reads_float32_and_returns_the_models_dtype() -> None:
+    norm, x = StreamRMSNorm(64, eps=1e-5), 100 * torch.randn(3, 64)
+    nn.init.normal_(norm.weight)
+    expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+    half = norm.to(torch.bfloat16)(x)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=2e-2, atol=2e-2)
