@@ -1,6 +1,7 @@
 """The documents are true: their code runs, their commands, paths and links exist, their numbers are the models'."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import timm
 import yaml
 
 import vssm
+from vssm.mm import arguments
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("kernels/**/*.md"))]
@@ -71,6 +73,29 @@ def test_named_make_targets_exist(document):
 def test_named_scripts_and_configs_exist(document):
     named = set(re.findall(r"\b(?:tools|configs)/[\w/]+\.py\b", document.read_text()))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def tool_commands() -> list:
+    """(tool, its arguments) of every command line in the README and in the heads of the configs."""
+    texts = [ROOT / "README.md", *sorted((ROOT / "configs").rglob("*.py"))]
+    command = re.compile(
+        r"^(?:    |# Command: )(?:python|torchrun .*?) tools/(train|test|predict)\.py (.*)$", re.MULTILINE
+    )
+    found = [match.groups() for path in texts for match in command.finditer(path.read_text())]
+    return [pytest.param(tool, rest, id=f"{tool} {rest}") for tool, rest in dict.fromkeys(found)]
+
+
+@pytest.mark.parametrize(("tool", "rest"), tool_commands())
+def test_tool_understands_the_command(tool, rest):
+    parser = getattr(arguments, f"{tool}_parser")()
+    parsed = parser.parse_args(shlex.split(rest, comments=True))
+    assert tool == "predict" or (ROOT / parsed.config).exists()
+
+
+def test_commands_are_found_in_readme_and_configs():
+    tools = [param.values[0] for param in tool_commands()]
+    assert {"train", "test", "predict"} == set(tools)
+    assert tools.count("train") > len(list((ROOT / "configs" / "classification").rglob("*_in1k.py")))
 
 
 @every_document
