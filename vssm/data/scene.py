@@ -17,12 +17,12 @@ Mask = NDArray[np.bool_]
 # in ten after some 30 000 of them, while a linear classifier on pixels stays below one in two: smaller or more tilted
 # large shapes make it harder for both, a fixed place or size makes it easy for the linear one.
 # Sizes are fractions of the image's side. The large shape decides the label; the smaller ones are never half as wide.
-LARGE_RADIUS = (0.31, 0.43)
+LARGE_RADIUS = (0.30, 0.42)
 SMALL_RADIUS = (0.06, 0.10)
 SMALL_SHAPES = (1, 3)
 CLUTTER = (4, 10)
 # Greatest tilt of the large shape against upright, in radians. The small ones are turned by any angle.
-TILT = 0.5
+TILT = 0.7
 # Grounds are dark and shapes are brighter by at least this much (of 255), of any hue.
 DARKEST_TO_BRIGHTEST_GROUND = (0.0, 130.0)
 LEAST_CONTRAST = 90.0
