@@ -132,6 +132,20 @@ print("imported")
     assert run_elsewhere(code, unpacked, tmp_path) == "imported\n"
 
 
+def test_models_work_without_triton(unpacked, tmp_path):
+    """CPU-only builds of torch come without it."""
+    code = """
+import sys
+sys.modules["triton"] = None  # any import of it now fails
+import timm, torch, vssm, vssm_kernels
+print(timm.create_model("vim_tiny", num_classes=3).eval()(torch.zeros(1, 3, 224, 224)).shape)
+print(vssm_kernels.backend_report())
+"""
+    shape, report = run_elsewhere(code, unpacked, tmp_path).splitlines()
+    assert shape == "torch.Size([1, 3])"
+    assert "triton" in report, "the report says nothing of the backend that is missing"
+
+
 def test_mismatched_torchvision_is_named(unpacked, tmp_path):
     """A CPU-only torch beside the registry's torchvision fails inside torchvision with an unhelpful message."""
     broken = tmp_path / "torchvision.py"
