@@ -16,7 +16,8 @@ h      the state                                         (batch, directions, cha
 ====== ================================================= ===============================
 """
 
+from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
 from vssm_kernels.selective_scan import selective_scan
 
-__all__ = ["Backend", "backend_report", "selective_scan", "use_backend"]
+__all__ = ["Backend", "backend_report", "causal_conv1d", "selective_scan", "use_backend"]

@@ -1,4 +1,4 @@
-"""Build a C source with the machine's own compiler on first use, and remember the result.
+"""Build a C source with the machine's own compiler on first use, remember the result, and run it on all cores.
 
 The wheel holds no compiled code: where no compiler is found the caller is told why and takes another way.
 """
@@ -14,13 +14,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+
+import torch
 
 logger = logging.getLogger(__name__)
 
 # -ffp-contract=fast lets a * b + c become one instruction; no other licence is given with floating point.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+_HEADER = Path(__file__).with_name("vector.h")
+
+
+LANES = 16  # channels in a vector, as in vector.h
+
+
+class Strides(ctypes.Structure):
+    """strides of vector.h."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "token", "direction")]
 
 
 class CompilerError(RuntimeError):
@@ -47,7 +62,8 @@ def load_library(source: Path) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise CompilerError("no C compiler found (looked for $CC, cc, gcc, clang); install gcc to have the fast path")
-    identity = [compiler, *_FLAGS, source.read_text(), platform.machine(), _processor()]
+    texts = [path.read_text() for path in (source, _HEADER)]
+    identity = [compiler, *_FLAGS, *texts, platform.machine(), _processor()]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
     name = f"{source.stem}-{digest}.so"
     try:
@@ -65,6 +81,36 @@ def load_library(source: Path) -> ctypes.CDLL:
         raise CompilerError(f"the compiled kernel {target} does not load: {error}") from None
 
 
+def run_tasks(function: Callable[..., int], arguments: ctypes.Structure, tasks: int) -> None:
+    """Call `function(arguments, first, last)` over all tasks, on as many threads as torch uses.
+
+    ctypes releases the interpreter's lock, so plain threads run side by side. Raises MemoryError where the function
+    returns anything but 0: it found no room for its work space.
+    """
+    threads = max(1, min(torch.get_num_threads(), tasks))
+    ranges = list(pairwise(tasks * i // threads for i in range(threads + 1)))
+    pointer = ctypes.byref(arguments)
+    others = [_pool(threads).submit(function, pointer, *bounds) for bounds in ranges[1:]]
+    failed = function(pointer, *ranges[0])
+    if any([failed, *(other.result() for other in others)]):
+        raise MemoryError("a kernel could not allocate its work space on the CPU")
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="vssm")
+
+
+@lru_cache
+def why_no_library(source: Path) -> str | None:
+    """Why `load_library` fails on this machine, None where it works."""
+    try:
+        load_library(source)
+    except CompilerError as error:
+        return str(error)
+    return None
+
+
 def _cache_folder() -> Path:
     if "VSSM_CACHE" in os.environ:
         return Path(os.environ["VSSM_CACHE"])
@@ -77,7 +123,7 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
     handle, scratch = tempfile.mkstemp(suffix=".so", dir=target.parent)
     os.close(handle)
     try:
-        command = [compiler, *_FLAGS, str(source), "-o", scratch, "-lm"]
+        command = [compiler, *_FLAGS, f"-I{_HEADER.parent}", str(source), "-o", scratch]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

@@ -10,10 +10,11 @@ SCRIPT = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.selective_scan import triton_fused
 
-ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta"}
-WIDE = {"A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
+ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x"}
+WIDE = {"weight", "dsums", "dweight", "dx", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
 
 def build(kernel, warps, switches):
     types = {}
@@ -34,6 +35,10 @@ for state, add, with_C in ((1, False, True), (16, False, True), (16, True, True)
         forward = {"STAGES": launch.stages, "CHECKPOINT": checkpoint, "ADD": add and not checkpoint}
         build(triton_fused.forward_kernel, launch.warps, {**common, **tiles, **forward})
     build(triton_fused.backward_kernel, launch.warps, {**common, **tiles, "ADD": add})
+tiles = dict(STEPS=conv._STEPS, CHANNELS=conv._CHANNELS, WIDTH=4)
+for kernel in (conv.forward_kernel, conv.sums_backward_kernel):
+    build(kernel, conv._WARPS, {**tiles, "HAS_BIAS": True, "SILU": True})
+build(conv.x_backward_kernel, conv._WARPS, tiles)
 print("compiled")
 """
 

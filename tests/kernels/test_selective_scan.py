@@ -8,8 +8,9 @@ from torch import Tensor
 
 import vssm_kernels
 from vssm_kernels import selective_scan
+from vssm_kernels.orders import order_facts
 from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
-from vssm_kernels.selective_scan.arguments import ScanArguments, order_facts
+from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.testing import assert_close, make_inputs, relative_error
 
 GPU = torch.cuda.is_available()

@@ -25,7 +25,6 @@ from timm.layers import (
 )
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vssm.models._base import Plain, build
 from vssm.nn import OrderTable, PatchStem, SelectiveScan, StreamRMSNorm
@@ -78,7 +77,7 @@ class VimMixer(nn.Module):
         """(batch, height * width + 1, dim), both ways."""
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        x = F.silu(causal_conv1d(x, self.conv_weight, self.conv_bias, order))
+        x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
         return self.out_proj(self.scan(x, order, z)) / self.directions
 
 

@@ -1,6 +1,5 @@
-"""The operations that models are made of: the kernels' public functions and plain-torch ones."""
+"""The operations that models are made of: the kernels' public functions."""
 
-from vssm.ops.causal_conv import causal_conv1d
-from vssm_kernels import selective_scan
+from vssm_kernels import causal_conv1d, selective_scan
 
 __all__ = ["causal_conv1d", "selective_scan"]

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.selective_scan.arguments import ScanArguments, order_facts
+from vssm_kernels.orders import order_facts
+from vssm_kernels.selective_scan.arguments import ScanArguments
 
 _CHUNK = 16  # steps; a chunk of 16 x (batch 8, directions 2, channels 384, state 16) floats is 6 MB
 

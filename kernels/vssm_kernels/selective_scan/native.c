@@ -1,21 +1,11 @@
 /* Selective scan for the CPU: 16 channels at a time in vector registers, serial over the steps, float32.
  *
- * Compiled with the machine's C compiler on first use (native_cpu.py) and called through ctypes, so it needs no
- * headers but libm's and works with gcc and clang on any processor: vectors are the compilers' own extension.
+ * Compiled with the machine's C compiler on first use and called through ctypes (native_cpu.py).
  * A task is one (batch, direction, group of channel blocks); tasks are independent and may run on any thread.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vector.h"
 
-#define LANES 16
 #define CHUNK 32 /* steps recomputed at a time in the backward: their states and decays stay in the L2 cache */
-
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
-
-typedef struct { int64_t batch, token, direction; } strides; /* in floats; channels and states are contiguous */
 
 typedef struct {
     int64_t batch, tokens, directions, channels, state, steps, segment, groups;
@@ -28,30 +18,6 @@ typedef struct {
     float *dA, *dD, *dbias;  /* (batch, directions, channels[, state]) */
     float *dB, *dC;          /* (groups, batch, tokens, directions, state) */
 } scan_args;
-
-static inline vec splat(float x) { return (vec){} + x; }
-
-static inline vec select_vec(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
-
-/* 2^x, relative error below 2e-7 for x > -126; 0 below. */
-static inline vec exp2_vec(vec x) {
-    const ivec underflow = x < -126.0f;
-    x = select_vec(x > 127.0f, splat(127.0f), select_vec(underflow, splat(0.0f), x));
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
-    const vec shifted = x + magic;
-    const vec f = x - (shifted - magic);
-    const ivec n = (ivec)shifted - (ivec)splat(magic);
-    vec p = splat(1.5252734e-5f);
-    p = p * f + 1.5403530e-4f;
-    p = p * f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
-    const vec result = (vec)((ivec)p + (n << 23));
-    return select_vec(underflow, splat(0.0f), select_vec(x != x, x, result)); /* a NaN stays one */
-}
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(e), e = exp(-|x|), log1p(e) = 2 artanh(e / (2 + e)): exact for tiny e too. */
 static inline vec softplus_vec(vec x) {
@@ -67,19 +33,6 @@ static inline vec softplus_vec(vec x) {
     p = p * s2 + 1.0f / 3.0f;
     p = p * s2 + 1.0f;
     return select_vec(x < 0.0f, splat(0.0f), x) + 2.0f * s * p;
-}
-
-static inline vec load_lanes(const float *from, int lanes) {
-    vec x = splat(0.0f);
-    if (lanes == LANES) memcpy(&x, from, sizeof x);
-    else memcpy(&x, from, 4 * (size_t)lanes);
-    return x;
-}
-
-static inline void add_lanes(float *to, vec x, int lanes) {
-    vec sum = load_lanes(to, lanes) + x;
-    if (lanes == LANES) memcpy(to, &sum, sizeof sum);
-    else memcpy(to, &sum, 4 * (size_t)lanes);
 }
 
 static inline float sum_lanes(vec x) {
@@ -135,14 +88,6 @@ static inline int starts_anew(const scan_args *a, int64_t step) { return a->segm
 static inline int64_t row_of(const block *blk, int64_t token) {
     const scan_args *a = blk->a;
     return ((blk->b * a->tokens + token) * a->directions + blk->k) * a->channels + blk->c;
-}
-
-static void *vectors(size_t count) {
-    void *memory = NULL;
-    size_t bytes = (count ? count : 1) * sizeof(vec);
-    if (posix_memalign(&memory, sizeof(vec), bytes)) return NULL;
-    memset(memory, 0, bytes);
-    return memory;
 }
 
 static void group_range(const scan_args *a, int64_t group, int64_t *first, int64_t *last) {

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vssm_kernels.compiler import CompilerError, load_library
+from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.selective_scan.arguments import ScanArguments, order_facts
+from vssm_kernels.orders import order_facts
+from vssm_kernels.selective_scan.arguments import ScanArguments
 
-_LANES = 16  # as in native.c
-
-
-class _Strides(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "token", "direction")]
+_SOURCE = Path(__file__).with_name("native.c")
 
 
 class _CArguments(ctypes.Structure):
@@ -29,7 +23,7 @@ class _CArguments(ctypes.Structure):
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
         *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
-        *((n, _Strides) for n in ("su", "sdelta", "sB", "sC")),
+        *((n, Strides) for n in ("su", "sdelta", "sB", "sC")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
     ]
 
@@ -37,7 +31,7 @@ class _CArguments(ctypes.Structure):
 def scan(args: ScanArguments) -> Tensor:
     order_facts(args.order, args.tokens)  # refuses entries out of range, which C would not
     y = torch.zeros(args.output_shape)
-    blocks = -(-args.channels // _LANES)
+    blocks = -(-args.channels // LANES)
     _run("vssm_scan_forward", args, groups=blocks, y=y)
     return y.to(args.u.dtype)
 
@@ -45,7 +39,7 @@ def scan(args: ScanArguments) -> Tensor:
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     order_facts(args.order, args.tokens)
     batch, _, directions, channels = args.delta.shape
-    blocks = -(-channels // _LANES)
+    blocks = -(-channels // LANES)
     # A group of channel blocks sums its dB and dC at once; more groups only where threads would idle.
     groups = max(1, min(blocks, 2 * torch.get_num_threads() // (batch * directions)))
     out = {name: torch.zeros(args.delta.shape) for name in ("du", "ddelta")}
@@ -68,15 +62,15 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     )
 
 
-def _run(function: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None:
-    """Call a C function over all tasks, on as many threads as torch uses."""
+def _run(name: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None:
+    """Call a C function over all tasks: every (batch, direction, group of channel blocks)."""
     rows = [tensor.float() for tensor in (args.u, args.delta, args.B, args.C)]
     rows = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in rows]
     small = {"A": args.A, "D": args.D, "bias": args.delta_bias}
     small = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in small.items()}
     order = None if args.order is None else args.order.contiguous()
     u, delta, B, C = rows
-    u_strides = _Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u)
+    u_strides = Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u)
     pointers = {**dict(zip("uBC", (u, B, C), strict=True)), "delta": delta, **small, "order": order, **buffers}
     c_args = _CArguments(
         *(args.batch, args.tokens, args.directions, args.channels, args.state, args.steps, args.segment, groups),
@@ -86,43 +80,13 @@ def _run(function: str, args: ScanArguments, groups: int, **buffers: Tensor) -> 
         sC=_strides(C),
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )
-    tasks = args.batch * args.directions * groups
-    threads = min(torch.get_num_threads(), tasks)
-    call = getattr(_library(), function)
-    bounds = [tasks * i // threads for i in range(threads + 1)]
-    ranges = list(pairwise(bounds))
-    # ctypes releases the interpreter's lock, so plain threads run the tasks side by side.
-    others = [_pool(threads).submit(call, ctypes.byref(c_args), *bounds) for bounds in ranges[1:]]
-    failed = call(ctypes.byref(c_args), *ranges[0])
-    if any([failed, *(other.result() for other in others)]):
-        raise MemoryError("the selective scan could not allocate its work space")
+    function = getattr(load_library(_SOURCE), name)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    run_tasks(function, c_args, tasks=args.batch * args.directions * groups)
 
 
-def _strides(tensor: Tensor) -> _Strides:
-    return _Strides(*tensor.stride()[:3])
-
-
-@lru_cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="vssm")
-
-
-@lru_cache
-def _library() -> ctypes.CDLL:
-    library = load_library(Path(__file__).with_name("native.c"))
-    for function in (library.vssm_scan_forward, library.vssm_scan_backward):
-        function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        function.restype = ctypes.c_int
-    return library
-
-
-@lru_cache
-def _why_no_library() -> str | None:
-    try:
-        _library()
-    except CompilerError as error:
-        return str(error)
-    return None
+def _strides(tensor: Tensor) -> Strides:
+    return Strides(*tensor.stride()[:3])
 
 
 def _why_not(args: ScanArguments | None) -> str | None:
@@ -133,7 +97,7 @@ def _why_not(args: ScanArguments | None) -> str | None:
             return "computes in float32; float64 inputs ask for more"
         if args.C is None:
             return "does not return states (C=None)"
-    return _why_no_library()
+    return why_no_library(_SOURCE)
 
 
 BACKEND = Backend("native", scan, scan_backward, _why_not)

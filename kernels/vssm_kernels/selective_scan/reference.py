@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.selective_scan.arguments import ScanArguments, order_facts
+from vssm_kernels.orders import order_facts
+from vssm_kernels.selective_scan.arguments import ScanArguments
 
 
 def scan(args: ScanArguments) -> Tensor:

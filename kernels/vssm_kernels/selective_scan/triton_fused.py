@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.selective_scan.arguments import ScanArguments, order_facts
+from vssm_kernels.gpu import why_no_triton
+from vssm_kernels.orders import order_facts
+from vssm_kernels.selective_scan.arguments import ScanArguments
 
 try:
     import triton
     import triton.language as tl
-    from triton.runtime.interpreter import InterpretedFunction
-except ImportError as error:  # Triton is optional: a CPU installation of torch comes without it
-    triton, _missing = None, str(error)
-else:
-    _missing = None
+except ImportError:  # why_no_triton says so
+    triton = None
 
 if triton is not None:
 
@@ -400,18 +399,7 @@ def _with_contiguous_rows(args: ScanArguments) -> ScanArguments:
 
 
 def _why_not(args: ScanArguments | None) -> str | None:
-    if _missing is not None:
-        return f"Triton cannot be imported ({_missing}); it comes with torch's GPU builds: pip install triton"
-    interpreted = isinstance(forward_kernel, InterpretedFunction)
-    if args is None:
-        if interpreted or torch.cuda.is_available():
-            return None
-        return "needs a GPU (or TRITON_INTERPRET=1 set before the import, for tests); torch sees none"
-    if not interpreted and not args.u.is_cuda:
-        return f"runs on a GPU; the inputs are on {args.u.device}"
-    if any(tensor is not None and tensor.dtype == torch.float64 for tensor in args.tensors()):
-        return "computes in float32; float64 inputs ask for more"
-    return None
+    return why_no_triton(*(() if args is None else args.tensors()))
 
 
 BACKEND = Backend(

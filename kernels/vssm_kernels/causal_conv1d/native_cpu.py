@@ -1,0 +1,82 @@
+"""The causal convolution on a CPU in C (native.c)."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vssm_kernels.causal_conv1d.arguments import ConvArguments
+from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
+from vssm_kernels.dispatch import Backend
+from vssm_kernels.orders import order_facts
+
+_SOURCE = Path(__file__).with_name("native.c")
+_WIDTH_MAX = 16  # as in native.c
+
+
+class _CArguments(ctypes.Structure):
+    """conv_args of native.c."""
+
+    _fields_ = [
+        *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels", "width", "steps", "silu")),
+        *((n, ctypes.c_void_p) for n in ("x", "weight", "bias", "order")),
+        ("sx", Strides),
+        *((n, ctypes.c_void_p) for n in ("y", "dy", "dx", "dweight", "dbias")),
+    ]
+
+
+def conv(args: ConvArguments) -> Tensor:
+    order_facts(args.order, args.x.shape[1])  # refuses entries out of range, which C would not
+    y = torch.zeros(args.output_shape)
+    _run("vssm_conv_forward", args, y=y)
+    return y.to(args.x.dtype)
+
+
+def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    order_facts(args.order, args.x.shape[1])
+    batch, tokens, directions, channels = args.output_shape
+    dx = torch.zeros(batch, tokens, channels)
+    dweight = torch.zeros(batch, directions, args.weight.shape[2], channels)
+    dbias = torch.zeros(batch, directions, channels)
+    dy = gradient.float().contiguous()
+    _run("vssm_conv_backward", args, dy=dy, dx=dx, dweight=dweight, dbias=dbias)
+    dweight = dweight.sum(0).transpose(1, 2).to(args.weight.dtype).contiguous()
+    return dx.to(args.x.dtype), dweight, None if args.bias is None else dbias.sum(0).to(args.bias.dtype)
+
+
+def _run(name: str, args: ConvArguments, **buffers: Tensor) -> None:
+    """Call a C function over all tasks: every (batch, block of channels)."""
+    batch, tokens, directions, channels = args.output_shape
+    x = args.x.float()
+    pointers = {
+        "x": x if x.stride(2) == 1 else x.contiguous(),
+        "weight": args.weight.float().transpose(1, 2).contiguous(),
+        "bias": None if args.bias is None else args.bias.float().contiguous(),
+        "order": args.order.contiguous(),
+        **buffers,
+    }
+    c_args = _CArguments(
+        *(batch, tokens, directions, channels, args.weight.shape[2], args.order.shape[1], int(args.silu)),
+        sx=Strides(pointers["x"].stride(0), pointers["x"].stride(1), 0),
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
+    )
+    function = getattr(load_library(_SOURCE), name)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    run_tasks(function, c_args, tasks=batch * -(-channels // LANES))
+
+
+def _why_not(args: ConvArguments | None) -> str | None:
+    if args is not None:
+        if args.x.device.type != "cpu":
+            return f"runs on the CPU; the inputs are on {args.x.device}"
+        if args.x.dtype == torch.float64:
+            return "computes in float32; float64 inputs ask for more"
+        if args.weight.shape[2] > _WIDTH_MAX:
+            return f"takes at most {_WIDTH_MAX} taps; the weight has {args.weight.shape[2]}"
+    return why_no_library(_SOURCE)
+
+
+BACKEND = Backend("native", conv, conv_backward, _why_not)

@@ -1,0 +1,29 @@
+"""Whether Triton kernels can run, on this machine and on given inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+except ImportError as error:  # optional: a CPU installation of torch comes without it
+    _MISSING, _INTERPRETED = str(error), False
+else:
+    # Set before the first import, TRITON_INTERPRET=1 makes kernels run anywhere, slowly; tests use it.
+    _MISSING, _INTERPRETED = None, bool(triton.knobs.runtime.interpret)
+
+
+def why_no_triton(*tensors: Tensor | None) -> str | None:
+    """One sentence, or None where kernels can run; without tensors, for the machine alone."""
+    if _MISSING is not None:
+        return f"Triton cannot be imported ({_MISSING}); it comes with torch's GPU builds: pip install triton"
+    if not _INTERPRETED and not torch.cuda.is_available():
+        return "needs a GPU (or TRITON_INTERPRET=1 set before the import, for tests); torch sees none"
+    present = [tensor for tensor in tensors if tensor is not None]
+    elsewhere = next((tensor for tensor in present if not tensor.is_cuda), None)
+    if elsewhere is not None and not _INTERPRETED:
+        return f"runs on a GPU; the inputs are on {elsewhere.device}"
+    if any(tensor.dtype == torch.float64 for tensor in present):
+        return "computes in float32; float64 inputs ask for more"
+    return None
