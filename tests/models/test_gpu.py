@@ -1,0 +1,104 @@
+"""Both families on a GPU: the CPU's numbers, compiled and not, forwards and backwards, in every precision."""
+
+import pytest
+import timm
+import torch
+
+import vssm  # noqa: F401
+from vssm_kernels.testing import assert_close
+
+pytestmark = pytest.mark.gpu
+
+FAMILIES = {
+    "vim_tiny": {"depth": 4},
+    "vim_tiny_plus": {"depth": 2},
+    "vmamba_tiny": {"depths": (1, 1, 2, 1)},
+    "vmamba_tiny_s2l5": {"depths": (1, 1, 1, 1)},
+    "vanilla_vmamba_tiny": {"depths": (1, 1, 1, 1)},
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    torch.manual_seed(0)
+    return timm.create_model(request.param, num_classes=10, **FAMILIES[request.param]).eval()
+
+
+def images(batch=2, height=224, width=192):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def logits_and_gradients(model, inputs):
+    model.zero_grad()
+    logits = model(inputs)
+    logits.float().square().mean().backward()
+    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_agrees_with_the_cpu(model):
+    logits, gradients = logits_and_gradients(model, images())
+    on_gpu, gpu_gradients = logits_and_gradients(model.cuda(), images().cuda())
+    # The first convolutions may run in TF32, which cuDNN is allowed by default: 10 bits of mantissa.
+    assert_close(on_gpu.cpu(), logits, "logits", tolerance=5e-3)
+    for name, gradient in gradients.items():
+        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=2e-2)
+
+
+def test_agrees_with_the_cpu_in_full_float32(model, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    logits, gradients = logits_and_gradients(model, images())
+    on_gpu, gpu_gradients = logits_and_gradients(model.cuda(), images().cuda())
+    assert_close(on_gpu.cpu(), logits, "logits", tolerance=5e-5)
+    for name, gradient in gradients.items():
+        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_agrees_with_eager(model, dtype):
+    model, inputs = model.cuda(), images().cuda()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        logits, gradients = logits_and_gradients(model, inputs)
+        compiled = torch.compile(model, fullgraph=True)
+        again, compiled_gradients = logits_and_gradients(compiled, inputs)
+    narrow = dtype != torch.float32
+    assert_close(again.float(), logits.float(), "logits", tolerance=3e-2 if narrow else 5e-3)
+    for name, gradient in gradients.items():
+        # Half precisions round differently where the compiler keeps float32 between operations.
+        actual = compiled_gradients[f"_orig_mod.{name}"]
+        assert_close(actual, gradient, name, tolerance=1e-1 if narrow else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_short_training_under_autocast_learns_and_stays_finite(model, dtype):
+    model = model.cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    inputs, labels = images(16).cuda(), torch.arange(16).cuda() % 10
+    losses = []
+    for _ in range(30):
+        with torch.autocast("cuda", dtype):
+            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert all(map(torch.isfinite, torch.tensor(losses)))
+    assert losses[-1] < 0.5 * losses[0], losses
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_cuda_graph(model):
+    model, inputs = model.cuda(), images(1).cuda()
+    with torch.no_grad():
+        expected = model(inputs)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            model(inputs)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = model(inputs)
+        captured.zero_()
+        graph.replay()
+    assert_close(captured, expected, "logits of the graph")
