@@ -122,17 +122,22 @@ def test_compiles_whole_forward_and_backward(kind: tuple[str, dict]) -> None:
     expected.square().sum().backward()
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    found = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    found = compiled(x)
     found.square().sum().backward()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-3, rtol=1e-3, msg=name)
+    with torch.no_grad():
+        wide = images(3, 3, 64, 96)
+        torch.testing.assert_close(compiled(wide), model(wide), atol=1e-4, rtol=1e-4)
 
 
 @FAMILIES
 def test_exports(kind: tuple[str, dict]) -> None:
-    model, x = small(kind).eval(), images(1, 3, 64, 48)
-    program = torch.export.export(model, (x,))
+    """For one image size and any batch size."""
+    model, x = small(kind).eval(), images(5, 3, 64, 48)
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
 
