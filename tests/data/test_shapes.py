@@ -56,6 +56,13 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     assert all(first[name] != other.get(name) for name in images)
 
 
+def test_several_processes_draw_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = fingerprint(ensure_shapes(tmp_path / "alone", **SMALL))
+    monkeypatch.setattr("vssm.data.shapes._LEAST_IMAGES_PER_WORKER", 5)
+    monkeypatch.setattr("vssm.data.shapes._cores", lambda: 2)
+    assert fingerprint(ensure_shapes(tmp_path / "together", **SMALL)) == alone
+
+
 def test_training_and_held_out_images_differ(folder: Path) -> None:
     files = [*folder.glob("train/*/*"), *folder.glob("val/*/*")]
     assert len({np.asarray(Image.open(file)).tobytes() for file in files}) == len(files) == 250
@@ -116,6 +123,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot be written to .*file.*choose another root"):
         ensure_shapes(tmp_path / "file", **SMALL)
+
+
+@pytest.mark.parametrize("images_per_worker", [5, 500])
+def test_a_full_disk_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_worker: int
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vssm.data.shapes._LEAST_IMAGES_PER_WORKER", images_per_worker)
+    monkeypatch.setattr("vssm.data.shapes._write_image", full)
+    with pytest.raises(OSError, match=r"cannot be written to .*No space left on device; choose another") as caught:
+        ensure_shapes(tmp_path, **SMALL)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_annotations_fit_the_class_maps(folder: Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from vssm.data.scene import Mask, Scene
 
+Annotation = dict[str, Any]
+
 
 def run_lengths(mask: Mask) -> list[int]:
     """COCO's uncompressed run lengths of a (height, width) mask: columns first, zeros first.
@@ -38,8 +40,22 @@ def box(mask: Mask) -> list[int]:
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
 
 
+def annotations_of(scene: Scene) -> list[Annotation]:
+    """The shapes of a scene, from front to back, as COCO annotations without ids."""
+    return [
+        {
+            "category_id": instance.kind + 1,
+            "bbox": box(instance.visible),
+            "area": int(instance.visible.sum()),
+            "segmentation": {"size": list(instance.visible.shape), "counts": run_lengths(instance.visible)},
+            "iscrowd": 0,
+        }
+        for instance in scene.instances
+    ]
+
+
 class CocoWriter:
-    """Collects scenes and writes them as one annotation file.
+    """Collects the annotations of images and writes them as one file.
 
     Args:
         names: names of the classes; class i has the category id i + 1.
@@ -48,25 +64,14 @@ class CocoWriter:
     def __init__(self, names: Sequence[str]) -> None:
         self.categories = [{"id": index + 1, "name": name} for index, name in enumerate(names)]
         self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
+        self.annotations: list[Annotation] = []
 
-    def add(self, file_name: str, scene: Scene) -> None:
-        """Add a scene that was written to file_name (relative to the folder of its split)."""
-        height, width = scene.image.shape[:2]
+    def add(self, file_name: str, size: int, annotations: Sequence[Annotation]) -> None:
+        """Add a square image of so many pixels a side, in a file whose name is relative to the folder of its split."""
         image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for instance in scene.instances:
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": instance.kind + 1,
-                    "bbox": box(instance.visible),
-                    "area": int(instance.visible.sum()),
-                    "segmentation": {"size": [height, width], "counts": run_lengths(instance.visible)},
-                    "iscrowd": 0,
-                }
-            )
+        self.images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
+        for annotation in annotations:
+            self.annotations.append({"id": len(self.annotations) + 1, "image_id": image_id, **annotation})
 
     def write(self, file: Path) -> None:
         """Write the annotation file, making its folder."""

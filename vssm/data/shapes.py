@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
-from vssm.data.coco import CocoWriter
+from vssm.data.coco import Annotation, CocoWriter, annotations_of
 from vssm.data.scene import Scene, draw_scene
 from vssm.data.silhouettes import KINDS
 
@@ -30,6 +32,8 @@ _logger = logging.getLogger(__name__)
 VERSION = 1
 _PARAMETERS_FILE = "parameters.json"
 _PNG_SHARE = 0.3
+# Fewer images are drawn faster in this process than others start.
+_LEAST_IMAGES_PER_WORKER = 500
 
 Progress = Callable[[int, int], None]
 
@@ -102,9 +106,9 @@ def ensure_shapes(
             if not _is_complete(folder, parameters):
                 _draw_atomically(folder, parameters, progress or _log_tenths)
     except OSError as error:
+        reason = error.strerror or str(error).splitlines()[-1]  # of a drawing process comes its whole traceback
         raise OSError(
-            f"the embedded set cannot be written to {folder}: {error.strerror or error}; "
-            f"choose another root, or make room there"
+            f"the embedded set cannot be written to {folder}: {reason}; choose another root, or make room there"
         ) from error
     return folder
 
@@ -140,23 +144,49 @@ def _draw_split(
     folder: Path, split: str, part: int, count: int, parameters: ShapesParameters, done: int, progress: Progress
 ) -> int:
     """Draw one part of the set; returns how many images have been drawn altogether."""
-    maps = folder / "segmentation" / split
-    maps.mkdir(parents=True)
+    (folder / "segmentation" / split).mkdir(parents=True)
     for kind in KINDS:
         (folder / split / kind).mkdir(parents=True)
     coco = CocoWriter(KINDS)
-    for index in range(count):
-        random = np.random.default_rng([parameters.seed, part, index])
-        kind = index % len(KINDS)
-        scene = draw_scene(random, kind, parameters.image_size)
-        name = f"{KINDS[kind]}/{index:06d}"
-        file = _write_image(random, scene, folder / split / name)
-        Image.fromarray(scene.class_map()).save(maps / f"{index:06d}.png")
-        coco.add(file.relative_to(folder / split).as_posix(), scene)
+    # A loader only to draw in several processes: what it yields has been written by then.
+    workers = min(_cores(), count // _LEAST_IMAGES_PER_WORKER)
+    for file_name, shapes in DataLoader(
+        _Drawing(folder, split, part, count, parameters), batch_size=None, num_workers=workers
+    ):
+        coco.add(file_name, parameters.image_size, shapes)
         done += 1
         progress(done, parameters.train + parameters.val)
     coco.write(folder / "annotations" / f"{split}.json")
     return done
+
+
+@dataclass(frozen=True)
+class _Drawing(Dataset):
+    """Item i draws and writes image i of a split, and gives its file name and the annotations of its shapes."""
+
+    folder: Path
+    split: str
+    part: int
+    count: int
+    parameters: ShapesParameters
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[str, list[Annotation]]:
+        random = np.random.default_rng([self.parameters.seed, self.part, index])
+        kind = index % len(KINDS)
+        scene = draw_scene(random, kind, self.parameters.image_size)
+        file = _write_image(random, scene, self.folder / self.split / KINDS[kind] / f"{index:06d}")
+        Image.fromarray(scene.class_map()).save(self.folder / "segmentation" / self.split / f"{index:06d}.png")
+        return file.relative_to(self.folder / self.split).as_posix(), annotations_of(scene)
+
+
+def _cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _write_image(random: np.random.Generator, scene: Scene, stem: Path) -> Path:
