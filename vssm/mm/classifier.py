@@ -87,7 +87,7 @@ class ImageClassifier(BaseModel):
         data_preprocessor: see `ClassificationPreprocessor`.
 
     Raises:
-        ConfigError: unknown model name, or an argument that the model does not take.
+        ConfigError: unknown model name, an argument that the model does not take, or mixup for other classes.
 
     Example:
         >>> classifier = ImageClassifier(dict(model_name="test_vit", num_classes=10, img_size=32))
@@ -101,6 +101,12 @@ class ImageClassifier(BaseModel):
         super().__init__(data_preprocessor=data_preprocessor or dict(type="ClassificationPreprocessor"))
         self.arguments = to_plain(backbone)
         self.backbone = create_backbone(**self.arguments)
+        mixed_classes = getattr(getattr(self.data_preprocessor, "mixup", None), "num_classes", None)
+        if mixed_classes not in (None, self.backbone.num_classes):
+            raise ConfigError(
+                f"mixup makes labels of {mixed_classes} classes, but the model has {self.backbone.num_classes}: "
+                f"set data_preprocessor.mixup.num_classes={self.backbone.num_classes}"
+            )
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.soft_loss = SoftTargetCrossEntropy()
 

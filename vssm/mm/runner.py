@@ -22,16 +22,15 @@ MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_sche
 class ClassificationRunner(Runner):
     """Runner for `ImageClassifier`; arguments are those of mmengine's ``Runner``."""
 
-    @staticmethod
     def build_dataloader(
-        dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+        self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
         """Build a loader of stacked batches whose workers take their random state from the epoch.
 
         See `vssm.mm.hooks.EpochHook`.
 
         Raises:
-            ConfigError: no data there, or data that do not fit the options.
+            ConfigError: no data there, data that do not fit the options, or more classes than the model's.
         """
         if isinstance(dataloader, dict):
             dataloader = {
@@ -45,7 +44,16 @@ class ClassificationRunner(Runner):
             raise ConfigError(f"data: {error}") from error
         if isinstance(loader.dataset, StreamedImageDataset):
             loader.dataset.set_workers(loader.num_workers)
+        self._check_classes(getattr(loader.dataset, "num_classes", None))
         return loader
+
+    def _check_classes(self, data_classes: int | None) -> None:
+        model_classes = getattr(self.model, "module", self.model).backbone.num_classes
+        if data_classes is not None and data_classes > model_classes:
+            raise ConfigError(
+                f"the data have {data_classes} classes, but the model {model_classes}: "
+                f"set model.backbone.num_classes={data_classes}"
+            )
 
     def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
         """Build mmengine's logger, and let the library's own messages go where it writes."""

@@ -1,0 +1,104 @@
+"""Checkpoints: plain, whole, kept until replaced, and refused where they do not fit."""
+
+import errno
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from vssm.mm.checkpoint import latest_checkpoint, read_checkpoint, replace_atomically
+from vssm.mm.errors import TrainingError
+from vssm.models import CheckpointError
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path.touch, (Path("touched"),))
+
+
+def test_a_checkpoint_is_plain_and_whole(make_runner):
+    runner = make_runner(default_hooks__checkpoint__max_keep_ckpts=1)
+    runner.train()
+    work_dir = Path(runner.work_dir)
+    assert not list(work_dir.glob(".*.part"))
+    assert [path.name for path in work_dir.glob("epoch_*.pth")] == ["epoch_2.pth"]
+    assert len(list(work_dir.glob("best_*.pth"))) == 1
+    checkpoint = torch.load(work_dir / "epoch_2.pth", weights_only=True)
+    assert checkpoint["meta"]["backbone"]["model_name"] == "test_vit"
+    assert checkpoint["meta"]["transform"] == {"type": "TimmTransform", "input_size": 32}
+    assert len(checkpoint["meta"]["dataset_meta"]["classes"]) == 10
+    assert len(checkpoint["message_hub"]["log_scalars"]["train/loss"]["values"]) == 8
+
+
+def test_nothing_is_removed_when_the_next_cannot_be_written(make_runner, monkeypatch):
+    runner = make_runner(default_hooks__checkpoint__max_keep_ckpts=1)
+
+    def replace(temporary: Path, final: Path) -> None:
+        if final.name == "epoch_2.pth":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace_atomically(temporary, final)
+
+    monkeypatch.setattr("vssm.mm.runner.replace_atomically", replace)
+    with pytest.raises(TrainingError, match=r"epoch_2.pth: No space left on device; earlier checkpoints"):
+        runner.train()
+    work_dir = Path(runner.work_dir)
+    assert not list(work_dir.glob(".*.part"))
+    read_checkpoint(work_dir / "epoch_1.pth")
+    assert latest_checkpoint(work_dir) == work_dir / "epoch_1.pth"
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_runner):
+    runner = make_runner(train_cfg__max_epochs=1)
+    runner.train()
+    with torch.no_grad():
+        next(runner.model.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"not finite.*last good checkpoint is .*epoch_1.pth"):
+        runner.save_checkpoint(runner.work_dir, "epoch_2.pth")
+    assert not (Path(runner.work_dir) / "epoch_2.pth").exists()
+
+
+def test_latest_checkpoint(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    (tmp_path / "epoch_3.pth").touch()
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch_3.pth"
+    (tmp_path / "last_checkpoint").write_text("")  # killed while it was written
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch_3.pth"
+    (tmp_path / "epoch_2.pth").touch()
+    (tmp_path / "last_checkpoint").write_text("/moved/since/epoch_2.pth")
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch_2.pth"
+
+
+def test_files_that_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "file.pth"
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        read_checkpoint(path)
+    torch.save({"state_dict": Malicious()}, path)
+    with pytest.raises(CheckpointError, match="code"):
+        read_checkpoint(path)
+    path.write_bytes(pickle.dumps({"state_dict": Malicious()}, protocol=2))
+    with pytest.raises(CheckpointError, match=r"file\.pth"):
+        read_checkpoint(path)
+    assert not Path("touched").exists()
+    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="cut short"):
+        read_checkpoint(path)
+    path.write_text("not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"file\.pth"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_model_is_refused_whole(make_runner, tmp_path):
+    runner = make_runner()
+    other = {f"backbone.{name}": value for name, value in runner.model.backbone.state_dict().items()}
+    other["backbone.head.weight"] = torch.zeros(7, 64)
+    other["backbone.extra"] = other.pop("backbone.head.bias")
+    torch.save({"state_dict": other, "message_hub": {}}, tmp_path / "other.pth")
+    before = runner.model.backbone.head.weight.clone()
+    with pytest.raises(CheckpointError) as caught:
+        runner.load_checkpoint(str(tmp_path / "other.pth"))
+    for part in ("1 missing (backbone.head.bias)", "1 unexpected (backbone.extra)", "1 misshapen"):
+        assert part in str(caught.value)
+    assert torch.equal(runner.model.backbone.head.weight, before)

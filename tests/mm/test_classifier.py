@@ -1,0 +1,67 @@
+"""The classifier, its preprocessor and its metric."""
+
+import pytest
+import torch
+
+from vssm.mm.classifier import ClassificationPreprocessor, ImageClassifier
+from vssm.mm.errors import ConfigError
+from vssm.mm.metrics import TopAccuracy
+
+TINY = {"model_name": "test_vit", "num_classes": 4, "img_size": 32}
+
+
+def test_losses():
+    classifier = ImageClassifier(TINY, label_smoothing=0.1).eval()
+    images, labels = torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 3])
+    logits = classifier(images)
+    smooth = torch.nn.functional.one_hot(labels, 4) * 0.9 + 0.1 / 4
+    expected = -(smooth * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(classifier(images, labels, mode="loss")["loss"], expected)
+    torch.testing.assert_close(classifier(images, smooth, mode="loss")["loss"], expected)
+    predictions = classifier(images, labels, ["a", "b", "c"], mode="predict")
+    torch.testing.assert_close(torch.stack([p["scores"] for p in predictions]), logits.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "told"),
+    [
+        ({"model_name": "vim_tyni"}, "no model called 'vim_tyni'; did you mean .*vim_tiny"),
+        ({"model_name": "test_vit", "drop_pth_rate": 0.1}, "drop_pth_rate"),
+        ({"model_name": "vim_tiny", "depht": 2}, "depht"),
+    ],
+)
+def test_misspelt_backbones(backbone, told):
+    with pytest.raises(ConfigError, match=told):
+        ImageClassifier(backbone)
+
+
+def test_mixup_of_other_classes_is_refused():
+    mixup = {"type": "ClassificationPreprocessor", "mixup": {"mixup_alpha": 1.0, "num_classes": 7}}
+    with pytest.raises(ConfigError, match="labels of 7 classes, but the model has 4"):
+        ImageClassifier(TINY, data_preprocessor=mixup)
+
+
+def test_preprocessor_mixes_only_in_training():
+    preprocessor = ClassificationPreprocessor(mixup={"mixup_alpha": 1.0, "num_classes": 4, "label_smoothing": 0.1})
+    batch = {"inputs": torch.randn(4, 3, 8, 8), "label": torch.arange(4), "path": ["a"] * 4}
+    assert preprocessor(dict(batch))["label"].equal(batch["label"])
+    mixed = preprocessor({**batch, "inputs": batch["inputs"].clone()}, training=True)
+    assert mixed["label"].shape == (4, 4)
+    torch.testing.assert_close(mixed["label"].sum(-1), torch.ones(4))
+    with pytest.raises(ConfigError, match="batch has 3"):
+        preprocessor({key: value[:3] for key, value in batch.items()}, training=True)
+
+
+def test_preprocessor_scales_bytes():
+    preprocessor = ClassificationPreprocessor(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.5])
+    batch = {"inputs": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), "label": torch.tensor([0])}
+    assert preprocessor(batch)["inputs"][0, :, 0, 0].tolist() == [2.0, 2.0, 1.0]
+    with pytest.raises(ConfigError, match="mean and std together"):
+        ClassificationPreprocessor(mean=[0.5])
+
+
+def test_ties_and_nan_do_not_count_as_right():
+    metric = TopAccuracy(topk=(1, 2))
+    scores = [[0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [float("nan")] * 3, [0.5, 0.3, 0.2]]
+    metric.process({}, [{"scores": torch.tensor(row), "label": torch.tensor(0)} for row in scores])
+    assert metric.evaluate(4) == {"accuracy/top1": 25.0, "accuracy/top2": 50.0}

@@ -1,0 +1,89 @@
+"""Foreseeable failures of the tools: one sentence, a non-zero exit code, no traceback."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vssm.mm import cli
+
+_count = itertools.count()
+
+
+@pytest.fixture
+def fails(config_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> Callable[..., str]:
+    """Train with some options, expecting a failure; returns its sentence."""
+
+    def call(*options: object) -> str:
+        # mmengine keeps the logs of a process by this name.
+        named = tmp_path / "named.py"
+        named.write_text(f"_base_ = {str(config_file)!r}\nexperiment_name = 'test_cli_{next(_count)}'\n")
+        assert cli.train([str(named), "--work-dir", str(tmp_path / "work"), *map(str, options)]) == 1
+        told = capfd.readouterr().err
+        assert "Traceback" not in told
+        (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+        return line
+
+    return call
+
+
+def test_work_directory_that_cannot_be_written(fails, tmp_path):
+    (tmp_path / "file").touch()
+    assert "file/work cannot be written" in fails("--work-dir", tmp_path / "file/work")
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("train_cfg.max_epoch=2", "did you mean 'max_epochs'"),
+        ("model.backbone.model_name=vim_tinny", "did you mean vim_tiny"),
+        ("train_dataloader.dataset.spilt=train", "did you mean 'split'"),
+        ("train_dataloader.dataset.train=1", "at least one image of each"),
+        ("train_dataloader.dataset.transform.re_porb=0.5", "re_porb"),
+        ("model.backbone.num_classes=3", "the data have 10 classes, but the model 3"),
+    ],
+)
+def test_bad_configs(fails, option, told):
+    assert told in fails("--cfg-options", option)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")
+def test_fp16_needs_a_gpu(fails):
+    assert "--amp bf16" in fails("--amp", "fp16")
+
+
+def test_resume_from_files_that_are_no_checkpoints(fails, tmp_path):
+    path = tmp_path / "broken.pth"
+    path.write_bytes(b"PK\x03\x04 broken")
+    assert "broken.pth" in fails("--resume", path)
+    assert "absent.pth" in fails("--resume", tmp_path / "absent.pth")
+    torch.save({"weight": torch.zeros(1)}, path)
+    assert "without --resume" in fails("--resume", path)
+
+
+def test_an_image_that_cannot_be_read_is_named(fails, config_file, tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            (folder / "broken.png").write_bytes(b"not an image")
+    text = config_file.read_text()
+    start = text.index("_set = "), text.index("model = ")
+    images = (
+        f"_set = dict(type='ImageDataset', root={str(tmp_path / 'images')!r}, num_classes=10, "
+        "transform=dict(type='TimmTransform', input_size=32))\n"
+    )
+    config_file.write_text(text[: start[0]] + images + text[start[1] :])
+    for workers in (0, 1):
+        told = fails("--cfg-options", f"train_dataloader.num_workers={workers}", "train_dataloader.batch_size=2")
+        assert "broken.png cannot be read as an image" in told
+
+
+def test_unforeseen_errors_keep_their_traceback():
+    def bug(_: object) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        cli.run_tool(bug, None)

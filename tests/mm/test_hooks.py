@@ -1,0 +1,98 @@
+"""Hooks of a training."""
+
+import math
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from timm.scheduler import CosineLRScheduler
+
+from vssm.mm.config import load_config
+from vssm.mm.errors import TrainingError
+from vssm.mm.hooks import EpochHook
+
+SCHEDULES = Path(__file__).resolve().parents[2] / "configs/_base_/schedules"
+
+
+class Poison(Hook):
+    """Makes the weights useless before a step."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 5:
+            with torch.no_grad():
+                runner.model.backbone.head.bias.fill_(math.inf)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(make_runner):
+    runner = make_runner()
+    runner.register_hook(Poison())
+    with pytest.raises(TrainingError, match=r"loss is nan at step 6 \(epoch 2\).*epoch_1.pth"):
+        runner.train()
+
+
+def test_throughput_is_logged(make_runner):
+    runner = make_runner(train_cfg__max_epochs=1)
+    runner.train()
+    speeds, _ = runner.message_hub.get_scalar("train/images_per_second").data
+    assert len(speeds) == 4 and (speeds > 0).all()
+
+
+def test_random_state_depends_on_the_epoch(make_runner):
+    runner = make_runner()
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    hook, drawn = EpochHook(), {}
+    for epoch in (0, 1, 0):
+        runner.train_loop._epoch = epoch
+        hook.before_train_epoch(runner)
+        values = (numpy.random.rand(), torch.rand(()).item())
+        assert drawn.setdefault(epoch, values) == values
+    assert drawn[0] != drawn[1]
+
+
+def test_persistent_workers_are_refused(make_runner):
+    runner = make_runner(train_dataloader__num_workers=1, train_dataloader__persistent_workers=True)
+    with pytest.raises(TrainingError, match="persistent_workers"):
+        runner.train()
+
+
+def rates(schedulers: list[dict], epochs: int, steps: int) -> list[float]:
+    """The rate of each epoch's first step, base 1e-3, for schedulers by epochs or by steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    built = []
+    for options in schedulers:
+        options = dict(options)
+        kind = {"LinearLR": LinearLR, "CosineAnnealingLR": CosineAnnealingLR}[options.pop("type")]
+        if options.pop("convert_to_iter_based", False):
+            built.append(kind.build_iter_from_epoch(optimizer, epoch_length=steps, **options))
+        else:
+            built.append(kind(optimizer, **options))
+    found = []
+    for _ in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in built:
+            for _ in range(1 if scheduler.by_epoch else steps):
+                scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tolerance"),
+    [
+        ("deit_300e", {"t_initial": 300, "warmup_t": 5}, 1e-3),
+        ("swin_300e", {"t_initial": 280, "warmup_t": 20, "warmup_prefix": True}, 1e-2),
+    ],
+)
+def test_schedules_are_the_published_ones(name, options, tolerance):
+    """timm's scheduler, which both official trainings call, against our configs."""
+    config = load_config(SCHEDULES / f"{name}.py")
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = CosineLRScheduler(reference, lr_min=1e-5, warmup_lr_init=1e-6, **options)
+    expected = []
+    for epoch in range(300):
+        scheduler.step(epoch)
+        expected.append(reference.param_groups[0]["lr"])
+    assert rates(config.param_scheduler, 300, steps=10) == pytest.approx(expected, rel=tolerance)

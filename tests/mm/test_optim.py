@@ -1,0 +1,66 @@
+"""Parameter groups and precision."""
+
+from itertools import pairwise
+
+import timm
+import torch
+
+from vssm.mm.optim import GroupMatcherOptimWrapperConstructor
+
+OPTIMIZER = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.05}
+
+
+def groups_by_name(model, **paramwise):
+    wrapper = GroupMatcherOptimWrapperConstructor({"optimizer": OPTIMIZER}, paramwise or None)(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(p)]: group for group in wrapper.optimizer.param_groups for p in group["params"]}
+
+
+def test_weight_decay_follows_the_model():
+    model = timm.create_model("vim_tiny", depth=2, num_classes=3)
+    groups = groups_by_name(model)
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        excluded = parameter.ndim <= 1 or name.endswith(".bias") or name in model.no_weight_decay()
+        assert groups[name]["weight_decay"] == (0.0 if excluded else 0.05), name
+
+
+def test_layer_decay_follows_the_group_matcher():
+    model = timm.create_model("vim_tiny", depth=3, num_classes=3)
+    groups = groups_by_name(model, layer_decay=0.5)
+    rates = [groups[name]["lr"] for name in ("head.weight", *(f"blocks.{i}.norm.weight" for i in (2, 1, 0)))]
+    assert rates[0] == 1e-3
+    for later, earlier in pairwise(rates[1:]):
+        assert earlier == later / 2
+    assert groups["patch_embed.proj.weight"]["lr"] < rates[-1]
+
+
+def test_parameters_outside_the_backbone_are_trained_too():
+    model = torch.nn.ModuleDict(
+        {"backbone": timm.create_model("test_vit", num_classes=0), "head": torch.nn.Linear(4, 2)}
+    )
+    groups = groups_by_name(model, layer_decay=0.9)
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    assert groups["head.weight"]["lr"] == 1e-3
+
+
+def test_bfloat16_on_this_machine(make_runner):
+    runner = make_runner(optim_wrapper__type="Bfloat16OptimWrapper", train_cfg__max_epochs=1)
+    seen = []
+    runner.model.backbone.blocks[0].attn.qkv.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    runner.train()
+    assert torch.bfloat16 in seen
+    assert all(parameter.dtype == torch.float32 for parameter in runner.model.parameters())
+
+
+def test_accumulation_steps_every_other_time(make_runner):
+    runner = make_runner(optim_wrapper__accumulative_counts=2, train_cfg__max_epochs=1)
+    runner.train()
+    steps = {int(state["step"]) for state in runner.optim_wrapper.optimizer.state.values()}
+    assert steps == {2}
+
+
+def test_automatic_rate_follows_the_batch(make_runner):
+    runner = make_runner(auto_scale_lr={"base_batch_size": 16, "enable": True}, train_cfg__max_epochs=1)
+    runner.train()
+    assert {group["lr"] for group in runner.optim_wrapper.optimizer.param_groups} == {5e-4}

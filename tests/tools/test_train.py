@@ -1,0 +1,57 @@
+"""tools/train.py and tools/test.py, as a user calls them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def sentence(done) -> str:
+    """The one line that a foreseeable failure prints on stderr."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize("tool", ["train", "test", "predict"])
+def test_help(run, tool):
+    done = run(ROOT / f"tools/{tool}.py", "--help")
+    assert done.returncode == 0 and "usage" in done.stdout
+
+
+def test_train_then_evaluate(train, run, config, tmp_path):
+    work = tmp_path / "work"
+    options = ("--amp", "bf16", "--seed", 3, "--auto-scale-lr", "--cfg-options", "train_cfg.max_epochs=2")
+    done = train("--work-dir", work, *options)
+    assert done.returncode == 0, done.stderr
+    log = done.stdout + done.stderr
+    assert "images_per_second" in log and "Scaling the original LR by 0.5" in log
+    assert list(work.glob("*/vis_data/events.out.tfevents*"))
+    validated = float(re.findall(r"Epoch\(val\) \[2\].*accuracy/top1: ([\d.]+)", log)[-1])
+
+    done = run(ROOT / "tools/test.py", config, work / "epoch_2.pth", "--work-dir", tmp_path / "test")
+    assert done.returncode == 0, done.stderr
+    tested = float(re.findall(r"accuracy/top1: ([\d.]+)", done.stdout + done.stderr)[-1])
+    assert tested == validated
+
+    _a_full_disk_loses_nothing(run, config, work)
+
+
+def _a_full_disk_loses_nothing(run, config, work):
+    """A limit on the size of files stands for the full disk: the next checkpoint cannot be written."""
+    limited = (
+        "import resource, runpy, sys; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({10**6}, resource.RLIM_INFINITY)); "
+        "sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    before = sorted(path.name for path in work.glob("*.pth"))
+    done = run("-c", limited, ROOT / "tools/train.py", config, "--work-dir", work, "--resume")
+    told = sentence(done)
+    assert "cannot write the checkpoint" in told and "epoch_3.pth" in told and "intact" in told
+    assert sorted(path.name for path in work.glob("*.pth")) == before
+    torch.load(work / "epoch_2.pth", weights_only=True)
