@@ -62,7 +62,8 @@ def draw_images(config: Path) -> Path:
 
 def draw_some(checkpoint: Path, images: Path, picture: Path) -> Path:
     """A picture of predictions for some images, the same in each run."""
-    paths = random.Random(0).sample(sorted(path for path in images.rglob("*.*")), PICTURED)
+    paths = sorted(images.rglob("*.*"))
+    paths = random.Random(0).sample(paths, min(PICTURED, len(paths)))
     predictor = load_predictor(None, checkpoint)
     opened = [read_rgb(str(path), str(path)) for path in paths]
     truths = [path.parent.name for path in paths]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = """
 _base_ = {base!r}
-_set = dict(type='ShapesDataset', root={data!r}, train=32, val=20, image_size=32)
+_set = dict(type='ShapesDataset', root={data!r}, train=32, val=20, image_size=32, seed=0)
 _transform = dict(type='TimmTransform', input_size=32)
 model = dict(
     type='ImageClassifier',
