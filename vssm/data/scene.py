@@ -22,10 +22,10 @@ SMALL_RADIUS = (0.06, 0.10)
 SMALL_SHAPES = (1, 3)
 CLUTTER = (4, 10)
 # Greatest tilt of the large shape against upright, in radians. The small ones are turned by any angle.
-TILT = 0.7
+TILT = 0.8
 # Grounds are dark and shapes are brighter by at least this much (of 255), of any hue.
-DARKEST_TO_BRIGHTEST_GROUND = (0.0, 130.0)
-LEAST_CONTRAST = 90.0
+DARKEST_TO_BRIGHTEST_GROUND = (0.0, 110.0)
+LEAST_CONTRAST = 100.0
 # A small shape at least this much covered by others is left out, so that every annotated one can be recognised.
 LEAST_VISIBLE = 0.6
 _BRIGHTNESS = np.array([0.299, 0.587, 0.114])
@@ -158,7 +158,7 @@ def _texture(random: np.random.Generator, colour: NDArray[np.float64], size: int
         lambda: _clouds(random, size),
     )
     pattern = patterns[random.integers(len(patterns))]()
-    tint = random.normal(0, 16, 3)
+    tint = random.normal(0, 14, 3)
     return (colour + pattern[..., None] * tint).astype(np.float32)
 
 
@@ -178,5 +178,5 @@ def _photograph(random: np.random.Generator, image: Pixels) -> NDArray[np.uint8]
     light = random.uniform(0.8, 1.15) + slope * (np.cos(angle) * column + np.sin(angle) * row)
     lit = Image.fromarray(np.clip(image * light[..., None], 0, 255).astype(np.uint8))
     blurred = np.asarray(lit.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.01) * size)), dtype=np.float32)
-    noise = random.normal(0, random.uniform(0, 10), image.shape)
+    noise = random.normal(0, random.uniform(0, 8), image.shape)
     return np.clip(blurred + noise, 0, 255).astype(np.uint8)
