@@ -92,8 +92,11 @@ def test_tar(folder: Path) -> None:
 
 def test_tar_read_by_loader_workers(folder: Path) -> None:
     pack(folder / "train", folder / "train.tar")
-    loader = DataLoader(ImageDataset(folder / "train.tar", transform=TRANSFORM), batch_size=5, num_workers=2)
-    batches = list(loader)
+    dataset = ImageDataset(folder / "train.tar", transform=TRANSFORM)
+    assert dataset[3]["label"] == 0, "a read in this process must not disturb those of the workers"
+    batches = list(DataLoader(dataset, batch_size=5, num_workers=2))
+    reds = torch.cat([batch["inputs"][:, 0, 0, 0] for batch in batches])
+    assert sorted(round(red, 3) for red in reds.tolist()) == sorted(red for _, red, _ in expected())
     assert [len(batch["label"]) for batch in batches] == [5, 5, 2]
     labels = torch.cat([batch["label"] for batch in batches])
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and labels.dtype == torch.int64
@@ -126,7 +129,7 @@ def test_hugging_face_table_offline(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Two WebDataset shards of six images; one of them has 16 bits."""
+    """Two WebDataset shards of six images."""
     webdataset = pytest.importorskip("webdataset")
     rows = [(label, number) for label in range(3) for number in range(PER_CLASS)]
     for shard in range(2):
@@ -156,6 +159,27 @@ def test_shards_in_training_are_shuffled_by_epoch(shards: Path) -> None:
     assert len(dataset) == 12 and len(list(dataset)) == 12
     dataset.set_epoch(1)
     assert len(list(dataset)) == 12
+
+
+def test_sixteen_bits_in_a_shard_are_scaled(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    file = io.BytesIO()
+    Image.fromarray(np.full((20, 20), 128 * 257, dtype=np.uint16)).save(file, "PNG")
+    with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
+        writer.write({"__key__": "grey", "png": file.getvalue(), "cls": "0"})
+    transform = dict(TRANSFORM, mean=(0.0,) * 3, std=(1.0,) * 3)
+    (sample,) = StreamedImageDataset(tmp_path, "train-0.tar|1", reader="wds/", transform=transform)
+    torch.testing.assert_close(sample["inputs"], torch.full((3, 16, 16), 128 / 255))
+
+
+def test_a_bad_image_in_a_shard_is_dropped_with_a_warning(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(shards / "train-2.tar")) as writer:
+        writer.write({"__key__": "broken", "png": encoded(0, 0)[:50], "cls": "0"})
+    dataset = StreamedImageDataset(shards, "train-{0..2}.tar|13", reader="wds/", transform=TRANSFORM)
+    with caplog.at_level(logging.WARNING):
+        assert seen(dataset) == expected()
+    assert "Ignoring" in caplog.text
 
 
 def test_labels_of_a_stream_are_checked(shards: Path) -> None:
@@ -243,8 +267,10 @@ def test_a_class_folder_without_images_is_named(folder: Path) -> None:
 
 def test_images_beside_the_class_folders_are_refused(folder: Path) -> None:
     image_of(0, 0).save(folder / "train" / "stray.png")
-    with pytest.raises(ValueError, match="images that lie in no class folder"):
-        ImageDataset(folder, "train", transform=TRANSFORM)
+    pack(folder / "train", folder / "packed.tar")
+    for split in ("train", "packed"):
+        with pytest.raises(ValueError, match="images that lie in no class folder"):
+            ImageDataset(folder, split, transform=TRANSFORM)
 
 
 def test_more_classes_than_the_model_has(folder: Path) -> None:

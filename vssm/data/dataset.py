@@ -67,7 +67,9 @@ class ImageDataset(Dataset):
         else:
             where = find_split(root, split)
             self.source = str(where)
-            self.reader = open_reader(reader, where, split, options)
+            # A tar file kept open would be shared with loader workers, which would move each other's place in it.
+            defaults = dict(cache_tarfiles=False) if where.is_file() else {}
+            self.reader = open_reader(reader, where, split, {**defaults, **options})
             check_folder_classes(where, self.reader, num_classes, mapped="class_map" in options)
         self.transform = build_transform(transform)
         self.num_classes = num_classes
@@ -107,10 +109,8 @@ class ImageDataset(Dataset):
         return _sample(self.transform(image), label, path, self.num_classes)
 
     def _path(self, index: int, file: io.IOBase) -> str:
-        if isinstance(
-            file, io.BytesIO
-        ):  # a row of a table, which has no path; reading the row again would cost as much
-            return f"{self.source}[{index}]"
+        if isinstance(file, io.BytesIO):
+            return f"{self.source}[{index}]"  # a row of a table: its path, if it has one, costs reading the row again
         name = self.reader.filename(index, absolute=True)
         return name if Path(name).is_absolute() else f"{self.source}:{name}"
 

@@ -45,7 +45,7 @@ def check_folder_classes(where: Path, reader: Reader, num_classes: int | None, *
     """
     is_folder = isinstance(reader, ReaderImageFolder)
     classes = reader.class_to_idx if is_folder else reader.class_name_to_idx
-    if "" in classes:
+    if "" in classes or "." in classes:
         raise ValueError(f"{where} holds images that lie in no class folder; expected one folder per class")
     if is_folder and not mapped:
         _check_no_empty_folder(where, reader.filenames())
