@@ -11,8 +11,8 @@ from PIL import Image
 
 from vssm.data.linear_baseline import linear_accuracy
 from vssm.data.scene import draw_scene
-from vssm.data.shapes import ensure_shapes
-from vssm.data.silhouettes import KINDS
+from vssm.data.shapes import VERSION, ensure_shapes
+from vssm.data.silhouettes import KINDS, SILHOUETTES
 
 SMALL = dict(train=20, val=10, image_size=32)
 
@@ -185,6 +185,21 @@ def test_run_lengths_are_read_by_pycocotools(folder: Path) -> None:
         segmentation = annotation["segmentation"]
         encoded = mask_api.frPyObjects(segmentation, *segmentation["size"])
         assert np.array_equal(mask_api.decode(encoded).astype(bool), decode(segmentation))
+
+
+def test_outlines_lie_within_their_radius_and_fill_it() -> None:
+    for name, silhouette in SILHOUETTES.items():
+        reach = np.linalg.norm(silhouette()[0], axis=1).max()
+        assert 0.8 < reach < 1.01, name
+    assert list(KINDS) == sorted(KINDS), "class folders are labelled in this order"
+
+
+def test_another_drawing_needs_another_version() -> None:
+    """Sets on disk are found by their version: with other scenes, raise VERSION and type the new means here."""
+    means = [draw_scene(np.random.default_rng([0, 0, kind]), kind, 64).image.mean() for kind in range(len(KINDS))]
+    # The tolerance is for other releases of Pillow, which may round otherwise.
+    assert VERSION == 1
+    assert means == pytest.approx([54.9, 65.2, 86.8, 101.6, 105.4, 78.4, 96.7, 76.6, 55.5, 77.4], abs=0.3)
 
 
 @pytest.mark.parametrize("size", [16, 33, 96])

@@ -36,8 +36,9 @@ def triangle() -> list[Outline]:
     return [_around(1.0, _turn(3))]
 
 
-def square() -> list[Outline]:
-    return [_around(1.0, _turn(4) + np.pi / 4)]
+def hourglass() -> list[Outline]:
+    wide, waist, high = 0.62, 0.1, 0.78
+    return [np.array([[-wide, -high], [wide, -high], [waist, 0], [wide, high], [-wide, high], [-waist, 0]])]
 
 
 def cross() -> list[Outline]:
@@ -58,14 +59,14 @@ def crescent() -> list[Outline]:
     centre, inner_radius = 0.62, np.hypot(np.cos(tip) - 0.62, np.sin(tip))
     inner_tip = np.arctan2(np.sin(tip), np.cos(tip) - centre)
     inner = _around(inner_radius, np.linspace(2 * np.pi - inner_tip, inner_tip, 40)) + np.array([centre, 0.0])
-    return [np.concatenate([outer, inner]) + np.array([0.2, 0.0])]
+    return [0.9 * (np.concatenate([outer, inner]) + np.array([0.2, 0.0]))]
 
 
 def heart() -> list[Outline]:
     t = np.linspace(0.0, 2 * np.pi, 60, endpoint=False)
     x = 16 * np.sin(t) ** 3
     height = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return [np.stack([x, -height - 2.0], axis=1) / 16.5]
+    return [np.stack([x, -height - 2.0], axis=1) / 17.9]
 
 
 def arrow() -> list[Outline]:
@@ -84,6 +85,6 @@ def spiral() -> list[Outline]:
 # The order is that of the class folders (by name), so that an index into it is the label everywhere.
 SILHOUETTES: dict[str, Callable[[], list[Outline]]] = {
     function.__name__: function
-    for function in (arrow, crescent, cross, disc, heart, ring, spiral, square, star, triangle)
+    for function in (arrow, crescent, cross, disc, heart, hourglass, ring, spiral, star, triangle)
 }
 KINDS: tuple[str, ...] = tuple(SILHOUETTES)
