@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-import _checkout  # noqa: F401
+import _setup  # noqa: F401
 from rich.progress import Progress
 
 from vssm.data import ensure_shapes, read_rgb

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-import _checkout  # noqa: F401
+import _setup  # noqa: F401
 
 from vssm.mm.arguments import predict_parser
 from vssm.mm.cli import run_tool

@@ -2,7 +2,7 @@
 
 import sys
 
-import _checkout  # noqa: F401
+import _setup  # noqa: F401
 
 from vssm.mm.cli import train
 

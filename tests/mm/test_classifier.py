@@ -22,6 +22,15 @@ def test_losses():
     torch.testing.assert_close(torch.stack([p["scores"] for p in predictions]), logits.softmax(-1))
 
 
+def test_a_training_starts_from_the_weights_of_the_backbone(make_runner):
+    """test_vit has a method init_weights, which mmengine would call."""
+    runner = make_runner(optim_wrapper__optimizer__lr=0.0, train_cfg__max_epochs=1)
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    runner.train()
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 @pytest.mark.parametrize(
     ("backbone", "told"),
     [

@@ -2,9 +2,11 @@
 
 from itertools import pairwise
 
+import pytest
 import timm
 import torch
 
+from vssm.mm.config import set_precision
 from vssm.mm.optim import GroupMatcherOptimWrapperConstructor
 
 OPTIMIZER = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.05}
@@ -64,3 +66,21 @@ def test_automatic_rate_follows_the_batch(make_runner):
     runner = make_runner(auto_scale_lr={"base_batch_size": 16, "enable": True}, train_cfg__max_epochs=1)
     runner.train()
     assert {group["lr"] for group in runner.optim_wrapper.optimizer.param_groups} == {5e-4}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_resumes_on_a_gpu(make_runner, small_config, amp):
+    """Two epochs at once, and one epoch that is resumed for another."""
+    set_precision(small_config, amp)
+    small_config.model.data_preprocessor = {
+        "type": "ClassificationPreprocessor",
+        "mixup": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "num_classes": 10},
+    }
+    whole = make_runner()
+    whole.train()
+    make_runner(train_cfg__max_epochs=1, work_dir=f"{small_config.work_dir}/parts").train()
+    parts = make_runner(train_cfg__max_epochs=2, resume=True)
+    parts.train()
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-2, atol=1e-3, msg=name)

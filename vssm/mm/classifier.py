@@ -110,6 +110,13 @@ class ImageClassifier(BaseModel):
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.soft_loss = SoftTargetCrossEntropy()
 
+    def init_weights(self) -> None:
+        """Nothing: timm's constructors have initialised or loaded the weights.
+
+        mmengine calls this before a training, and would call the backbone's own method of this name, which some timm
+        models have; pretrained weights would be lost.
+        """
+
     def forward(
         self, inputs: Tensor, label: Tensor | None = None, path: list[str] | None = None, mode: str = "tensor"
     ) -> Tensor | dict[str, Tensor] | list[dict]:

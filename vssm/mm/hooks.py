@@ -125,7 +125,8 @@ class ProgressBarHook(Hook):
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[values]}"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=console,
             expand=True,
         )

@@ -56,8 +56,14 @@ class ClassificationRunner(Runner):
             )
 
     def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
-        """Build mmengine's logger, and let the library's own messages go where it writes."""
+        """Build mmengine's logger, and let the library's own messages go where it writes.
+
+        Pages of text (the environment, the whole config, the order of hooks) go to the log file only.
+        """
         logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_short)
         library = logging.getLogger("vssm")
         library.handlers = list(logger.handlers)
         library.setLevel(logging.INFO)
@@ -132,3 +138,7 @@ class ClassificationRunner(Runner):
         self._has_loaded = True
         self.logger.info(f"Load checkpoint from {filename}")
         return checkpoint
+
+
+def _is_short(record: logging.LogRecord) -> bool:
+    return record.getMessage().count("\n") < 10

@@ -1,0 +1,17 @@
+"""What must stand before torch is imported: imported first by every tool."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# OpenMP threads that wait by spinning cost several times the work where processes share cores: two trainings, or one
+# and its data workers.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# albumentations asks the network for a newer version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+# A checkout that is not installed; an installed vssm comes first.
+if importlib.util.find_spec("vssm") is None:
+    root = Path(__file__).resolve().parents[1]
+    sys.path[1:1] = [str(root), str(root / "kernels")]
