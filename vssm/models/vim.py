@@ -27,7 +27,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from vssm.models._base import Plain, build
-from vssm.nn import OrderTable, PatchStem, SelectiveScan, StreamRMSNorm
+from vssm.nn import OrderTable, PatchStem, SelectiveScan, StreamRMSNorm, concrete
 from vssm.ops import causal_conv1d
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
 
@@ -212,6 +212,7 @@ def resize_position(position: Tensor, old_grid: tuple[int, int], height: int, wi
     official: the first row is taken for the class token's, which shifts half of the positions by one. Here: the middle
     row, because that is where the class token sits; released weights are used as they are either way.
     """
+    height, width = concrete(height), concrete(width)  # interpolation has no gradient for torch.compile's symbols
     if (height, width) == tuple(old_grid):
         return position
     old_middle, middle = old_grid[0] * old_grid[1] // 2, height * width // 2

@@ -3,7 +3,7 @@
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.downsample import ConvDownsample, PatchMerging
 from vssm.nn.norm import StreamRMSNorm
-from vssm.nn.order_table import OrderTable
+from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import ConvStem, PatchStem
 
@@ -16,4 +16,5 @@ __all__ = [
     "PatchStem",
     "SelectiveScan",
     "StreamRMSNorm",
+    "concrete",
 ]

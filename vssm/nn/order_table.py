@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vssm.scan import OrderFunction
 
+Tables = dict[tuple[int, int, torch.device], Tensor]
+
 
 class OrderTable:
     """Look up an order's table for a grid and a device: (height, width, device) -> (directions, steps) int32.
@@ -19,19 +21,35 @@ class OrderTable:
 
     def __init__(self, order: OrderFunction):
         self.order = order
-        self._lookup = _constant_lookup(order)
+        self._tables: Tables = {}
+        self._fill = _make_fill(order, self._tables)
 
     def __call__(self, height: int, width: int, device: torch.device) -> Tensor:
-        # len(range(n)) turns torch.compile's symbolic sizes into integers, which the constant lookup needs.
-        return self._lookup(len(range(height)), len(range(width)), device)
+        place = concrete(height), concrete(width), device
+        self._fill(*place)
+        return self._tables[place]
 
     def __reduce__(self):
         return OrderTable, (self.order,)
 
 
-def _constant_lookup(order: OrderFunction) -> Callable[[int, int, torch.device], Tensor]:
-    @torch.compiler.assume_constant_result
-    def lookup(height: int, width: int, device: torch.device) -> Tensor:
-        return order(height, width).on(device)
+def concrete(size: int) -> int:
+    """The plain integer behind a size that torch.compile may hold as a symbol: it then compiles for this very size."""
+    return len(range(size))
 
-    return lookup
+
+def _make_fill(order: OrderFunction, tables: Tables) -> Callable[[int, int, torch.device], bool]:
+    """A function that puts a table into `tables`.
+
+    torch.compile runs it while it traces and takes its result for a constant; the table itself then comes from a
+    dict like any other tensor. Marked as a constant itself, a second table would clash with the first (torch 2.11).
+    """
+
+    @torch.compiler.assume_constant_result
+    def fill(height: int, width: int, device: torch.device) -> bool:
+        place = height, width, device
+        if place not in tables:
+            tables[place] = order(height, width).on(device)
+        return True
+
+    return fill
