@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from vssm.mm.checkpoint import latest_checkpoint, read_checkpoint, replace_atomically
@@ -88,6 +89,20 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
     path.write_text("not a checkpoint")
     with pytest.raises(CheckpointError, match=r"file\.pth"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("backbone", [{"model_name": "test_vit"}, {"model_name": "vim_tiny", "depth": 1}])
+def test_weights_alone_are_loaded_for_evaluation_and_not_resumed(make_runner, tmp_path, backbone):
+    backbone = {**backbone, "num_classes": 10, "img_size": 32}
+    weights = timm.create_model(**backbone).state_dict()
+    torch.save({"model": weights}, tmp_path / "weights.pth")
+    runner = make_runner(model__backbone={"_delete_": True, **backbone}, load_from=str(tmp_path / "weights.pth"))
+    runner.test()
+    for name, value in runner.model.backbone.state_dict().items():
+        assert torch.equal(value, weights[name])
+    runner = make_runner(resume=True)
+    with pytest.raises(CheckpointError, match="without --resume"):
+        runner.train()
 
 
 def test_a_checkpoint_of_another_model_is_refused_whole(make_runner, tmp_path):

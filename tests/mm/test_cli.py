@@ -81,6 +81,13 @@ def test_an_image_that_cannot_be_read_is_named(fails, config_file, tmp_path):
         assert "broken.png cannot be read as an image" in told
 
 
+def test_options_that_are_no_pairs(config_file, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.train([str(config_file), "--cfg-options", "train_cfg.max_epochs"])
+    assert caught.value.code == 2
+    assert "takes KEY=VALUE" in capsys.readouterr().err
+
+
 def test_unforeseen_errors_keep_their_traceback():
     def bug(_: object) -> None:
         raise ValueError("a bug")

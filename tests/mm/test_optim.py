@@ -55,6 +55,16 @@ def test_bfloat16_on_this_machine(make_runner):
     assert all(parameter.dtype == torch.float32 for parameter in runner.model.parameters())
 
 
+def test_compiling_leaves_names_as_they_are(make_runner):
+    runner = make_runner(compile={"backend": "eager"}, train_cfg__max_epochs=1)
+    names = list(runner.model.state_dict())
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    runner.train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert list(runner.model.state_dict()) == names
+
+
 def test_accumulation_steps_every_other_time(make_runner):
     runner = make_runner(optim_wrapper__accumulative_counts=2, train_cfg__max_epochs=1)
     runner.train()

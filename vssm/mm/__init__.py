@@ -3,6 +3,11 @@
 A config names this package in ``custom_imports``; importing it registers everything here with mmengine.
 """
 
+try:
+    import mmengine  # noqa: F401
+except ImportError as error:
+    raise ImportError("training needs mmengine: pip install 'vssm[train]'") from error
+
 from vssm.mm import checkpoint, classifier, datasets, hooks, metrics, optim, runner
 
 __all__ = ["checkpoint", "classifier", "datasets", "hooks", "metrics", "optim", "runner"]

@@ -6,6 +6,18 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 
+class Options(DictAction):
+    """``KEY=VALUE`` pairs, with values as mmengine reads them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list, *rest: object
+    ) -> None:
+        for value in values:
+            if "=" not in value:
+                parser.error(f"--cfg-options takes KEY=VALUE, but got {value!r}")
+        super().__call__(parser, namespace, values, *rest)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the configuration file and the options of both tools."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file, such as configs/.../x.py")
@@ -20,7 +32,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=Options,
         default={},
         metavar="KEY=VALUE",
         help="change the config: --cfg-options train_cfg.max_epochs=10 train_dataloader.batch_size=64",

@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from vssm import models
 from vssm.mm.errors import TrainingError
 from vssm.models import CheckpointError
 
@@ -201,6 +202,20 @@ def to_plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value.item() if isinstance(value, numpy.generic) else value
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Load a file of weights, in the official layout of the model or in timm's, all of them or none.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit.
+    """
+    if hasattr(backbone, "convert_checkpoint"):
+        models.load_checkpoint(backbone, path)
+    else:
+        weights = models.read_checkpoint(path)
+        check_fits(backbone, weights, path)
+        backbone.load_state_dict(weights)
 
 
 def _some(keys: list[str], count: int = 3) -> str:

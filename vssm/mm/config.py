@@ -145,13 +145,14 @@ def set_precision(config: Config, amp: str) -> None:
         ConfigError: fp16 without a GPU, or bf16 on a GPU that lacks it.
     """
     check_precision(amp)
-    if amp == "bf16":
-        config.optim_wrapper.type = "Bfloat16OptimWrapper"
-    elif amp == "fp16":
-        config.optim_wrapper.type = "AmpOptimWrapper"
-        config.optim_wrapper.dtype = "float16"
-    else:
-        config.optim_wrapper.type = "OptimWrapper"
+    for name in ("dtype", "loss_scale"):
+        config.optim_wrapper.pop(name, None)
+    wrappers = {
+        "off": {"type": "OptimWrapper"},
+        "bf16": {"type": "Bfloat16OptimWrapper"},
+        "fp16": {"type": "AmpOptimWrapper", "dtype": "float16"},
+    }
+    config.optim_wrapper.update(wrappers[amp])
 
 
 def check_precision(amp: str) -> None:

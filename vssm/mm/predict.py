@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from vssm.data import build_transform, read_rgb
 from vssm.data.transforms import Transform
-from vssm.mm.checkpoint import check_fits, read_checkpoint
+from vssm.mm.checkpoint import check_fits, load_backbone, read_checkpoint
 from vssm.mm.classifier import create_backbone
 from vssm.mm.cli import make_directory
 from vssm.mm.errors import ConfigError
-from vssm.models import load_checkpoint
 from vssm.viz import draw_predictions
 
 
@@ -67,7 +66,7 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
             model = _published(name)
         else:
             model = create_backbone(name)
-            load_checkpoint(model, checkpoint)
+            load_backbone(model, checkpoint)
         transform = create_transform(**resolve_data_config({}, model=model))
     names = _labels(model.num_classes, labels, names)
     return Predictor(model.to("cuda" if torch.cuda.is_available() else "cpu"), transform, names)

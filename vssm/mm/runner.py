@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from vssm.data import StreamedImageDataset
-from vssm.mm.checkpoint import check_fits, read_checkpoint, replace_atomically
+from vssm.mm.checkpoint import check_fits, load_backbone, read_checkpoint, replace_atomically
 from vssm.mm.errors import ConfigError, TrainingError
-from vssm.models import CheckpointError, load_checkpoint
+from vssm.models import CheckpointError
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
@@ -131,7 +131,7 @@ class ClassificationRunner(Runner):
         elif self._resume:
             raise CheckpointError(f"{filename} holds weights but no training: start from it without --resume")
         else:
-            load_checkpoint(model.backbone, filename)
+            load_backbone(model.backbone, filename)
             checkpoint = {"state_dict": model.state_dict()}
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
