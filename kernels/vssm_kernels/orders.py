@@ -52,3 +52,16 @@ def order_facts(order: Tensor | None, tokens: int) -> OrderFacts:
     if len(_facts) > _FACTS_KEPT:
         _facts.popitem(last=False)
     return facts
+
+
+def output_rows(
+    order: Tensor | None,
+    tokens: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Memory for the rows of tokens that a walk writes: zeroed unless it writes every row, once."""
+    facts = order_facts(order, tokens)
+    make = torch.empty if facts.covers and not facts.repeats else torch.zeros
+    return make(shape, dtype=dtype, device=device)

@@ -6,6 +6,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 
@@ -18,25 +21,36 @@ static inline vec splat(float x) { return (vec){} + x; }
 
 static inline vec select_vec(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
-/* 2^x, relative error below 2e-7 for x > -126; 0 below. */
-static inline vec exp2_vec(vec x) {
-    const ivec underflow = x < -126.0f;
-    x = select_vec(x > 127.0f, splat(127.0f), select_vec(underflow, splat(0.0f), x));
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
-    const vec shifted = x + magic;
-    const vec f = x - (shifted - magic);
-    const ivec n = (ivec)shifted - (ivec)splat(magic);
-    vec p = splat(1.5252734e-5f);
-    p = p * f + 1.5403530e-4f;
+/* 2^f for f in [-0.5, 0.5], relative error below 2e-7. */
+static inline vec exp2_fraction(vec f) {
+    vec p = splat(1.5403530e-4f);
     p = p * f + 1.3333558e-3f;
     p = p * f + 9.6181291e-3f;
     p = p * f + 5.5504109e-2f;
     p = p * f + 2.4022651e-1f;
     p = p * f + 6.9314718e-1f;
-    p = p * f + 1.0f;
-    const vec result = (vec)((ivec)p + (n << 23));
-    return select_vec(underflow, splat(0.0f), select_vec(x != x, x, result)); /* a NaN stays one */
+    return p * f + 1.0f;
 }
+
+/* 2^x; 0 where that underflows, and NaN for NaN. */
+#ifdef __AVX512F__
+static inline vec exp2_vec(vec x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
+    const vec bounded = (vec)_mm512_max_ps((__m512)splat(-200.0f), (__m512)x); /* keeps NaN, not minus infinity */
+    const vec n = (bounded + magic) - magic;
+    return (vec)_mm512_scalef_ps((__m512)exp2_fraction(bounded - n), (__m512)n);
+}
+#else
+static inline vec exp2_vec(vec x) {
+    const ivec underflow = x < -126.0f;
+    const vec bounded = select_vec(x > 127.0f, splat(127.0f), select_vec(underflow, splat(0.0f), x));
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
+    const vec shifted = bounded + magic;
+    const ivec n = (ivec)shifted - (ivec)splat(magic);
+    const vec result = (vec)((ivec)exp2_fraction(bounded - (shifted - magic)) + (n << 23));
+    return select_vec(underflow, splat(0.0f), select_vec(x != x, x, result));
+}
+#endif
 
 static inline vec load_lanes(const float *from, int lanes) {
     vec x = splat(0.0f);
@@ -45,10 +59,17 @@ static inline vec load_lanes(const float *from, int lanes) {
     return x;
 }
 
-static inline void add_lanes(float *to, vec x, int lanes) {
-    vec sum = load_lanes(to, lanes) + x;
-    if (lanes == LANES) memcpy(to, &sum, sizeof sum);
-    else memcpy(to, &sum, 4 * (size_t)lanes);
+static inline void store_lanes(float *to, vec x, int lanes) {
+    if (lanes == LANES) memcpy(to, &x, sizeof x);
+    else memcpy(to, &x, 4 * (size_t)lanes);
+}
+
+static inline void add_lanes(float *to, vec x, int lanes) { store_lanes(to, load_lanes(to, lanes) + x, lanes); }
+
+/* A token's row: added to where an order may visit tokens twice, else written once. */
+static inline void put_lanes(float *to, vec x, int lanes, int64_t add) {
+    if (add) add_lanes(to, x, lanes);
+    else store_lanes(to, x, lanes);
 }
 
 /* Zeroed, aligned memory for `count` vectors; NULL when there is none. */

@@ -8,12 +8,13 @@
 
 typedef struct {
     int64_t batch, tokens, directions, channels, width, steps, silu;
+    int64_t add; /* whether a token may be visited twice: then outputs are added to zeros */
     const float *x, *weight, *bias; /* weight: (directions, width, channels); bias may be NULL */
     const int32_t *order;
     strides sx;
-    float *y;        /* (batch, tokens, directions, channels), zeroed: outputs are added */
-    const float *dy; /* like y; the rest for the backward only, all zeroed */
-    float *dx;       /* (batch, tokens, channels) */
+    float *y;        /* (batch, tokens, directions, channels), zeroed where the order leaves tokens out */
+    const float *dy; /* like y; the rest for the backward only */
+    float *dx;       /* (batch, tokens, channels), zeroed: directions add up */
     float *dweight;  /* (batch, directions, width, channels) */
     float *dbias;    /* (batch, directions, channels) */
 } conv_args;
@@ -74,7 +75,7 @@ int vssm_conv_forward(const conv_args *a, int64_t first, int64_t last) {
                 const int64_t token = token_at(&p, k, step);
                 if (token < 0) continue;
                 const vec sum = weighted_sum(&p, weight, window, bias);
-                add_lanes(a->y + y_row(&p, k, token), a->silu ? sum * sigmoid_vec(sum) : sum, p.lanes);
+                put_lanes(a->y + y_row(&p, k, token), a->silu ? sum * sigmoid_vec(sum) : sum, p.lanes, a->add);
             }
         }
     }
@@ -111,9 +112,9 @@ int vssm_conv_backward(const conv_args *a, int64_t first, int64_t last) {
                 if (leaving >= 0) add_lanes(a->dx + (p.b * a->tokens + leaving) * a->channels + p.c, dwindow[0], p.lanes);
             }
             const int64_t own = p.b * a->directions + k;
-            add_lanes(a->dbias + own * a->channels + p.c, dbias, p.lanes);
+            store_lanes(a->dbias + own * a->channels + p.c, dbias, p.lanes);
             for (int64_t j = 0; j < a->width; j++)
-                add_lanes(a->dweight + (own * a->width + j) * a->channels + p.c, dweight[j], p.lanes);
+                store_lanes(a->dweight + (own * a->width + j) * a->channels + p.c, dweight[j], p.lanes);
         }
     }
     return 0;

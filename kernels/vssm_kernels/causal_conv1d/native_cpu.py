@@ -11,7 +11,7 @@ from torch import Tensor
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.orders import order_facts
+from vssm_kernels.orders import order_facts, output_rows
 
 _SOURCE = Path(__file__).with_name("native.c")
 _WIDTH_MAX = 16  # as in native.c
@@ -21,7 +21,7 @@ class _CArguments(ctypes.Structure):
     """conv_args of native.c."""
 
     _fields_ = [
-        *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels", "width", "steps", "silu")),
+        *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels", "width", "steps", "silu", "add")),
         *((n, ctypes.c_void_p) for n in ("x", "weight", "bias", "order")),
         ("sx", Strides),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "dx", "dweight", "dbias")),
@@ -29,18 +29,16 @@ class _CArguments(ctypes.Structure):
 
 
 def conv(args: ConvArguments) -> Tensor:
-    order_facts(args.order, args.x.shape[1])  # refuses entries out of range, which C would not
-    y = torch.zeros(args.output_shape)
+    y = output_rows(args.order, args.x.shape[1], args.output_shape)
     _run("vssm_conv_forward", args, y=y)
     return y.to(args.x.dtype)
 
 
 def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    order_facts(args.order, args.x.shape[1])
     batch, tokens, directions, channels = args.output_shape
     dx = torch.zeros(batch, tokens, channels)
-    dweight = torch.zeros(batch, directions, args.weight.shape[2], channels)
-    dbias = torch.zeros(batch, directions, channels)
+    dweight = torch.empty(batch, directions, args.weight.shape[2], channels)
+    dbias = torch.empty(batch, directions, channels)
     dy = gradient.float().contiguous()
     _run("vssm_conv_backward", args, dy=dy, dx=dx, dweight=dweight, dbias=dbias)
     dweight = dweight.sum(0).transpose(1, 2).to(args.weight.dtype).contiguous()
@@ -58,8 +56,10 @@ def _run(name: str, args: ConvArguments, **buffers: Tensor) -> None:
         "order": args.order.contiguous(),
         **buffers,
     }
+    facts = order_facts(args.order, tokens)  # refuses entries out of range, which C would not
     c_args = _CArguments(
         *(batch, tokens, directions, channels, args.weight.shape[2], args.order.shape[1], int(args.silu)),
+        add=facts.repeats,
         sx=Strides(pointers["x"].stride(0), pointers["x"].stride(1), 0),
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.gpu import why_no_triton
-from vssm_kernels.orders import order_facts
+from vssm_kernels.orders import order_facts, output_rows
 
 try:
     import triton
@@ -132,7 +132,7 @@ if triton is not None:
 
 def conv(args: ConvArguments) -> Tensor:
     x = _contiguous_rows(args.x)
-    y = _rows(args, args.x.dtype)
+    y = output_rows(args.order, args.x.shape[1], args.output_shape, x.dtype, x.device)
     forward_kernel[_grid(args)](
         x, *_weights(args), args.order.contiguous(), y, *_sizes(args), x.stride(0), x.stride(1), **_switches(args)
     )
@@ -154,7 +154,7 @@ def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None,
         x, weight, bias, order, gradient.contiguous(), dsums, dweight, dbias,
         *_sizes(args), x.stride(0), x.stride(1), **_switches(args),
     )  # fmt: skip
-    dx = _rows(args, torch.float32)
+    dx = output_rows(order, args.x.shape[1], args.output_shape, device=x.device)
     x_backward_kernel[_grid(args)](
         weight, order, dsums, dx, *_sizes(args), WIDTH=width, STEPS=_STEPS, CHANNELS=_CHANNELS, num_warps=_WARPS
     )
@@ -163,12 +163,6 @@ def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None,
         dweight.sum((0, 2)).transpose(1, 2).to(args.weight.dtype).contiguous(),
         None if args.bias is None else dbias.sum((0, 2)).to(args.bias.dtype),
     )
-
-
-def _rows(args: ConvArguments, dtype: torch.dtype) -> Tensor:
-    """(batch, tokens, directions, channels): zeros where a direction leaves tokens out, else to be written whole."""
-    make = torch.empty if order_facts(args.order, args.x.shape[1]).covers else torch.zeros
-    return make(args.output_shape, dtype=dtype, device=args.x.device)
 
 
 def _contiguous_rows(x: Tensor) -> Tensor:

@@ -5,18 +5,21 @@
  */
 #include "vector.h"
 
-#define CHUNK 32 /* steps recomputed at a time in the backward: their states and decays stay in the L2 cache */
+#define CHUNK_MAX 64
+/* Steps recomputed at a time in the backward: what is kept of them, 256 * state bytes a step, stays in the L2 cache. */
+static inline int64_t chunk_steps(int64_t state) { return state > 32 ? 16 : state > 8 ? 512 / state : 64; }
 
 typedef struct {
     int64_t batch, tokens, directions, channels, state, steps, segment, groups;
+    int64_t add; /* whether a token may be visited twice: then outputs are added to zeros */
     const float *u, *delta, *A, *B, *C, *D, *bias; /* D and bias may be NULL */
     const int32_t *order;                          /* NULL: raster */
     strides su, sdelta, sB, sC;
-    float *y;        /* (batch, tokens, directions, channels), zeroed: outputs are added */
-    const float *dy; /* like y; the rest for the backward only, all zeroed */
-    float *du, *ddelta;      /* (batch, tokens, directions, channels) */
+    float *y;        /* (batch, tokens, directions, channels), zeroed where the order leaves tokens out */
+    const float *dy; /* like y; the rest for the backward only */
+    float *du, *ddelta;      /* like y */
     float *dA, *dD, *dbias;  /* (batch, directions, channels[, state]) */
-    float *dB, *dC;          /* (groups, batch, tokens, directions, state) */
+    float *dB, *dC;          /* (groups, batch, tokens, directions, state), zeroed */
 } scan_args;
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(e), e = exp(-|x|), log1p(e) = 2 artanh(e / (2 + e)): exact for tiny e too. */
@@ -118,7 +121,7 @@ int vssm_scan_forward(const scan_args *a, int64_t first, int64_t last) {
                     h[n] = exp2_vec(in.delta * A[n]) * h[n] + input * in.B[n];
                     y += h[n] * in.C[n];
                 }
-                if (in.token >= 0) add_lanes(a->y + row_of(&blk, in.token), y, blk.lanes);
+                if (in.token >= 0) put_lanes(a->y + row_of(&blk, in.token), y, blk.lanes, a->add);
             }
         }
     }
@@ -127,8 +130,8 @@ int vssm_scan_forward(const scan_args *a, int64_t first, int64_t last) {
 }
 
 typedef struct {
-    step_inputs in[CHUNK];
-    vec *decay, *state, *dB, *dC; /* (CHUNK, state); state[i] is the one before step i */
+    step_inputs in[CHUNK_MAX];
+    vec *decay, *state, *dB, *dC; /* (steps of a chunk, state); state[i] is the one before step i */
 } chunk_buffers;
 
 /* Walk a chunk forwards from h, keeping what the way back needs; with keep == 0 only h is moved. */
@@ -185,8 +188,8 @@ static void walk_chunk_back(const block *blk, int64_t start, int64_t count, cons
         *dD += dy * in.u;
         if (in.token >= 0) {
             const int64_t row = row_of(blk, in.token);
-            add_lanes(a->du + row, in.delta * from_input + blk->D * dy, blk->lanes);
-            add_lanes(a->ddelta + row, ddelta, blk->lanes);
+            put_lanes(a->du + row, in.delta * from_input + blk->D * dy, blk->lanes, a->add);
+            put_lanes(a->ddelta + row, ddelta, blk->lanes, a->add);
         }
     }
 }
@@ -194,8 +197,8 @@ static void walk_chunk_back(const block *blk, int64_t start, int64_t count, cons
 static void write_block_gradients(const block *blk, const vec *dA, vec dD, vec dbias) {
     const scan_args *a = blk->a;
     const int64_t row = (blk->b * a->directions + blk->k) * a->channels + blk->c;
-    add_lanes(a->dD + row, dD, blk->lanes);
-    add_lanes(a->dbias + row, dbias, blk->lanes);
+    store_lanes(a->dD + row, dD, blk->lanes);
+    store_lanes(a->dbias + row, dbias, blk->lanes);
     for (int64_t n = 0; n < a->state; n++)
         for (int lane = 0; lane < blk->lanes; lane++) a->dA[(row + lane) * a->state + n] = dA[n][lane];
 }
@@ -215,13 +218,13 @@ static void write_chunk_gradients(const scan_args *a, int64_t group, int64_t b, 
 }
 
 int vssm_scan_backward(const scan_args *a, int64_t first, int64_t last) {
-    const int64_t N = a->state, chunks = (a->steps + CHUNK - 1) / CHUNK;
+    const int64_t N = a->state, length = chunk_steps(N), chunks = (a->steps + length - 1) / length;
     const int64_t most = (a->channels + LANES - 1) / LANES / a->groups + 1; /* blocks in the largest group */
     vec *A = vectors(most * N), *h = vectors(N), *checkpoints = vectors(chunks * most * N);
     vec *dh = vectors(most * N), *dA = vectors(most * N), *dD = vectors(most), *dbias = vectors(most);
     float *zeros = vectors((N + LANES - 1) / LANES);
     chunk_buffers *kept = vectors((sizeof(chunk_buffers) + sizeof(vec) - 1) / sizeof(vec));
-    vec *kept_rows = vectors(4 * CHUNK * N);
+    vec *kept_rows = vectors(4 * length * N);
     block *blocks = vectors((most * sizeof(block) + sizeof(vec) - 1) / sizeof(vec));
     const int failed = !A || !h || !checkpoints || !dh || !dA || !dD || !dbias || !zeros || !kept || !kept_rows ||
                        !blocks;
@@ -230,8 +233,8 @@ int vssm_scan_backward(const scan_args *a, int64_t first, int64_t last) {
         group_range(a, task % a->groups, &block_first, &block_last);
         const int64_t group = task % a->groups, count_blocks = block_last - block_first;
         const int64_t k = task / a->groups % a->directions, b = task / a->groups / a->directions;
-        kept->state = kept_rows, kept->decay = kept_rows + CHUNK * N;
-        kept->dB = kept_rows + 2 * CHUNK * N, kept->dC = kept_rows + 3 * CHUNK * N;
+        kept->state = kept_rows, kept->decay = kept_rows + length * N;
+        kept->dB = kept_rows + 2 * length * N, kept->dC = kept_rows + 3 * length * N;
         memset(dh, 0, most * N * sizeof(vec)), memset(dA, 0, most * N * sizeof(vec));
         memset(dD, 0, most * sizeof(vec)), memset(dbias, 0, most * sizeof(vec));
 
@@ -240,12 +243,12 @@ int vssm_scan_backward(const scan_args *a, int64_t first, int64_t last) {
             memset(h, 0, N * sizeof(vec));
             for (int64_t chunk = 0; chunk < chunks; chunk++) {
                 memcpy(checkpoints + (chunk * most + j) * N, h, N * sizeof(vec));
-                if (chunk + 1 < chunks) walk_chunk(&blocks[j], chunk * CHUNK, CHUNK, h, zeros, NULL);
+                if (chunk + 1 < chunks) walk_chunk(&blocks[j], chunk * length, length, h, zeros, NULL);
             }
         }
         for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) {
-            const int64_t start = chunk * CHUNK, count = a->steps - start < CHUNK ? a->steps - start : CHUNK;
-            memset(kept->dB, 0, 2 * CHUNK * N * sizeof(vec));
+            const int64_t start = chunk * length, count = a->steps - start < length ? a->steps - start : length;
+            memset(kept->dB, 0, 2 * length * N * sizeof(vec));
             for (int64_t j = 0; j < count_blocks; j++) {
                 memcpy(h, checkpoints + (chunk * most + j) * N, N * sizeof(vec));
                 walk_chunk(&blocks[j], start, count, h, zeros, kept);

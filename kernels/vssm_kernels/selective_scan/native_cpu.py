@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.orders import order_facts
+from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
@@ -21,7 +21,7 @@ class _CArguments(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
-        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups")),
+        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
         *((n, Strides) for n in ("su", "sdelta", "sB", "sC")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
@@ -29,22 +29,20 @@ class _CArguments(ctypes.Structure):
 
 
 def scan(args: ScanArguments) -> Tensor:
-    order_facts(args.order, args.tokens)  # refuses entries out of range, which C would not
-    y = torch.zeros(args.output_shape)
+    y = output_rows(args.order, args.tokens, args.output_shape)
     blocks = -(-args.channels // LANES)
     _run("vssm_scan_forward", args, groups=blocks, y=y)
     return y.to(args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    order_facts(args.order, args.tokens)
     batch, _, directions, channels = args.delta.shape
     blocks = -(-channels // LANES)
     # A group of channel blocks sums its dB and dC at once; more groups only where threads would idle.
     groups = max(1, min(blocks, 2 * torch.get_num_threads() // (batch * directions)))
-    out = {name: torch.zeros(args.delta.shape) for name in ("du", "ddelta")}
-    out["dA"] = torch.zeros(batch, directions, channels, args.state)
-    out |= {name: torch.zeros(batch, directions, channels) for name in ("dD", "dbias")}
+    out = {name: output_rows(args.order, args.tokens, args.output_shape) for name in ("du", "ddelta")}
+    out["dA"] = torch.empty(batch, directions, channels, args.state)
+    out |= {name: torch.empty(batch, directions, channels) for name in ("dD", "dbias")}
     out |= {name: torch.zeros(groups, *args.B.shape) for name in ("dB", "dC")}
     _run("vssm_scan_backward", args, groups=groups, dy=gradient.float().contiguous(), **out)
     gradients = (
@@ -72,8 +70,10 @@ def _run(name: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None
     u, delta, B, C = rows
     u_strides = Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u)
     pointers = {**dict(zip("uBC", (u, B, C), strict=True)), "delta": delta, **small, "order": order, **buffers}
+    facts = order_facts(args.order, args.tokens)  # refuses entries out of range, which C would not
     c_args = _CArguments(
         *(args.batch, args.tokens, args.directions, args.channels, args.state, args.steps, args.segment, groups),
+        add=facts.repeats,
         su=u_strides,
         sdelta=_strides(delta),
         sB=_strides(B),

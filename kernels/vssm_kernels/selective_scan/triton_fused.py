@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.gpu import why_no_triton
-from vssm_kernels.orders import order_facts
+from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 try:
@@ -283,19 +283,18 @@ def _launch(channels: int, state: int, backward: bool) -> _Launch:
 
 
 def scan(args: ScanArguments) -> Tensor:
-    facts = order_facts(args.order, args.tokens)
-    plain = facts.covers and not facts.repeats
-    # Rows visited twice are summed in float32; rows never visited must be zero.
-    dtype = torch.float32 if facts.repeats else args.u.dtype
-    make = torch.empty if plain else torch.zeros
-    y = make(args.output_shape, dtype=dtype, device=args.u.device)
+    repeats = order_facts(args.order, args.tokens).repeats
+    # Rows visited twice are summed in float32.
+    y = output_rows(
+        args.order, args.tokens, args.output_shape, torch.float32 if repeats else args.u.dtype, args.u.device
+    )
     launch = _launch(args.channels, args.state, backward=False)
-    _run_forward(args, launch, y, checkpoints=None, add=facts.repeats)
+    _run_forward(args, launch, y, checkpoints=None, add=repeats)
     return y.to(args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    facts = order_facts(args.order, args.tokens)
+    repeats = order_facts(args.order, args.tokens).repeats
     launch = _launch(args.channels, args.state, backward=True)
     blocks = triton.cdiv(args.channels, launch.block_c)
     batch, tokens, directions, channels = args.delta.shape
@@ -305,8 +304,8 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     _run_forward(args, launch, None, checkpoints, add=False)
 
     def rows(like: Tensor, *shape: int) -> Tensor:
-        make = torch.empty if facts.covers and not facts.repeats else torch.zeros
-        return make(shape, dtype=torch.float32 if facts.repeats else like.dtype, device=args.u.device)
+        dtype = torch.float32 if repeats else like.dtype
+        return output_rows(args.order, tokens, shape, dtype, args.u.device)
 
     def sums(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=args.u.device)
@@ -321,7 +320,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
         _pitch(args.channels) // 2,
         *_strides(args),
-        **_switches(args), ADD=facts.repeats,
+        **_switches(args), ADD=repeats,
         BLOCK_C=launch.block_c, BLOCK_N=launch.block_n, UNROLL=launch.unroll, num_warps=launch.warps,
     )  # fmt: skip
     gradients = (
