@@ -30,7 +30,8 @@ _set = dict(type='ShapesDataset', root={str(shapes_root)!r}, train=32, val=20, i
             transform=dict(type='TimmTransform', input_size=32))
 model = dict(type='ImageClassifier', backbone=dict(model_name='test_vit', num_classes=10, img_size=32))
 train_dataloader = dict(
-    batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True), dataset=dict(split='train', **_set))
+    batch_size=8, num_workers=0, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(split='train', **_set))
 val_dataloader = dict(
     batch_size=10, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(split='val', **_set))
 test_dataloader = val_dataloader

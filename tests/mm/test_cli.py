@@ -42,6 +42,7 @@ def test_work_directory_that_cannot_be_written(fails, tmp_path):
         ("train_dataloader.dataset.spilt=train", "did you mean 'split'"),
         ("train_dataloader.dataset.train=1", "at least one image of each"),
         ("train_dataloader.dataset.transform.re_porb=0.5", "re_porb"),
+        ("train_dataloader.batch_size=33", "there are 32 images, fewer than one batch of 33"),
         ("model.backbone.num_classes=3", "the data have 10 classes, but the model 3"),
     ],
 )

@@ -11,7 +11,7 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from timm.scheduler import CosineLRScheduler
 
 from vssm.mm.config import load_config
-from vssm.mm.errors import TrainingError
+from vssm.mm.errors import ConfigError, TrainingError
 from vssm.mm.hooks import EpochHook
 
 SCHEDULES = Path(__file__).resolve().parents[2] / "configs/_base_/schedules"
@@ -54,7 +54,7 @@ def test_random_state_depends_on_the_epoch(make_runner):
 
 def test_persistent_workers_are_refused(make_runner):
     runner = make_runner(train_dataloader__num_workers=1, train_dataloader__persistent_workers=True)
-    with pytest.raises(TrainingError, match="persistent_workers"):
+    with pytest.raises(ConfigError, match="persistent_workers"):
         runner.train()
 
 

@@ -31,7 +31,7 @@ def start_processes(launcher: str, config: Config) -> None:
         )
     local_size = int(os.environ.get(LOCAL_SIZE.get(launcher, ""), 1))
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        torch.set_num_threads(max(1, available_cores() // local_size))
     if launcher == "none" or is_distributed():
         return
     local_rank = int(os.environ[LOCAL_RANK[launcher]])
@@ -53,3 +53,8 @@ def _start_on_cpu(launcher: str, config: Config) -> None:
         raise ConfigError(f"--launcher {launcher} needs GPUs, and there is none here: use torchrun on the CPU")
     torch.distributed.init_process_group("gloo")
     config.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

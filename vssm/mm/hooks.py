@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vssm.data import StreamedImageDataset
 from vssm.mm.checkpoint import last_good
-from vssm.mm.errors import TrainingError
+from vssm.mm.errors import ConfigError, TrainingError
 
 
 @HOOKS.register_module()
@@ -31,9 +31,13 @@ class EpochHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed Python, NumPy and PyTorch."""
+        """Seed Python, NumPy and PyTorch.
+
+        Raises:
+            ConfigError: the data workers are persistent.
+        """
         if getattr(runner.train_dataloader, "persistent_workers", False):
-            raise TrainingError(
+            raise ConfigError(
                 "train_dataloader.persistent_workers=True carries random state from epoch to epoch, so that a resumed "
                 "training would differ: leave it out"
             )

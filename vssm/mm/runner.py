@@ -44,6 +44,11 @@ class ClassificationRunner(Runner):
             raise ConfigError(f"data: {error}") from error
         if isinstance(loader.dataset, StreamedImageDataset):
             loader.dataset.set_workers(loader.num_workers)
+        if len(loader) == 0:
+            raise ConfigError(
+                f"there are {len(loader.dataset)} images, fewer than one batch of {loader.batch_size}: "
+                "choose a smaller batch_size, or drop_last=False"
+            )
         self._check_classes(getattr(loader.dataset, "num_classes", None))
         return loader
 
