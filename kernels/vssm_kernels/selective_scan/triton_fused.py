@@ -263,7 +263,7 @@ if triton is not None:
 
 
 class _Launch(NamedTuple):
-    """Tile sizes; see kernels/README.md for how they were chosen."""
+    """Tile sizes, chosen by timing Vim and VMamba shapes on an H200."""
 
     block_c: int
     block_n: int
