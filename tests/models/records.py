@@ -24,6 +24,10 @@ RECORDS = {
     "vmamba_tiny_s1l8": "vmamba_vmamba_tiny_s1l8",
     "vmamba_small_s2l15": "vmamba_vmamba_small_s2l15",
     "vanilla_vmamba_tiny": "vmamba_vanilla_vmamba_tiny",
+    "msvmamba_nano": "msvmamba_msvmamba_nano",
+    "msvmamba_tiny": "msvmamba_msvmamba_tiny",
+    "msvmamba_v3_tiny": "msvmamba_msvmamba_v3_tiny",
+    "efficientvmamba_tiny": "efficientvmamba_efficientvmamba_tiny",
 }
 
 

@@ -12,10 +12,10 @@ from records import RECORDS, assert_trace, image, layer_norm, official_weights, 
 from torch import Tensor, nn
 
 import vssm  # noqa: F401
-from vssm.models import vim, vmamba
+from vssm.models import efficientvmamba, msvmamba, vim, vmamba
 
 CASES = [(model, i) for model in RECORDS for i in range(len(record(model)["cases"]))]
-FAMILY = {"vim": vim, "vmamba": vmamba}
+FAMILY = {"vim": vim, "vmamba": vmamba, "msvmamba": msvmamba, "efficientvmamba": efficientvmamba}
 
 
 @pytest.fixture(scope="module")

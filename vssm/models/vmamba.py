@@ -166,13 +166,7 @@ class VMamba(Pyramid):
             **dd,
         )
         self.first_conv = f"stem.{self.stem.first_conv}"
-        # official: linear layers by trunc_normal_, cut at +-2; the rest as it starts. Here: normal_, because a cut 100
-        # deviations away cuts nothing, while in float32 one draw in 2^24 comes out of trunc_normal_ as -2 itself.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linear_layers(self)
 
     def no_weight_decay(self) -> set[str]:
         # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here. A_log and
@@ -181,6 +175,17 @@ class VMamba(Pyramid):
 
     def convert_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return checkpoint_filter_fn(state, self)
+
+
+def initialise_linear_layers(model: nn.Module) -> None:
+    """Linear layers as in the official code and in the families that come from it; the rest stays as it starts."""
+    # official: trunc_normal_, cut at +-2. Here: normal_, because a cut 100 deviations away cuts nothing, while in
+    # float32 one draw in 2^24 comes out of trunc_normal_ as -2 itself.
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 # Official names -> ours, in this order. The first group are names of v0, which the official code renames too.
@@ -210,8 +215,11 @@ _STEM = {
 }
 
 
-def checkpoint_filter_fn(state: dict[str, Tensor], model: VMamba) -> dict[str, Tensor]:
-    """Official VMamba weights (of any version), or ours, as a state dict of `model`."""
+def checkpoint_filter_fn(state: dict[str, Tensor], model: Pyramid) -> dict[str, Tensor]:
+    """Official VMamba weights (of any version), or ours, as a state dict of `model`.
+
+    `model` may be of another family that comes from VMamba's code and shares its names.
+    """
     expected = {name: value.shape for name, value in model.state_dict().items()}
     stem = _STEM[model.first_conv]
     converted = {}

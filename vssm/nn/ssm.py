@@ -66,12 +66,12 @@ class SelectiveScan(nn.Module):
         self.A_log.copy_(torch.log(rates).expand_as(self.A_log))
         nn.init.ones_(self.D)
 
-    def forward(self, tokens: Tensor, order: Tensor, z: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, order: Tensor | None, z: Tensor | None = None) -> Tensor:
         """The sum of all directions' outputs, gated by silu(z) where given.
 
         Args:
             tokens: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
-            order: (directions, steps) int32, the token visited at each step.
+            order: (directions, steps) int32, the token visited at each step; None for raster order.
             z: (batch, tokens, channels).
 
         Returns:

@@ -6,14 +6,16 @@
 A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
 """
 
-from vssm.scan.combine import flipped, insert_token, stack
+from vssm.scan.combine import chain, flipped, insert_token, stack
 from vssm.scan.order import OrderFunction, ScanOrder, order_named, order_names, remembered, scan_order
-from vssm.scan.orders import bidirectional, columns, cross, raster
+from vssm.scan.orders import atrous, bidirectional, columns, cross, raster
 
 __all__ = [
     "OrderFunction",
     "ScanOrder",
+    "atrous",
     "bidirectional",
+    "chain",
     "columns",
     "cross",
     "flipped",

@@ -15,12 +15,22 @@ def stack(*orders: ScanOrder) -> ScanOrder:
     tensor([[0, 1, 2],
             [2, 1, 0]], dtype=torch.int32)
     """
-    tokens = {order.tokens for order in orders}
-    if len(tokens) != 1:
-        raise ValueError(f"orders to stack must walk the same tokens; these walk {sorted(tokens)} tokens")
+    tokens = _tokens_of(orders, "stack")
     steps = max(order.steps for order in orders)
     tables = [torch.nn.functional.pad(order.table, (0, steps - order.steps), value=-1) for order in orders]
-    return ScanOrder(torch.cat(tables), tokens.pop())
+    return ScanOrder(torch.cat(tables), tokens)
+
+
+def chain(*orders: ScanOrder) -> ScanOrder:
+    """One direction after another as a single long one: the state flows across the joins.
+
+    Tokens are visited once for every direction, and their outputs summed.
+
+    >>> from vssm.scan import raster
+    >>> chain(raster(1, 3), flipped(raster(1, 3))).table
+    tensor([[0, 1, 2, 2, 1, 0]], dtype=torch.int32)
+    """
+    return ScanOrder(torch.cat([order.table.flatten() for order in orders])[None], _tokens_of(orders, "chain"))
 
 
 def flipped(order: ScanOrder) -> ScanOrder:
@@ -54,3 +64,10 @@ def insert_token(order: ScanOrder, position: int) -> ScanOrder:
         at = int(between.int().argmax()) if bool(between.any()) else position
         rows.append(torch.cat([moved[:at], moved.new_tensor([position]), moved[at:]]))
     return ScanOrder(torch.stack(rows), order.tokens + 1)
+
+
+def _tokens_of(orders: tuple[ScanOrder, ...], purpose: str) -> int:
+    tokens = {order.tokens for order in orders}
+    if len(tokens) != 1:
+        raise ValueError(f"orders to {purpose} must walk the same tokens; these walk {sorted(tokens)} tokens")
+    return tokens.pop()
