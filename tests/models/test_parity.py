@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,7 +67,7 @@ def test_vim_traces(official: dict[str, nn.Module], name: str, case: int) -> Non
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("name", "case"), [(n, c) for n, c in CASES if "vmamba" in n])
+@pytest.mark.parametrize(("name", "case"), [(n, c) for n, c in CASES if record(n)["family"] == "vmamba"])
 def test_vmamba_traces(official: dict[str, nn.Module], name: str, case: int) -> None:
     model, expected, x = official[name], traces(name, case), image(record(name)["cases"][case])
     channels_first = "vanilla" not in name  # the layout of the official maps
@@ -96,6 +97,72 @@ def test_vmamba_traces(official: dict[str, nn.Module], name: str, case: int) -> 
             i = int(trace_name.split()[2])
             normed = layer_norm(maps[i].shape[1], f"outnorm{i}")(maps[i].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             assert_trace(normed.contiguous(), trace)
+
+
+# Names of official modules in their records -> ours, in this order. An official stage ends in the downsampling.
+MSVMAMBA_NAMES = [
+    (r"^patch_embed$", "stem"),
+    (r"^classifier\.norm$", "norm"),
+    (r"^classifier\.flatten$", "head.global_pool"),
+    (r"^layers\.0\.downsample$", "stages.1.downsample"),
+    (r"^layers\.1\.downsample$", "stages.2.downsample"),
+    (r"^layers\.2\.downsample$", "stages.3.downsample"),
+    (r"^layers\.", "stages."),
+    (r"\.op\.conv2d$", ".mixer.conv"),
+    (r"\.op\.conv2d_b1$", ".mixer.half_conv"),
+    (r"\.op\.out_norm$", ".mixer.norm"),
+    (r"\.op\.se$", ".mixer.channel_gate"),
+    (r"\.op\b", ".mixer"),
+    (r"\.convFFN$", ".mlp"),
+]
+EFFICIENTVMAMBA_NAMES = [
+    (r"^layers\.0$", "stages.1.downsample"),
+    (r"^layers\.1$", "stages.2.downsample"),
+    (r"^layers\.2$", "stages.3.downsample"),
+    (r"^layers\.2\.5$", "stages.2.blocks"),
+    (r"^layers\.([23])\.1$", r"stages.\1.blocks.0"),
+    (r"\.conv_branch$", ".local"),
+    (r"\.se$", ".attention"),
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("name", "case"), [(n, c) for n, c in CASES if record(n)["family"] in ("msvmamba", "efficientvmamba")]
+)
+def test_traces_of_every_recorded_module(official: dict[str, nn.Module], name: str, case: int) -> None:
+    """A module called several times in a forward pass has as many traces, in the order of the calls."""
+    model, recorded = official[name], record(name)["cases"][case]
+    names = EFFICIENTVMAMBA_NAMES + MSVMAMBA_NAMES if name.startswith("efficient") else MSVMAMBA_NAMES
+    expected: dict[str, list[dict]] = {}
+    for trace in recorded["features"]:
+        path = trace["name"].removeprefix("module ").removesuffix(" output")
+        for theirs, ours in names:
+            path = re.sub(theirs, ours, path)
+        # The first block of a stage is recorded once more where it is also the last.
+        if trace not in expected.setdefault(path, []):
+            expected[path].append(trace)
+    assert len(expected) >= 19
+    outputs: dict[str, list[Tensor]] = {path: [] for path in expected}
+    hooks = [
+        model.get_submodule(path).register_forward_hook(
+            lambda module, inputs, output, path=path: outputs[path].append(output)
+        )
+        for path in expected
+    ]
+    model(image(recorded))
+    for hook in hooks:
+        hook.remove()
+    for path, traces_of_module in expected.items():
+        for output, trace in zip(outputs[path], traces_of_module, strict=True):
+            assert_trace(laid_out(output, trace["shape"]), trace)
+
+
+def laid_out(output: Tensor, shape: list[int]) -> Tensor:
+    """Our channels-last map as the record has it: channels first, or as tokens."""
+    if output.dim() == 4 and len(shape) == 3:
+        return output.flatten(1, 2)
+    return output if list(output.shape) == shape else output.permute(0, 3, 1, 2)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq
+from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq, resolve_pretrained_cfg
 from torch import Tensor, nn
 
-from vssm.models._checkpoint import fit, load_checkpoint, unwrap
+from vssm.models._checkpoint import WEIGHTS_UNDER, CheckpointError, fit, load_checkpoint, unwrap
 
 Indices = int | Sequence[int] | None
 
@@ -21,11 +21,13 @@ Indices = int | Sequence[int] | None
 class Backbone(nn.Module):
     """What pyramids and plain models have in common: an image goes in, logits come out.
 
-    `first_conv` and `classifier` name the layers whose shapes follow the image's channels and the classes.
+    `first_conv` and `classifier` name the layers whose shapes follow the image's channels and the classes;
+    `weights_under` are the keys that weights are looked for under in a training checkpoint, in this order.
     """
 
     first_conv: str
     classifier: str
+    weights_under: Sequence[str] = WEIGHTS_UNDER
     num_features: int
     head_hidden_size: int
     feature_info: list[dict[str, Any]]
@@ -346,6 +348,8 @@ def build(
     `default_indices` are the maps that features_only=True gives where no out_indices are asked for.
     """
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+    if pretrained:
+        _check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)
     return build_model_with_cfg(
         model_class,
         variant,
@@ -357,9 +361,21 @@ def build(
     )
 
 
+def _check_obtainable(variant: str, pretrained_cfg: Any, overlay: dict[str, Any]) -> None:
+    """Some authors' weights cannot be fetched by a program: say where they are, and what to do with them."""
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+    if not cfg.has_weights and not cfg.state_dict:
+        where = cfg.notes[0] if cfg.notes else cfg.origin_url
+        raise CheckpointError(
+            f"the weights of {variant} cannot be downloaded by a program: get the file from {where} with a browser, "
+            f'then give its path: timm.create_model("{variant}", pretrained=True, pretrained_cfg_overlay='
+            f'dict(file="..."))'
+        )
+
+
 def _filter_state(state: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
     """For weights that timm reads itself: from the Hugging Face hub, or handed over in memory."""
-    return fit(unwrap(state, "the checkpoint"), model, source="the checkpoint", adapt=True)
+    return fit(unwrap(state, "the checkpoint", model.weights_under), model, source="the checkpoint", adapt=True)
 
 
 def _linear(in_features: int, num_classes: int, **dd: Any) -> nn.Module:

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+# Where training checkpoints keep their weights. A family whose authors evaluate the average has another order.
+WEIGHTS_UNDER = ("model", "state_dict", "model_ema")
 # Wrappers' prefixes: distributed data parallel, torch.compile, and the mm family's classifiers and detectors.
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
 
@@ -37,7 +39,8 @@ def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> N
     """Load all of a checkpoint's weights into a model, or raise and leave the model as it is.
 
     Reads our own files, the official repositories' ones, and those of mmengine, with `weights_only`: no code in the
-    file is run. Weights are taken from under "model" or "state_dict" where there is such a key.
+    file is run. Weights are taken from under the first of the model's `weights_under` that is there, as a rule "model",
+    "state_dict" or "model_ema".
 
     Args:
         model: one of this package's models.
@@ -54,15 +57,19 @@ def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> N
     ...     torch.save({"model": model.state_dict()}, f"{folder}/vim.pth")
     ...     load_checkpoint(model, f"{folder}/vim.pth")
     """
-    model.load_state_dict(fit(read_checkpoint(path), model, source=str(path), adapt=adapt))
+    state = read_checkpoint(path, model.weights_under)
+    model.load_state_dict(fit(state, model, source=str(path), adapt=adapt))
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a file, by the names they have there without wrappers' prefixes. Raises CheckpointError."""
+def read_checkpoint(path: str | Path, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
+    """The weights in a file, by the names they have there without wrappers' prefixes. Raises CheckpointError.
+
+    Where the file holds more than weights, they are taken from under the first of `weights_under` that is there.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
-    return unwrap(_read(path), source=str(path))
+    return unwrap(_read(path), str(path), weights_under)
 
 
 def _read(path: Path) -> object:
@@ -91,16 +98,16 @@ def _first_line(error: Exception) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-def unwrap(checkpoint: object, source: str) -> dict[str, Tensor]:
+def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
     """The dict of weights inside a training checkpoint, without wrappers' prefixes."""
-    for key in ("model", "state_dict"):
+    for key in weights_under:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
     weights = isinstance(checkpoint, Mapping) and all(isinstance(value, Tensor) for value in checkpoint.values())
     if not weights or not checkpoint:
         found = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise CheckpointError(
-            f'{source} holds no weights: expected a dict of tensors, or one under "model" or "state_dict"; '
+            f"{source} holds no weights: expected a dict of tensors, or one under {', '.join(weights_under)}; "
             f"found {found}"
         )
     state = dict(checkpoint)

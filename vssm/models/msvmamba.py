@@ -232,7 +232,13 @@ class MSVMamba(Pyramid):
             **dd,
         )
         self.first_conv = f"stem.{self.stem.first_conv}"
+        if not self.of_the_paper():  # official: version 3 is evaluated with its averaged weights
+            self.weights_under = ("model_ema", "model", "state_dict")
         vmamba.initialise_linear_layers(self)
+
+    def of_the_paper(self) -> bool:
+        """Whether this is one of the paper's models, not of version 3."""
+        return isinstance(self.stages[0].blocks[0].mixer, FirstMultiScaleSS2D)
 
     def no_weight_decay(self) -> set[str]:
         # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
@@ -263,8 +269,7 @@ _STACKED = {
 def checkpoint_filter_fn(state: dict[str, Tensor], model: MSVMamba) -> dict[str, Tensor]:
     """Official MSVMamba weights (of both versions), or ours, as a state dict of `model`."""
     # official: both scans' parameters stacked, the half-resolution ones first in the paper's models, last in v3.
-    paper = isinstance(model.stages[0].blocks[0].mixer, FirstMultiScaleSS2D)
-    scans = ("half_scan", "scan") if paper else ("scan", "half_scan")
+    scans = ("half_scan", "scan") if model.of_the_paper() else ("scan", "half_scan")
     converted = {}
     for name, value in state.items():
         block, _, parameter = name.rpartition(".op.")
