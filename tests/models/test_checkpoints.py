@@ -99,11 +99,77 @@ def test_official_v0_file_with_its_old_names(tmp_path: Path) -> None:
     assert all(torch.equal(new[name], loaded[name]) for name in new)
 
 
-@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
+def test_official_efficientvmamba_file(tmp_path: Path) -> None:
+    """Every name wrapped twice, and the late stages as sequences that begin with a permutation."""
+    weights = official_weights("efficientvmamba_tiny")
+    state = {f"module.module.{name}": value for name, value in weights.items()}
+    content = {"epoch": 299, "state_dict": state, "arch": "efficientvmamba", "metric": 76.5}
+    model = pretrained("efficientvmamba_tiny", save(content, tmp_path / "efficient_vmamba_tiny.ckpt"))
+    blocks = model.stages[2].blocks
+    torch.testing.assert_close(blocks[3].widen.conv.weight, weights["layers.2.4.conv_pw.0.weight"], rtol=0, atol=0)
+    torch.testing.assert_close(blocks[0].squeeze.fc2.bias, weights["layers.2.1.se.conv_expand.bias"], rtol=0, atol=0)
+    torch.testing.assert_close(
+        blocks[0].depthwise.bn.running_var, weights["layers.2.1.conv_dw.1.running_var"], rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        model.stages[3].downsample.reduction.weight, weights["layers.2.6.reduction.weight"], rtol=0, atol=0
+    )
+    scan = model.stages[1].blocks[1].mixer.scan
+    torch.testing.assert_close(scan.A_log.flatten(0, 1), weights["layers.1.blocks.1.op.A_logs"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "half"), [("msvmamba_nano", 0), ("msvmamba_v3_tiny", 1)])
+def test_official_msvmamba_file(tmp_path: Path, name: str, half: int) -> None:
+    """Both scans stacked: the half-resolution one first in the paper's models, last in version 3."""
+    weights = official_weights(name)
+    model = pretrained(name, save({"model": weights}, tmp_path / "msvmamba.pth"))
+    mixer = model.stages[2].blocks[3].mixer
+    official = weights["layers.2.blocks.3.op.A_logs"].chunk(2)
+    torch.testing.assert_close(mixer.half_scan.A_log[0], official[half], rtol=0, atol=0)
+    torch.testing.assert_close(mixer.scan.A_log[0], official[1 - half], rtol=0, atol=0)
+    x_proj = weights["layers.2.blocks.3.op.x_proj_weight"]
+    torch.testing.assert_close(mixer.half_scan.x_proj[0], x_proj[half], rtol=0, atol=0)
+    torch.testing.assert_close(mixer.scan.x_proj[0], x_proj[1 - half], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["msvmamba_nano", "msvmamba_v3_tiny"])
+def test_averaged_weights_of_msvmamba_are_taken_in_version_3(tmp_path: Path, name: str) -> None:
+    model = timm.create_model(name, depths=(1, 1, 1, 1), num_classes=10)
+    state = model.state_dict()
+    average = {key: value + 1 for key, value in state.items()}
+    load_checkpoint(model, save({"model": state, "model_ema": average}, tmp_path / "both.pth"))
+    expected = average if name == "msvmamba_v3_tiny" else state
+    torch.testing.assert_close(model.norm.bias, expected["norm.bias"], rtol=0, atol=0)
+    load_checkpoint(model, save({"model_ema": average}, tmp_path / "average.pth"))
+    torch.testing.assert_close(model.norm.bias, average["norm.bias"], rtol=0, atol=0)
+
+
+def test_weights_that_no_program_can_fetch(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"https://drive.google.com/drive/folders/1J41\w+ with a browser, then"):
+        timm.create_model("msvmamba_nano", pretrained=True)
+    with pytest.raises(CheckpointError, match="cannot be downloaded by a program"):
+        timm.create_model("msvmamba_tiny.yuhengsss_in1k", pretrained=True, features_only=True)
+    model = timm.create_model("msvmamba_nano", depths=(1, 1, 1, 1))
+    for source in ({"file": save(model.state_dict(), tmp_path / "own.pth")}, {"state_dict": model.state_dict()}):
+        loaded = timm.create_model(
+            "msvmamba_nano", pretrained=True, pretrained_cfg_overlay=source, depths=(1, 1, 1, 1)
+        )
+        assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
+
+
+SMALL = {
+    "vim_tiny": SMALL_VIM,
+    "vmamba_tiny": SMALL_VMAMBA,
+    "msvmamba_nano": SMALL_VMAMBA,
+    "msvmamba_v3_tiny": SMALL_VMAMBA,
+    "efficientvmamba_tiny": {**SMALL_VMAMBA, "scanned_stages": 1},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "module.model."])
 def test_own_checkpoints_come_back(tmp_path: Path, name: str, prefix: str) -> None:
-    size = SMALL_VIM if name == "vim_tiny" else SMALL_VMAMBA
-    model, other = timm.create_model(name, **size), timm.create_model(name, **size)
+    model, other = timm.create_model(name, **SMALL[name]), timm.create_model(name, **SMALL[name])
     state = {prefix + key: value for key, value in model.state_dict().items()}
     load_checkpoint(other, save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "own.pth"))
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())

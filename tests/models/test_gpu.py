@@ -1,4 +1,4 @@
-"""Both families on a GPU: the CPU's numbers, compiled and not, forwards and backwards, in every precision."""
+"""All families on a GPU: the CPU's numbers, compiled and not, forwards and backwards, in every precision."""
 
 import pytest
 import timm
@@ -15,6 +15,9 @@ FAMILIES = {
     "vmamba_tiny": {"depths": (1, 1, 2, 1)},
     "vmamba_tiny_s2l5": {"depths": (1, 1, 1, 1)},
     "vanilla_vmamba_tiny": {"depths": (1, 1, 1, 1)},
+    "msvmamba_nano": {"depths": (1, 1, 2, 1)},
+    "msvmamba_v3_tiny": {"depths": (1, 1, 1, 1)},
+    "efficientvmamba_tiny": {"depths": (1, 1, 2, 1)},
 }
 
 

@@ -11,16 +11,23 @@ import torch
 from torch import Tensor, nn
 
 import vssm
+from vssm.models.msvmamba import half_order
 from vssm.models.vim import resize_position
-from vssm.scan import bidirectional, cross, raster
+from vssm.scan import atrous, bidirectional, cross, raster
 
 # Small versions of each kind of model: (name, what makes it small).
 VIM = ("vim_tiny", {"embed_dim": 32, "depth": 3, "img_size": 64})
 PLUS = ("vim_tiny_plus", {"embed_dim": 32, "depth": 2, "img_size": 64})
 VMAMBA = ("vmamba_tiny", {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)})
 VANILLA = ("vanilla_vmamba_tiny", {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)})
-KINDS = pytest.mark.parametrize("kind", [VIM, PLUS, VMAMBA, VANILLA], ids=lambda kind: kind[0])
-FAMILIES = pytest.mark.parametrize("kind", [VIM, VMAMBA], ids=lambda kind: kind[0])
+MSVMAMBA = ("msvmamba_nano", {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)})
+MSVMAMBA_V3 = ("msvmamba_v3_base", {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)})
+EFFICIENTVMAMBA = ("efficientvmamba_tiny", {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)})
+ALL = [VIM, PLUS, VMAMBA, VANILLA, MSVMAMBA, MSVMAMBA_V3, EFFICIENTVMAMBA]
+KINDS = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind[0])
+FAMILIES = pytest.mark.parametrize(
+    "kind", [VIM, VMAMBA, MSVMAMBA, MSVMAMBA_V3, EFFICIENTVMAMBA], ids=lambda kind: kind[0]
+)
 
 
 def small(kind: tuple[str, dict], **overrides: object) -> nn.Module:
@@ -142,13 +149,14 @@ def test_exports(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
 
 
-def test_pyramid_features() -> None:
-    model = small(VMAMBA, features_only=True).eval()
+@pytest.mark.parametrize("kind", [VMAMBA, MSVMAMBA, MSVMAMBA_V3, EFFICIENTVMAMBA], ids=lambda kind: kind[0])
+def test_pyramid_features(kind: tuple[str, dict]) -> None:
+    model = small(kind, features_only=True).eval()
     assert model.feature_info.reduction() == [4, 8, 16, 32]
     assert model.feature_info.channels() == [16, 24, 32, 40]
-    maps = model(images(1, 3, 96, 65))
+    maps = model(images(1, 3, 96, 68))
     assert [tuple(m.shape) for m in maps] == [(1, 16, 24, 17), (1, 24, 12, 9), (1, 32, 6, 5), (1, 40, 3, 3)]
-    chosen = small(VMAMBA, features_only=True, out_indices=(0, -2)).eval()(images(1, 3, 96, 65))
+    chosen = small(kind, features_only=True, out_indices=(0, -2)).eval()(images(1, 3, 96, 68))
     torch.testing.assert_close(chosen, [maps[0], maps[2]])
 
 
@@ -173,13 +181,46 @@ def test_intermediates_formats_and_norm(kind: tuple[str, dict]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "order", "directions"), [(VIM, cross, 4), (VMAMBA, raster, 1), (VMAMBA, bidirectional, 2)]
+    ("kind", "order", "directions"),
+    [
+        (VIM, cross, 4),
+        (VMAMBA, raster, 1),
+        (VMAMBA, bidirectional, 2),
+        (EFFICIENTVMAMBA, bidirectional, 2),
+        (EFFICIENTVMAMBA, atrous(3), 9),
+    ],
 )
 def test_any_scan_order(kind: tuple[str, dict], order: object, directions: int) -> None:
     model = small(kind, scan_order=order)
     scans = [module for module in model.modules() if isinstance(module, vssm.nn.SelectiveScan)]
     assert {scan.A_log.shape[0] for scan in scans} == {directions}
     model(images(1, 3, 64, 32)).sum().backward()
+
+
+@pytest.mark.parametrize("kind", [MSVMAMBA, MSVMAMBA_V3], ids=lambda kind: kind[0])
+def test_any_scan_order_at_full_resolution_of_msvmamba(kind: tuple[str, dict]) -> None:
+    model = small(kind, scan_order=cross)
+    mixer = model.stages[0].blocks[0].mixer
+    assert (mixer.scan.A_log.shape[0], mixer.half_scan.A_log.shape[0]) == (4, 1)
+    model(images(1, 3, 64, 32)).sum().backward()
+
+
+def test_half_order_of_msvmamba() -> None:
+    rows_backwards, by_columns, columns_backwards = half_order(2, 3).table.view(3, 6).tolist()
+    assert rows_backwards == [5, 4, 3, 2, 1, 0]
+    assert by_columns == [0, 3, 1, 4, 2, 5]
+    assert columns_backwards == [5, 2, 4, 1, 3, 0]
+
+
+def test_norms_of_msvmamba_come_before_the_sum_in_the_first_version_and_after_it_in_version_3() -> None:
+    """On a map of 6 x 4: the 3 x 2 tokens of half resolution, met three times each, and the whole map; or this alone."""
+    for kind, normed_times in ((MSVMAMBA, 2), (MSVMAMBA_V3, 1)):
+        mixer = small(kind).stages[0].blocks[0].mixer
+        seen = []
+        mixer.norm.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(tuple(output.shape)))
+        mixer(images(1, 6, 4, 16))
+        inner = mixer.norm.weight.numel()
+        assert seen == [(1, 3 * 3 * 2, inner), (1, 6, 4, inner)][-normed_times:]
 
 
 @FAMILIES
@@ -236,6 +277,8 @@ def test_stride_8_models_have_27_by_27_patches() -> None:
         (VMAMBA, images(3, 64, 64), "expected .batch, 3 channels"),
         (VIM, images(1, 3, 64, 15), "at least one patch, 16 x 16"),
         (VANILLA, images(1, 3, 3, 64), "at least one patch, 4 x 4"),
+        (MSVMAMBA, images(1, 3, 3, 64), "at least one patch, 4 x 4"),
+        (EFFICIENTVMAMBA, images(1, 1, 64, 64), "expected .batch, 3 channels"),
     ],
 )
 def test_wrong_images_are_named(kind: tuple[str, dict], wrong: Tensor, told: str) -> None:

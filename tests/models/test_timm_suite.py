@@ -26,11 +26,12 @@ import timm
 
 from vssm import models
 
-MODELS = sorted(name for module in ("vim", "vmamba") for name in timm.list_models(module=module))
+MODULES = ("vim", "vmamba", "msvmamba", "efficientvmamba")
+MODELS = sorted(name for module in MODULES for name in timm.list_models(module=module))
 PLAIN = [name for name in MODELS if name.startswith("vim_")]
 PYRAMIDS = [name for name in MODELS if name not in PLAIN]
 # Above 60 M parameters: the tests on the meta device and one forward, for the sake of memory and time.
-LARGE = ["vim_base", "vmamba_base", "vmamba_base_s1l20", "vmamba_base_s2l15", "vanilla_vmamba_base"]
+LARGE = ["vim_base", "vmamba_base", "vmamba_base_s1l20", "vmamba_base_s2l15", "vanilla_vmamba_base", "msvmamba_v3_base"]
 SMALL = [name for name in MODELS if name not in LARGE]
 
 SELECTION = {
@@ -127,7 +128,7 @@ def test_nothing_is_left_out(timm_tests: ModuleType) -> None:
 
 
 def test_collected_count() -> None:
-    defined = {name for module in (models.vim, models.vmamba) for name in module.default_cfgs}
+    defined = {name for module in MODULES for name in getattr(models, module).default_cfgs}
     assert set(MODELS) == defined
-    assert (len(MODELS), len(PLAIN), len(SMALL)) == (17, 5, 12)
-    assert len(CASES) == len(set(CASES)) == 17 + 6 * 12 + 12 + 5 + 8
+    assert (len(MODELS), len(PLAIN), len(SMALL)) == (26, 5, 20)
+    assert len(CASES) == len(set(CASES)) == 26 + 6 * 20 + 21 + 5 + 16

@@ -1,9 +1,10 @@
-"""stack, flipped and insert_token: new orders out of others."""
+"""stack, chain, flipped and insert_token: new orders out of others."""
 
 import pytest
 import torch
 
-from vssm.scan import ScanOrder, bidirectional, columns, cross, flipped, insert_token, raster, stack
+from vssm.scan import ScanOrder, bidirectional, chain, columns, cross, flipped, insert_token, raster, stack
+from vssm_kernels import selective_scan
 
 
 def test_stack_puts_directions_side_by_side():
@@ -21,6 +22,31 @@ def test_stack_fills_the_shorter_order_with_empty_steps():
 def test_stack_refuses_orders_over_different_tokens():
     with pytest.raises(ValueError, match=r"must walk the same tokens; these walk \[4, 6\] tokens"):
         stack(raster(2, 2), raster(2, 3))
+
+
+def test_chain_walks_one_direction_after_another():
+    order = chain(raster(2, 2), flipped(columns(2, 2)))
+    assert order.table.tolist() == [[0, 1, 2, 3, 3, 1, 2, 0]]
+    assert (order.directions, order.tokens) == (1, 4)
+    assert (order.visits == 2).all()
+    assert torch.equal(chain(cross(3, 4)).table, cross(3, 4).table.view(1, -1))
+
+
+def test_state_flows_across_the_joins_of_a_chain():
+    """Nothing but the first token is read, and it is still felt in the second walk."""
+    order = chain(raster(1, 3), raster(1, 3))
+    u = torch.zeros(1, 3, 1)
+    u[:, 0] = 1
+    ones = torch.ones(1, 3, 1, 1)
+    y = selective_scan(u, ones, -torch.ones(1, 1, 1), ones, ones, order=order.table)
+    alone = selective_scan(u, ones, -torch.ones(1, 1, 1), ones, ones, order=raster(1, 3).table)
+    later = alone * torch.exp(-3 * torch.nn.functional.softplus(torch.tensor(1.0)))  # the first walk's, 3 steps older
+    torch.testing.assert_close(y, 2 * alone + later)
+
+
+def test_chain_refuses_orders_over_different_tokens():
+    with pytest.raises(ValueError, match=r"orders to chain must walk the same tokens; these walk \[4, 6\] tokens"):
+        chain(raster(2, 2), raster(2, 3))
 
 
 @pytest.mark.parametrize("order", [raster, columns, bidirectional, cross], ids=lambda order: order.__name__)

@@ -1,9 +1,12 @@
 """Every registered scan order, on every kind of grid. A new order needs no test of its own."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
-from vssm.scan import bidirectional, columns, cross, order_named, order_names, raster
+from vssm.scan import atrous, bidirectional, columns, cross, order_named, order_names, raster
 
 GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (5, 3), (6, 4), (7, 9), (14, 14)]
 
@@ -109,3 +112,36 @@ HAND_WRITTEN = {
 @pytest.mark.parametrize("order", HAND_WRITTEN, ids=lambda order: order.__name__)
 def test_small_tables(order):
     assert order(2, 3).table.tolist() == HAND_WRITTEN[order]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+@every_grid
+def test_atrous_visits_every_token_once_on_equally_long_sub_grids(step, height, width):
+    order = atrous(step)(height, width)
+    assert order.directions == step**2
+    assert order.steps == -(-height // step) * -(-width // step)
+    assert (order.visits.sum(0) == 1).all()
+    for direction, tokens in enumerate(order.table):
+        tokens = tokens[tokens >= 0]
+        assert (tokens // width % step == direction % step).all() and (tokens % width % step == direction // step).all()
+
+
+def test_atrous_tables():
+    """Even rows row by row, odd rows column by column; a missing token is an empty step."""
+    assert atrous(1)(2, 3).table.tolist() == raster(2, 3).table.tolist()
+    assert atrous(2)(4, 4).table.tolist() == [[0, 2, 8, 10], [4, 12, 6, 14], [1, 3, 9, 11], [5, 13, 7, 15]]
+    assert atrous(2)(3, 3).table.tolist() == [[0, 2, 6, 8], [3, -1, 5, -1], [1, -1, 7, -1], [4, -1, -1, -1]]
+
+
+def test_atrous_is_remembered_and_copied_like_any_order():
+    assert atrous(2)(4, 6) is atrous(2)(4, 6)
+    assert atrous(2)(4, 6) is not atrous(3)(4, 6)
+    for again in (copy.deepcopy(atrous(2)), pickle.loads(pickle.dumps(atrous(2)))):
+        assert again == atrous(2) and again(4, 6) is atrous(2)(4, 6)
+
+
+def test_atrous_refuses_what_it_cannot_walk():
+    with pytest.raises(ValueError, match="step of an atrous scan is 0; expected at least 1"):
+        atrous(0)
+    with pytest.raises(ValueError, match="'atrous' needs a grid of at least 1 x 1 tokens; got 0 x 4"):
+        atrous(2)(0, 4)
