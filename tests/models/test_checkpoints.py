@@ -151,9 +151,7 @@ def test_weights_that_no_program_can_fetch(tmp_path: Path) -> None:
         timm.create_model("msvmamba_tiny.yuhengsss_in1k", pretrained=True, features_only=True)
     model = timm.create_model("msvmamba_nano", depths=(1, 1, 1, 1))
     for source in ({"file": save(model.state_dict(), tmp_path / "own.pth")}, {"state_dict": model.state_dict()}):
-        loaded = timm.create_model(
-            "msvmamba_nano", pretrained=True, pretrained_cfg_overlay=source, depths=(1, 1, 1, 1)
-        )
+        loaded = timm.create_model("msvmamba_nano", pretrained=True, pretrained_cfg_overlay=source, depths=(1, 1, 1, 1))
         assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
 
 

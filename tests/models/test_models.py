@@ -213,7 +213,7 @@ def test_half_order_of_msvmamba() -> None:
 
 
 def test_norms_of_msvmamba_come_before_the_sum_in_the_first_version_and_after_it_in_version_3() -> None:
-    """On a map of 6 x 4: the 3 x 2 tokens of half resolution, met three times each, and the whole map; or this alone."""
+    """On a map of 6 x 4: the 3 x 2 tokens of half resolution, met three times each, and the whole map; or one sum."""
     for kind, normed_times in ((MSVMAMBA, 2), (MSVMAMBA_V3, 1)):
         mixer = small(kind).stages[0].blocks[0].mixer
         seen = []

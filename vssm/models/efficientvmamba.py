@@ -23,8 +23,11 @@ from torch.nn import functional as F
 
 from vssm.models import vmamba
 from vssm.models._base import Pyramid, Stage, build
-from vssm.nn import ChannelsLastConv2d, PatchMerging, PatchStem
+from vssm.nn import PatchMerging, PatchStem
 from vssm.scan import OrderFunction, atrous
+
+
+every_second = atrous(2)
 
 
 class BiAttention(nn.Module):
@@ -96,7 +99,7 @@ class EfficientVMamba(Pyramid):
         dims, depths: channels and number of blocks of each stage.
         scanned_stages: how many stages, from the first, scan; the others are inverted residuals.
         state, expansion: of the scans, see vmamba.SS2D.
-        scan_order: a function (height, width) -> ScanOrder.
+        scan_order: a function (height, width) -> ScanOrder; here the atrous scan of every second token.
         drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
         in_chans, num_classes, global_pool, device, dtype: as everywhere in timm.
 
@@ -117,7 +120,7 @@ class EfficientVMamba(Pyramid):
         scanned_stages: int = 2,
         state: int = 16,
         expansion: float = 2.0,
-        scan_order: OrderFunction = atrous(2),
+        scan_order: OrderFunction = every_second,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,

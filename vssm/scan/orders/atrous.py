@@ -1,13 +1,12 @@
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from vssm.scan.combine import stack
-from vssm.scan.order import ScanOrder, remembered
+from vssm.scan.order import OrderFunction, ScanOrder, remembered
 
 
-@dataclass(frozen=True)
-class atrous:  # noqa: N801  used like a function that makes order functions
+def atrous(step: int) -> OrderFunction:
     """Every `step`-th token of every `step`-th row: step x step disjoint sub-grids, one direction each.
 
     The atrous scan of EfficientVMamba (arXiv 2403.09977). A sub-grid that begins on an even row is walked row by row,
@@ -17,21 +16,18 @@ class atrous:  # noqa: N801  used like a function that makes order functions
     Args:
         step: distance of neighbours on a sub-grid, in tokens.
 
+    Returns:
+        The order, a function (height, width) -> ScanOrder.
+
     >>> atrous(2)(3, 4).table
     tensor([[ 0,  2,  8, 10],
             [ 4, -1,  6, -1],
             [ 1,  3,  9, 11],
             [ 5, -1,  7, -1]], dtype=torch.int32)
     """
-
-    step: int
-
-    def __post_init__(self) -> None:
-        if self.step < 1:
-            raise ValueError(f"the step of an atrous scan is {self.step}; expected at least 1")
-
-    def __call__(self, height: int, width: int) -> ScanOrder:
-        return _sub_grids(self.step, height, width)
+    if step < 1:
+        raise ValueError(f"the step of an atrous scan is {step}; expected at least 1")
+    return partial(_sub_grids, step)
 
 
 @remembered
