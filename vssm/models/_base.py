@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
-from vssm.models._checkpoint import WEIGHTS_UNDER, CheckpointError, fit, load_checkpoint, unwrap
+from vssm.models._checkpoint import WEIGHTS_UNDER, check_obtainable, fit, load_checkpoint, unwrap
 
 Indices = int | Sequence[int] | None
 
@@ -349,7 +349,7 @@ def build(
     """
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     if pretrained:
-        _check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)
+        check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)
     return build_model_with_cfg(
         model_class,
         variant,
@@ -359,18 +359,6 @@ def build(
         feature_cfg={"out_indices": default_indices, "feature_cls": "getter"},
         **kwargs,
     )
-
-
-def _check_obtainable(variant: str, pretrained_cfg: Any, overlay: dict[str, Any]) -> None:
-    """Some authors' weights cannot be fetched by a program: say where they are, and what to do with them."""
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
-    if not cfg.has_weights and not cfg.state_dict:
-        where = cfg.notes[0] if cfg.notes else cfg.origin_url
-        raise CheckpointError(
-            f"the weights of {variant} cannot be downloaded by a program: get the file from {where} with a browser, "
-            f'then give its path: timm.create_model("{variant}", pretrained=True, pretrained_cfg_overlay='
-            f'dict(file="..."))'
-        )
 
 
 def _filter_state(state: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, resolve_pretrained_cfg
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -137,6 +137,18 @@ def fit(state: dict[str, Tensor], model: Backbone, source: str, adapt: bool) -> 
         told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
         raise CheckpointError(f"{source} does not fit {type(model).__name__}, nothing was loaded: {told}")
     return state
+
+
+def check_obtainable(variant: str, pretrained_cfg: Any, overlay: dict[str, Any]) -> None:
+    """Some authors' weights cannot be fetched by a program: CheckpointError says where they are, and what to do."""
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+    if not cfg.has_weights and not cfg.state_dict:
+        where = cfg.notes[0] if cfg.notes else cfg.origin_url
+        raise CheckpointError(
+            f"the weights of {variant} cannot be downloaded by a program: get the file from {where} with a browser, "
+            f'then give its path: timm.create_model("{variant}", pretrained=True, pretrained_cfg_overlay='
+            f'dict(file="..."))'
+        )
 
 
 def _some(names: list[str], limit: int = 4) -> str:

@@ -26,7 +26,6 @@ from vssm.models._base import Pyramid, Stage, build
 from vssm.nn import PatchMerging, PatchStem
 from vssm.scan import OrderFunction, atrous
 
-
 every_second = atrous(2)
 
 
