@@ -16,6 +16,7 @@ from records import official_weights
 from torch import Tensor, nn
 
 from vssm.models import CheckpointError, load_checkpoint, read_checkpoint
+from vssm.scan import cross, raster
 
 SMALL_VIM = {"embed_dim": 32, "depth": 2, "img_size": 64, "num_classes": 10}
 SMALL_VMAMBA = {"dims": (16, 32), "depths": (1, 1), "num_classes": 10}
@@ -130,6 +131,21 @@ def test_official_msvmamba_file(tmp_path: Path, name: str, half: int) -> None:
     x_proj = weights["layers.2.blocks.3.op.x_proj_weight"]
     torch.testing.assert_close(mixer.half_scan.x_proj[0], x_proj[half], rtol=0, atol=0)
     torch.testing.assert_close(mixer.scan.x_proj[0], x_proj[1 - half], rtol=0, atol=0)
+
+
+def test_official_files_do_not_fit_where_the_directions_are_others(tmp_path: Path) -> None:
+    """Four stacked scans instead of two, or two for a model of more: never half of them, always a sentence."""
+    weights = official_weights("msvmamba_nano")
+    stacked = re.compile(r"\.op\.(x_proj_weight|dt_projs_\w+|A_logs|Ds)$")
+    four = {n: torch.cat([v, v]) if stacked.search(n) else v for n, v in weights.items()}
+    with pytest.raises(CheckpointError, match=r"misshapen \(stages.0.blocks.0.mixer.*scan.*expected \(1, 5, 96\)"):
+        load_checkpoint(timm.create_model("msvmamba_nano"), save(four, tmp_path / "four.pth"))
+    file = save(weights, tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match=r"misshapen \(.*mixer.scan.x_proj: \(1, .*, expected \(4,"):
+        load_checkpoint(timm.create_model("msvmamba_nano", scan_order=cross), file)
+    file = save(official_weights("efficientvmamba_tiny"), tmp_path / "atrous.pth")
+    with pytest.raises(CheckpointError, match=r"misshapen \(.*mixer.scan.x_proj: \(4, .*, expected \(1,"):
+        load_checkpoint(timm.create_model("efficientvmamba_tiny", scan_order=raster), file)
 
 
 @pytest.mark.parametrize("name", ["msvmamba_nano", "msvmamba_v3_tiny"])

@@ -120,7 +120,8 @@ class FirstMultiScaleSS2D(MultiScaleSS2D):
         scanned = self.scan(full.flatten(1, 2), _table(self.order_table, full)).view_as(full)
         visited = _table(self.half_order_table, half)[0]
         tokens = half.flatten(1, 2)
-        visits = self.norm(self.half_scan(tokens[:, visited], order=None))  # tokens as they are met, three times each
+        met = tokens.index_select(1, visited)  # each token three times, in the order of the walk
+        visits = self.norm(self.half_scan(met, order=None))
         half_scanned = torch.zeros_like(tokens, dtype=visits.dtype).index_add(1, visited, visits).view_as(half)
         return self.norm(scanned) + _resized(half_scanned, full, mode="bilinear", align_corners=False)
 
@@ -273,10 +274,10 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: MSVMamba) -> dict[str,
     converted = {}
     for name, value in state.items():
         block, _, parameter = name.rpartition(".op.")
-        if parameter in _STACKED and len(value) % 2 == 0:
-            for scan, half in zip(scans, value.unflatten(0, (2, -1)), strict=True):
-                whole = half if parameter in ("A_logs", "Ds") else half[0]
-                converted[f"{block}.mixer.{scan}.{_STACKED[parameter]}"] = whole[None]
+        if parameter in _STACKED and value.dim() > 0 and len(value) % 2 == 0:
+            for scan, part in zip(scans, value.chunk(2), strict=True):
+                directions_apart = part[None] if parameter in ("A_logs", "Ds") else part
+                converted[f"{block}.mixer.{scan}.{_STACKED[parameter]}"] = directions_apart
             continue
         for pattern, ours in _RENAMED:
             name = re.sub(pattern, ours, name)
