@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vssm.nn import OrderTable, SelectiveScan
-from vssm.scan import bidirectional, cross
+from vssm.scan import bidirectional, cross, raster
 
 
 def scan_and_tokens(order=cross, tokens: int = 12) -> tuple[SelectiveScan, torch.Tensor]:
@@ -70,3 +70,9 @@ def test_order_table_survives_copies_and_modes() -> None:
         made = table(5, 9, torch.device("cpu"))
     assert not made.is_inference() and made.device.type == "cpu"
     assert pickle.loads(pickle.dumps(table))(5, 9, torch.device("cpu")) is made
+
+
+def test_no_order_is_raster_order():
+    scan = SelectiveScan(channels=8, directions=1, state=2, rank=1)
+    tokens = torch.randn(2, 6, 8)
+    torch.testing.assert_close(scan(tokens, None), scan(tokens, raster(2, 3).table))
