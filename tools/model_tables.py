@@ -73,13 +73,13 @@ def measured(results: dict, families: list[str]) -> str:
         for name in (*results["families"][family]["models"], *results["families"][family].get("aliases", ()))
     }
     rows = [
-        [f"`{row['model']}`", row["what"], row["result"], row["on"], row["commit"], f"`{row['command']}`"]
+        [f"`{row['model']}`", row["what"], row["result"], row["device"], row["commit"], f"`{row['command']}`"]
         for row in results["measured"]
         if row["model"] in known
     ]
     if not rows:
         return "Nothing is recorded yet.\n"
-    return markdown(["model", "what", "result", "on", "commit", "command"], rows)
+    return markdown(["model", "what", "result", "device", "commit", "command"], rows)
 
 
 KINDS = {function.__name__: function for function in (models, weights, downstream, measured)}

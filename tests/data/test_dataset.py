@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vssm.data import BadImageError, ImageDataset, ShapesDataset, StreamedImageDataset
+from vssm.data import BadImageError, DataError, ImageDataset, ShapesDataset, StreamedImageDataset
 from vssm.data.dataset import MOST_BAD_IN_A_ROW
 
 CLASSES = ("ant", "bee", "cat")
@@ -237,7 +237,7 @@ def test_only_bad_images_end_it(folder: Path) -> None:
     for file in folder.glob("train/*/*.png"):
         break_image(file)
     dataset = ImageDataset(folder, "train", transform=TRANSFORM, skip_bad_images=True)
-    with pytest.raises(RuntimeError, match=f"{MOST_BAD_IN_A_ROW} images in a row could not be read"):
+    with pytest.raises(DataError, match=f"{MOST_BAD_IN_A_ROW} images in a row could not be read"):
         dataset[0]
 
 

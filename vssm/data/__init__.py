@@ -1,7 +1,7 @@
 """Images and labels: readers, the published augmentation recipes, and the embedded set drawn from a seed."""
 
 from vssm.data.dataset import ImageDataset, ShapesDataset, StreamedImageDataset
-from vssm.data.decode import BadImageError, read_rgb, to_rgb
+from vssm.data.decode import BadImageError, DataError, read_rgb, to_rgb
 from vssm.data.shapes import ensure_shapes
 from vssm.data.silhouettes import KINDS
 from vssm.data.transforms import AlbumentationsTransform, TimmTransform, build_transform
@@ -10,6 +10,7 @@ __all__ = [
     "KINDS",
     "AlbumentationsTransform",
     "BadImageError",
+    "DataError",
     "ImageDataset",
     "ShapesDataset",
     "StreamedImageDataset",

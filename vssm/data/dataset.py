@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from vssm.data.decode import BadImageError, read_rgb, to_rgb
+from vssm.data.decode import BadImageError, DataError, read_rgb, to_rgb
 from vssm.data.locate import check_folder_classes, find_split
 from vssm.data.readers import STREAMED, open_reader, prefix_of
 from vssm.data.shapes import ensure_shapes
@@ -96,7 +96,7 @@ class ImageDataset(Dataset):
                 self._report(index, error)
                 last = error
                 index = (index + 1) % len(self)
-        raise RuntimeError(f"{MOST_BAD_IN_A_ROW} images in a row could not be read, so this stops here: {last}")
+        raise DataError(f"{MOST_BAD_IN_A_ROW} images in a row could not be read, so this stops here: {last}")
 
     def _read(self, index: int) -> dict[str, Any]:
         try:
@@ -208,5 +208,5 @@ def _sample(inputs: Tensor, label: int, path: str, num_classes: int | None) -> d
     label = int(label)
     if label < 0 or (num_classes is not None and label >= num_classes):
         allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1} (num_classes={num_classes})"
-        raise ValueError(f"{path} has the label {label}; expected {allowed}")
+        raise DataError(f"{path} has the label {label}; expected {allowed}")
     return {"inputs": inputs, "label": label, "path": path}

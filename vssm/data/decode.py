@@ -13,7 +13,11 @@ from PIL import Image
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-class BadImageError(ValueError):
+class DataError(ValueError):
+    """Data that cannot be used, though the code is right. The message says which and what to do."""
+
+
+class BadImageError(DataError):
     """A file that cannot be read as an image. The message names it."""
 
 

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from vssm.data import BadImageError
+from vssm.data import DataError
 from vssm.mm.arguments import test_parser, train_parser
 from vssm.mm.checkpoint import latest_checkpoint
 from vssm.mm.config import check_precision, load_config, set_precision, without_validation
@@ -45,7 +45,7 @@ def run_tool(main: Callable[[argparse.Namespace], None], arguments: argparse.Nam
     """
     try:
         main(arguments)
-    except (UserError, CheckpointError, BadImageError) as error:
+    except (UserError, CheckpointError, DataError) as error:
         return _fail(str(error))
     except OSError as error:
         if error.errno not in DISK_ERRORS:

@@ -1,0 +1,101 @@
+"""The benchmark measures what it says, checks before it times, and writes what it measured with."""
+
+import csv
+
+import pytest
+import torch
+
+from vssm.bench import (
+    KERNEL_CASES,
+    Ceilings,
+    KernelCase,
+    benchmark_kernel,
+    benchmark_model,
+    environment,
+    median_time,
+    print_table,
+    write_csv,
+    write_plot,
+)
+from vssm.bench.kernels import check
+from vssm.scan import cross
+from vssm_kernels import Backend, selective_scan  # noqa: F401
+from vssm_kernels.selective_scan import _registry, reference
+
+CPU = torch.device("cpu")
+CEILINGS = Ceilings(1e10, None)
+SMALL = KernelCase("small", 2, 4, 5, 16, 2, cross)
+
+
+def test_functions_are_called_in_turn():
+    calls = []
+    seconds = median_time([lambda: calls.append(0), lambda: calls.append(1)], CPU, seconds=0.001)
+    assert seconds > 0 and set(calls[::2]) == {0} and set(calls[1::2]) == {1}
+
+
+def test_floor_is_the_larger_bound():
+    ceilings = Ceilings(bytes_per_second=10.0, exponentials_per_second=2.0)
+    assert ceilings.floor(bytes_moved=100, exponentials=2) == 10
+    assert ceilings.floor(bytes_moved=1, exponentials=8) == 4
+    assert Ceilings.measure(CPU).bytes_per_second > 1e8
+
+
+def test_cases_are_the_shapes_of_the_models():
+    vim = KERNEL_CASES["vim_tiny"].table()
+    assert vim.shape == (2, 197) and (vim[0, 98], vim[1, 98]) == (98, 98)
+    assert KERNEL_CASES["vim_tiny_plus"].table().shape == (2, 730)
+    assert KERNEL_CASES["vmamba_s1_stage4"].table().shape == (4, 49)
+    assert KERNEL_CASES["vmamba_s1_stage4"].channels == 768
+
+
+def test_kernel_rows():
+    rows = benchmark_kernel(SMALL, CPU, torch.float32, CEILINGS, ["native", "chunked"])
+    assert [row["backend"] for row in rows] == ["native", "chunked"]
+    for row in rows:
+        assert row["forward_backward_ms"] > row["forward_ms"] > 0
+        assert (row["tokens"], row["directions"], row["peak_gib"]) == (20, 4, None)
+
+
+def test_a_wrong_backend_is_not_timed(monkeypatch):
+    def wrong(args):
+        return reference.scan(args) * 1.01
+
+    bad = Backend("wrong", wrong, reference.scan_backward, lambda args: None)
+    monkeypatch.setattr(_registry, "backends", [*_registry.backends, bad])
+    with pytest.raises(AssertionError, match=r"small, wrong: output is off by .*; not timed"):
+        check(SMALL, "wrong", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_model_row(training):
+    row = benchmark_model("test_vit", 160, 2, CPU, torch.float32, compiled=False, training=training)
+    assert row["images_per_second"] == pytest.approx(2 / (row["ms"] / 1e3))
+    assert row["mode"] == ("train" if training else "infer") and row["parameters_m"] > 0
+
+
+def test_reports(tmp_path, capsys):
+    rows = [{"model": "a", "size": size, "ms": 1.0 * size} for size in (1, 2)] + [{"model": "b", "size": 1, "ms": 5.0}]
+    print_table(rows)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["a", "1", "1"]
+    facts = environment(CPU)
+    assert {"device", "torch", "triton", "commit", "command"} <= set(facts) and all(facts.values())
+    write_csv(tmp_path / "new" / "rows.csv", rows, facts)
+    with (tmp_path / "new" / "rows.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert read[0]["ms"] == "1.0" and read[2]["commit"] == facts["commit"]
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["rows.csv"]
+    write_plot(tmp_path / "plot.png", rows, "size", "ms", "model")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    from vssm.bench.models import graph_latency
+
+    device = torch.device("cuda")
+    ceilings = Ceilings.measure(device)
+    assert ceilings.exponentials_per_second > 1e11
+    (row, *_) = benchmark_kernel(SMALL, device, torch.bfloat16, ceilings, ["triton"])
+    assert row["peak_gib"] > 0 and 0 < row["share_of_floor"] < 1
+    assert benchmark_model("vim_tiny", 224, 2, device, torch.bfloat16, compiled=False, training=True)["peak_gib"] > 0
+    assert graph_latency("vim_tiny", 224, device, torch.bfloat16)["ms"] > 0

@@ -1,0 +1,108 @@
+"""Measure kernels and models: python tools/benchmark.py {kernels,models} [--help].
+
+Every kernel is compared with the reference before it is timed. Times are medians, with rotating buffers, after a
+warm-up; peers run in the same call, so that ratios hold whatever the machine.
+
+    python tools/benchmark.py kernels --cases vim_tiny vmamba_s1_stage1 --csv kernels.csv
+    python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import _setup  # noqa: F401
+import torch
+
+from vssm.bench import (
+    KERNEL_CASES,
+    Ceilings,
+    benchmark_kernel,
+    benchmark_model,
+    environment,
+    print_table,
+    write_csv,
+    write_plot,
+)
+from vssm.bench.models import graph_latency
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    kernels = commands.add_parser("kernels", help="the selective scan at the shapes of real models")
+    kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
+                         help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
+    kernels.add_argument("--backends", nargs="+", help="default: triton on a GPU, native and chunked on a CPU")
+    kernels.add_argument("--batch", type=int, help="instead of each case's own")
+
+    models = commands.add_parser("models", help="any timm models end to end")
+    models.add_argument("names", nargs="+", metavar="MODEL", help="vim_tiny, deit_tiny_patch16_224, ...")
+    models.add_argument("--sizes", nargs="+", type=int, default=[224], help="pixels (default: 224)")
+    models.add_argument("--batch", type=int, default=128, help="default: %(default)s")
+    models.add_argument("--train", action="store_true", help="also forward, backward and an AdamW step")
+    models.add_argument("--compile", action="store_true", help="also through torch.compile")
+    models.add_argument("--graph", action="store_true", help="also one image as a CUDA graph")
+    models.add_argument("--plot", type=Path, help="PNG of the time per image over the size")
+
+    for command in (kernels, models):
+        command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+        command.add_argument("--device", type=torch.device, help="default: a GPU if there is one")
+        command.add_argument("--csv", type=Path, help="write the results with device, versions, commit and command")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    facts = environment(device)
+    print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
+    rows = (run_kernels if arguments.command == "kernels" else run_models)(arguments, device)
+    print_table(rows)
+    if arguments.csv:
+        write_csv(arguments.csv, rows, facts)
+    if arguments.command == "models" and arguments.plot:
+        timed = [row for row in rows if row["mode"] != "graph"]
+        lines = [{**row, "line": f"{row['model']}, {row['mode']}", "ms_per_image": row["ms"] / row["batch"]}
+                 for row in timed]  # fmt: skip
+        write_plot(arguments.plot, lines, "size", "ms_per_image", "line")
+    return 0
+
+
+def run_kernels(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    backends = arguments.backends or (["triton"] if device.type == "cuda" else ["native", "chunked"])
+    ceilings = Ceilings.measure(device)
+    print(f"ceilings: {ceilings}")
+    rows = []
+    for name in arguments.cases:
+        case = KERNEL_CASES[name]
+        if arguments.batch:
+            case = type(case)(**{**case.__dict__, "batch": arguments.batch})
+        rows += benchmark_kernel(case, device, DTYPES[arguments.dtype], ceilings, backends)
+        print(f"  {name} done", file=sys.stderr)
+    return rows
+
+
+def run_models(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    dtype = DTYPES[arguments.dtype]
+    rows = []
+    for name in arguments.names:
+        for size in arguments.sizes:
+            for compiled in (False, True) if arguments.compile else (False,):
+                for training in (False, True) if arguments.train else (False,):
+                    rows.append(
+                        benchmark_model(
+                            name, size, arguments.batch, device, dtype, compiled=compiled, training=training
+                        )
+                    )
+                    print(f"  {name} {size} done", file=sys.stderr)
+            if arguments.graph and device.type == "cuda":
+                rows.append(graph_latency(name, size, device, dtype))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Any timm model end to end: inference and training throughput, peak memory, latency of a single image."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import vssm.models  # noqa: F401  (registers the models)
+from vssm.bench.timing import median_time, peak_memory
+
+
+def benchmark_model(
+    name: str, size: int, batch: int, device: torch.device, dtype: torch.dtype, *, compiled: bool, training: bool
+) -> dict[str, object]:
+    """One row of results.
+
+    Args:
+        name: of any timm model; attention runs through torch's scaled_dot_product_attention, as in timm by default.
+        size: of the images, in pixels.
+        batch: images at once.
+        device: where.
+        dtype: float32, or a half precision under autocast.
+        compiled: through torch.compile.
+        training: forward, backward and an AdamW step; else inference.
+    """
+    gc.collect()
+    torch.manual_seed(0)
+    model = _create(name, size).to(device).train(training)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    run = torch.compile(model) if compiled else model
+    batches = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    step = _training_step(model, run, autocast, device) if training else _inference(run, autocast)
+    functions = [lambda images=images: step(images) for images in batches]
+    check_finite(step(batches[0]), name)
+    seconds = median_time(functions, device, seconds=2.0)
+    return {
+        "model": name,
+        "size": size,
+        "batch": batch,
+        "dtype": str(dtype).removeprefix("torch."),
+        "mode": "train" if training else "infer",
+        "compiled": compiled,
+        "parameters_m": parameters / 1e6,
+        "ms": 1e3 * seconds,
+        "images_per_second": batch / seconds,
+        "peak_gib": peak_memory(functions[0], device),
+    }
+
+
+def graph_latency(name: str, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """Milliseconds for one image as a CUDA graph, which takes the launches of kernels out of the time."""
+    model = _create(name, size).to(device).eval()
+    image = torch.randn(1, 3, size, size, device=device)
+    run = _inference(model, torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False))
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(image)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(image)
+    seconds = median_time([graph.replay], device)
+    return {"model": name, "size": size, "batch": 1, "mode": "graph", "ms": 1e3 * seconds}
+
+
+def check_finite(output: Tensor, name: str) -> None:
+    """Raise AssertionError where a model's output is not a number: its time would mean nothing."""
+    assert torch.isfinite(output).all(), f"{name} gives values that are not finite; not timed"
+
+
+def _create(name: str, size: int) -> nn.Module:
+    """Models with a fixed image size are told; others refuse the argument and take any."""
+    try:
+        return timm.create_model(name, img_size=size)
+    except TypeError:
+        return timm.create_model(name)
+
+
+def _inference(run: Callable[[Tensor], Tensor], autocast: torch.autocast) -> Callable[[Tensor], Tensor]:
+    def step(images: Tensor) -> Tensor:
+        with torch.no_grad(), autocast:
+            return run(images)
+
+    return step
+
+
+def _training_step(
+    model: nn.Module, run: Callable[[Tensor], Tensor], autocast: torch.autocast, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+
+    def step(images: Tensor) -> Tensor:
+        labels = torch.zeros(len(images), dtype=torch.long, device=device)
+        with autocast:
+            logits = run(images)
+        loss = nn.functional.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step

@@ -1,0 +1,102 @@
+"""Results as a table, a CSV file that says how they came about, and a plot."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import timm
+import torch
+
+import vssm
+
+Row = dict[str, object]
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a number means nothing without: device, versions, commit, command."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "device": name,
+        "vssm": vssm.__version__,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "timm": timm.__version__,
+        "commit": _commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def _version(package: str) -> str:
+    module = sys.modules.get(package)
+    return module.__version__ if module else "not imported"
+
+
+def _commit() -> str:
+    """The commit of the checkout that runs, "+" for uncommitted changes, or "unknown" for an installed package."""
+    root = Path(vssm.__file__).resolve().parents[1]
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.strip()
+
+
+def print_table(rows: list[Row], out: object = None) -> None:
+    """The rows with aligned columns; numbers to four digits."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [columns, *([_text(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    stream = out or sys.stdout
+    for line in cells:
+        stream.write("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + "\n")
+    stream.flush()
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write_csv(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
+    """Write the rows, each with the environment's facts, under a temporary name, then rename."""
+    columns = [*dict.fromkeys(name for row in rows for name in row), *facts]
+    temporary = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({**row, **facts} for row in rows)
+    os.replace(temporary, path)
+
+
+def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:
+    """A line per value of the column `line`, `y` over `x`, both axes logarithmic: growth shows as a slope.
+
+    Raises ImportError with the install line where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("a plot needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(row[line] for row in rows):
+        points = sorted((row[x], row[y]) for row in rows if row[line] == name)
+        axes.plot(*zip(*points, strict=True), marker="o", label=str(name))
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
