@@ -40,7 +40,7 @@ def draw_order(order: ScanOrder, height: int, width: int, title: str, *, path: s
     >>> from vssm.scan import cross
     >>> file = draw_order(cross(4, 4), 4, 4, "cross", path=Path(tempfile.mkdtemp()) / "cross.png")
     >>> Image.open(file).size
-    (454, 206)
+    (454, 196)
     """
     if order.tokens != height * width:
         raise ValueError(f"the order walks {order.tokens} tokens; a grid of {height} x {width} has {height * width}")

@@ -20,7 +20,8 @@ def receptive_field(model: Backbone, images: Tensor) -> np.ndarray:
     """How strongly each pixel acts on the feature in the middle of the model's last map.
 
     The gradient of that feature's sum over channels with respect to the image, its absolute values summed over the
-    colours and averaged over the images (Luo et al., arXiv 1701.04128). Images are taken one at a time.
+    colours, as shares of an image's sum, averaged over the images (Luo et al., arXiv 1701.04128). Images are taken one
+    at a time.
 
     Args:
         model: one of this package's; left in evaluation mode.
@@ -46,10 +47,11 @@ def receptive_field(model: Backbone, images: Tensor) -> np.ndarray:
         (features,) = model.forward_intermediates(image, indices=[-1], intermediates_only=True)
         middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2].sum()
         (gradient,) = torch.autograd.grad(middle, image)
-        total += gradient[0].abs().sum(0).double().cpu()
-    if not total.sum() > 0:
-        raise ValueError("no pixel acts on the feature in the middle: are the model's weights finite and not zero?")
-    return (total / total.sum()).numpy()
+        field = gradient[0].abs().sum(0).double().cpu()
+        if not field.sum() > 0:
+            raise ValueError("no pixel acts on the feature in the middle: are the model's weights finite and not zero?")
+        total += field / field.sum()  # else a few images with steep gradients would be the whole picture
+    return (total / len(images)).numpy()
 
 
 def area_share(field: np.ndarray, share: float) -> float:
@@ -93,8 +95,8 @@ def draw_receptive_fields(fields: Sequence[tuple[str, np.ndarray]], title: str, 
 
 
 def _panel(name: str, field: np.ndarray) -> Image.Image:
-    scale = SIDE / max(field.shape)
-    size = max(1, round(field.shape[1] * scale)), max(1, round(field.shape[0] * scale))
+    scale = max(1, round(SIDE / max(field.shape)))  # whole pixels: all of a field's cells are of one size
+    size = field.shape[1] * scale, field.shape[0] * scale
     panel = Image.new("RGB", (max(size[0], 200), size[1] + 46), PAPER)
     panel.paste(enlarged((field / field.max()) ** 0.25, LITTLE_TO_MUCH, size), (0, 0))
     draw = ImageDraw.Draw(panel)
