@@ -13,10 +13,11 @@ import yaml
 
 import vssm
 from vssm.mm import arguments
+from vssm.scan import order_names
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("kernels/**/*.md"))]
-DOCUMENTS += sorted(ROOT.glob("model_cards/*.md"))
+DOCUMENTS += sorted(ROOT.glob("model_cards/*.md")) + sorted(ROOT.glob("docs/*.md"))
 RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -76,10 +77,10 @@ def test_named_scripts_and_configs_exist(document):
 
 
 def tool_commands() -> list:
-    """(tool, its arguments) of every command line in the README and in the heads of the configs."""
-    texts = [ROOT / "README.md", *sorted((ROOT / "configs").rglob("*.py"))]
+    """(tool, its arguments) of every command line in the README, the guides and the heads of the configs."""
+    texts = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.py"))]
     command = re.compile(
-        r"^(?:    |# Command: )(?:python|torchrun .*?) tools/(train|test|predict)\.py (.*)$", re.MULTILINE
+        r"^(?:    |# Command: )(?:python|torchrun .*?) tools/(train|test|predict|visualize)\.py (.*)$", re.MULTILINE
     )
     found = [match.groups() for path in texts for match in command.finditer(path.read_text())]
     return [pytest.param(tool, rest, id=f"{tool} {rest}") for tool, rest in dict.fromkeys(found)]
@@ -89,12 +90,12 @@ def tool_commands() -> list:
 def test_tool_understands_the_command(tool, rest):
     parser = getattr(arguments, f"{tool}_parser")()
     parsed = parser.parse_args(shlex.split(rest, comments=True))
-    assert tool == "predict" or (ROOT / parsed.config).exists()
+    assert tool in ("predict", "visualize") or (ROOT / parsed.config).exists()
 
 
 def test_commands_are_found_in_readme_and_configs():
     tools = [param.values[0] for param in tool_commands()]
-    assert {"train", "test", "predict"} == set(tools)
+    assert {"train", "test", "predict", "visualize"} == set(tools)
     assert tools.count("train") > len(list((ROOT / "configs" / "classification").rglob("*_in1k.py")))
 
 
@@ -102,6 +103,11 @@ def test_commands_are_found_in_readme_and_configs():
 def test_relative_links_lead_somewhere(document):
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", document.read_text())
     assert [link for link in links if not (document.parent / link.split("#")[0]).exists()] == []
+
+
+def test_guide_names_every_order():
+    table = (ROOT / "docs" / "scan_orders.md").read_text().split("## One of your own")[0]
+    assert [name for name in order_names() if f"`{name}`" not in table] == []
 
 
 def test_readme_tree_is_the_tree():

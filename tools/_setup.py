@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # albumentations asks the network for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-# A checkout that is not installed; an installed vssm comes first.
-if importlib.util.find_spec("vssm") is None:
+# A checkout that is not installed; an installed vssm comes first. With PYTHONPATH=. vssm is found, but not its kernels.
+if importlib.util.find_spec("vssm_kernels") is None:
     root = Path(__file__).resolve().parents[1]
     sys.path[1:1] = [str(root), str(root / "kernels")]

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from vssm.mm.classifier import ClassificationPreprocessor, ImageClassifier
+from vssm.mm.config import load_config
 from vssm.mm.errors import ConfigError
 from vssm.mm.metrics import TopAccuracy
+from vssm.mm.runner import ClassificationRunner
+from vssm.nn import SelectiveScan
 
 TINY = {"model_name": "test_vit", "num_classes": 4, "img_size": 32}
 
@@ -31,12 +34,44 @@ def test_a_training_starts_from_the_weights_of_the_backbone(make_runner):
         assert torch.equal(value, before[name]), name
 
 
+SNAKE = """
+import torch
+from vssm.scan import scan_order
+
+@scan_order
+def snake_of_a_config(height, width):
+    tokens = torch.arange(height * width).view(height, width)
+    tokens[1::2] = tokens[1::2].flip(1)
+    return tokens.view(1, -1)
+"""
+
+
+def test_a_config_trains_along_any_order(config_file, tmp_path, monkeypatch):
+    """A list of names, one of them of an order that the config imports."""
+    (tmp_path / "my_orders_of_a_test.py").write_text(SNAKE)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = config_file.read_text()
+    text += "custom_imports = dict(imports=['vssm.mm', 'my_orders_of_a_test'])\n"
+    text += "model['backbone'] = dict(model_name='vmamba_tiny', num_classes=10, dims=(16, 24),\n"
+    text += "    depths=(1, 1), scan_order=['snake_of_a_config', 'windows(2)'])\n"
+    config_file.write_text(text)
+    config = load_config(config_file, {"work_dir": str(tmp_path / "work"), "experiment_name": "any_order"})
+    runner = ClassificationRunner.from_cfg(config)
+    runner.train()
+    scans = [module for module in runner.model.modules() if isinstance(module, SelectiveScan)]
+    assert {scan.directions for scan in scans} == {3}
+    saved = torch.load(tmp_path / "work/epoch_2.pth", weights_only=True)
+    assert saved["meta"]["backbone"]["scan_order"] == ["snake_of_a_config", "windows(2)"]
+
+
 @pytest.mark.parametrize(
     ("backbone", "told"),
     [
         ({"model_name": "vim_tyni"}, "no model called 'vim_tyni'; did you mean .*vim_tiny"),
         ({"model_name": "test_vit", "drop_pth_rate": 0.1}, "drop_pth_rate"),
         ({"model_name": "vim_tiny", "depht": 2}, "depht"),
+        ({"model_name": "vim_tiny", "scan_order": "hilbrt"}, "backbone.scan_order: no scan order is named 'hilbrt'"),
+        ({"model_name": "vim_tiny", "scan_order": []}, "backbone.scan_order: .* is no scan order; expected a name"),
     ],
 )
 def test_misspelt_backbones(backbone, told):

@@ -297,3 +297,22 @@ def test_one_direction_of_a_vim_file_is_missing(tmp_path: Path, vim_weights: dic
 def test_read_checkpoint_gives_the_names_in_the_file(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
     read = read_checkpoint(save({"model": vim_weights}, tmp_path / "vim.pth"))
     assert list(read) == list(vim_weights)
+
+
+def test_a_checkpoint_of_another_number_of_directions_says_so(
+    tmp_path: Path, vmamba_weights: dict[str, Tensor], vim_weights: dict[str, Tensor]
+) -> None:
+    """Official weights, and ours, under an order that they have no parameters for; one of as many directions fits."""
+    file = save({"model": vmamba_weights}, tmp_path / "official.pth")
+    with pytest.raises(CheckpointError, match=r"scans have 4 directions and the model's 2: choose a scan_order with 4"):
+        pretrained("vmamba_tiny", file, scan_order="bidirectional")
+    pretrained("vmamba_tiny", file, scan_order="hilbert")
+    file = save({"model": vim_weights}, tmp_path / "vim.pth")
+    with pytest.raises(CheckpointError, match=r"scans have 2 directions and the model's 4: choose a scan_order with 2"):
+        pretrained("vim_tiny", file, scan_order="cross")
+    ours = timm.create_model("vmamba_tiny", **SMALL_VMAMBA)
+    model = timm.create_model("vmamba_tiny", **SMALL_VMAMBA, scan_order=["cross", "spiral"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="scans have 4 directions and the model's 6"):
+        load_checkpoint(model, save(ours.state_dict(), tmp_path / "ours.pth"))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

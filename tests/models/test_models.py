@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import vssm
 from vssm.models.msvmamba import half_order
 from vssm.models.vim import resize_position
-from vssm.scan import atrous, bidirectional, cross, raster
+from vssm.scan import atrous, bidirectional, cross, diagonal, raster
 
 # Small versions of each kind of model: (name, what makes it small).
 VIM = ("vim_tiny", {"embed_dim": 32, "depth": 3, "img_size": 64})
@@ -221,6 +221,42 @@ def test_norms_of_msvmamba_come_before_the_sum_in_the_first_version_and_after_it
         mixer(images(1, 6, 4, 16))
         inner = mixer.norm.weight.numel()
         assert seen == [(1, 3 * 3 * 2, inner), (1, 6, 4, inner)][-normed_times:]
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("order", "directions"),
+    [("hilbert", 4), ("windows(3)", 2), (["raster", "spiral"], 3), ([bidirectional, "random(5)"], 6)],
+)
+def test_scan_order_by_name_and_list(kind: tuple[str, dict], order: object, directions: int) -> None:
+    """A name, or a list of names and functions, trains, is copied, and pickled."""
+    model = small(kind, scan_order=order)
+    scans = [module for name, module in model.named_modules() if name.endswith("mixer.scan")]
+    assert {scan.A_log.shape[0] for scan in scans} == {directions}
+    x = images(2, 3, 64, 48)
+    model(x).sum().backward()
+    model.eval()
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), model(x))
+
+
+@FAMILIES
+def test_a_name_is_the_function_it_stands_for(kind: tuple[str, dict]) -> None:
+    named, given, other = (small(kind, scan_order=order).eval() for order in ("diagonal", diagonal, "cross"))
+    for module in named.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data *= 10  # as they start, scans hardly count
+    given.load_state_dict(named.state_dict())
+    other.load_state_dict(named.state_dict())
+    x = images(1, 3, 64, 80)
+    torch.testing.assert_close(named(x), given(x))
+    assert (named(x) - other(x)).abs().max() > 1e-3, "another order, another result"
+
+
+@FAMILIES
+def test_an_unknown_scan_order_is_named(kind: tuple[str, dict]) -> None:
+    with pytest.raises(ValueError, match=r"no scan order is named 'hilbrt'; known: .*hilbert"):
+        small(kind, scan_order="hilbrt")
 
 
 @FAMILIES

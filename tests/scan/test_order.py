@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vssm.scan import ScanOrder, order_named, order_names, scan_order
+from vssm.scan import ScanOrder, order_named, order_names, scan_order, scan_order_with
 from vssm.scan import order as order_module
 
 
@@ -113,5 +113,44 @@ def test_an_order_that_leaves_its_grid_is_refused(scratch_registry):
         beyond(2, 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("windows(", "'windows.' does not name a scan order; expected a name, or a name with a whole number"),
+        ("", "'' does not name a scan order"),
+        ("windows()", "'' is not a whole number; expected a name such as 'windows.7.'"),
+        ("windows(seven)", "'seven' is not a whole number"),
+        ("windows(7.0)", "'7.0' is not a whole number"),
+        ("windows(-1)", "'-1' is not a whole number"),
+        ("windows(__import__('os'))", "is not a whole number"),
+        ("windows(0)", r"windows\(0\): expected a whole number from 1"),
+        ("raster(3)", r"'raster' takes no number, but 'raster\(3\)' gives one; write 'raster'"),
+        ("window(3)", r"no scan order is named 'window\(3\)'; known: .*\bwindows\b"),
+    ],
+)
+def test_nonsense_for_a_name_is_refused(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        order_named(name)
+
+
+@pytest.mark.parametrize("number", [0, 2.0, "2", True, None])
+def test_a_number_that_makes_no_sense_is_refused(number):
+    with pytest.raises(ValueError, match="expected a whole number from 1"):
+        order_named("windows").order(number)
+
+
+def test_a_new_order_with_a_number_is_found_by_name(scratch_registry):
+    @scan_order_with(default=2)
+    def rotated(by, height, width):
+        """Rows, begun at another token."""
+        return torch.arange(height * width).roll(-by)[None]
+
+    assert rotated(1)(1, 3).table.tolist() == [[1, 2, 0]]
+    assert order_named("rotated") == rotated(2) == order_named("rotated(2)") != rotated(1)
+    assert rotated.__doc__ == "Rows, begun at another token."
+    with pytest.raises(ValueError, match=r"'rotated\(2\)' needs a grid of at least 1 x 1 tokens; got 0 x 3"):
+        rotated(2)(0, 3)
+
+
 def test_registry_fixture_leaves_nothing_behind():
-    assert {"backwards", "beyond"}.isdisjoint(order_names())
+    assert {"backwards", "beyond", "rotated"}.isdisjoint(order_names())

@@ -6,11 +6,27 @@ import pickle
 import pytest
 import torch
 
-from vssm.scan import atrous, bidirectional, columns, cross, order_named, order_names, raster
+from vssm.scan import (
+    atrous,
+    bidirectional,
+    columns,
+    cross,
+    diagonal,
+    hilbert,
+    order_named,
+    order_names,
+    random,
+    raster,
+    spiral,
+    windows,
+    zigzag,
+)
 
+# With other numbers than their own default.
+NUMBERED = ["atrous(1)", "atrous(3)", "random(3)", "windows(1)", "windows(2)", "windows(3)"]
 GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (5, 3), (6, 4), (7, 9), (14, 14)]
 
-every_order = pytest.mark.parametrize("name", order_names())
+every_order = pytest.mark.parametrize("name", [*order_names(), *NUMBERED])
 every_grid = pytest.mark.parametrize(("height", "width"), GRIDS)
 
 
@@ -93,9 +109,24 @@ def test_a_grid_is_computed_once_and_copied_to_a_device_once(name):
 
 
 @every_order
+def test_travels_to_other_processes(name):
+    order = order_named(name)
+    again = pickle.loads(pickle.dumps(order))
+    assert again == order and again(3, 5) is order(3, 5)
+    assert copy.deepcopy(order) == order
+
+
+@every_order
+def test_has_as_many_directions_on_every_grid(name):
+    """Models count them on one grid, and have parameters for each."""
+    assert len({order_named(name)(*grid).directions for grid in GRIDS}) == 1
+
+
+@every_order
 @pytest.mark.parametrize(("height", "width"), [(0, 4), (4, 0), (-1, 2)])
 def test_an_empty_grid_is_refused(name, height, width):
-    with pytest.raises(ValueError, match=f"'{name}' needs a grid of at least 1 x 1 tokens; got {height} x {width}"):
+    stem = name.partition("(")[0]
+    with pytest.raises(ValueError, match=f"{stem}.* needs a grid of at least 1 x 1 tokens; got {height} x {width}"):
         order_named(name)(height, width)
 
 
@@ -106,12 +137,56 @@ HAND_WRITTEN = {
     columns: [[0, 3, 1, 4, 2, 5]],
     bidirectional: [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]],
     cross: [[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]],
+    zigzag: [[0, 1, 2, 5, 4, 3], [3, 4, 5, 2, 1, 0], [0, 3, 4, 1, 2, 5], [5, 2, 1, 4, 3, 0]],
+    diagonal: [[0, 1, 3, 2, 4, 5], [2, 1, 5, 0, 4, 3], [5, 4, 2, 3, 1, 0], [3, 4, 0, 5, 1, 2]],
+    spiral: [[0, 1, 2, 5, 4, 3], [3, 4, 5, 2, 1, 0]],
+    windows(2): [[0, 1, 3, 4, 2, -1, 5, -1], [-1, 5, -1, 2, 4, 3, 1, 0]],
 }
 
 
 @pytest.mark.parametrize("order", HAND_WRITTEN, ids=lambda order: order.__name__)
 def test_small_tables(order):
     assert order(2, 3).table.tolist() == HAND_WRITTEN[order]
+
+
+def test_hilbert_on_a_square_of_four():
+    """The curve of the books, second iteration, from the top left to the top right."""
+    assert hilbert(4, 4).table[0].tolist() == [0, 1, 5, 4, 8, 12, 13, 9, 10, 14, 15, 11, 7, 6, 2, 3]
+    assert torch.equal(hilbert(4, 4).table[2:], hilbert(4, 4).table[:2].flip(1))
+
+
+@pytest.mark.parametrize(("order", "corners"), [(hilbert, 1), (zigzag, 0), (spiral, 0)])
+def test_continuous_orders_step_to_a_neighbour(order, corners):
+    for height in range(1, 16):
+        for width in range(1, 16):
+            table = order(height, width).table.long()
+            down, along = (table // width).diff(dim=1).abs(), (table % width).diff(dim=1).abs()
+            assert (torch.maximum(down, along) == 1).all(), (height, width)
+            assert ((down + along == 2).sum(1) <= corners).all(), (height, width)
+
+
+def test_hilbert_keeps_near_what_is_near():
+    """Tokens of an aligned 4 x 4 block are visited in one go; rows take them in four."""
+    table = hilbert(16, 16).table[0].view(16, 16).long()
+    blocks = table // 16 // 4 * 4 + table % 16 // 4
+    assert (blocks == blocks[:, :1]).all()
+
+
+def test_windows_that_reach_over_the_edge_end_in_empty_steps():
+    order = windows(4)(6, 6)
+    assert order.steps == 64 and (order.table < 0).sum(1).tolist() == [28, 28]
+    assert order.table[0, 16:32].view(4, 4)[:, 2:].tolist() == [[-1, -1]] * 4
+    assert windows(7)(14, 14).table.min() == 0
+
+
+def test_windows_of_the_default_size_are_those_of_local_mamba():
+    assert order_named("windows") == windows(7)
+
+
+def test_random_is_the_same_on_every_machine():
+    assert random(0)(2, 3).table[:2].tolist() == [[3, 5, 2, 4, 1, 0], [1, 2, 5, 3, 0, 4]]
+    assert order_named("random") == random(0)
+    assert not torch.equal(random(1)(4, 4).table, random(0)(4, 4).table)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
@@ -133,15 +208,5 @@ def test_atrous_tables():
     assert atrous(2)(3, 3).table.tolist() == [[0, 2, 6, 8], [3, -1, 5, -1], [1, -1, 7, -1], [4, -1, -1, -1]]
 
 
-def test_atrous_is_remembered_and_copied_like_any_order():
-    assert atrous(2)(4, 6) is atrous(2)(4, 6)
-    assert atrous(2)(4, 6) is not atrous(3)(4, 6)
-    for again in (copy.deepcopy(atrous(2)), pickle.loads(pickle.dumps(atrous(2)))):
-        assert again(4, 6) is atrous(2)(4, 6)
-
-
-def test_atrous_refuses_what_it_cannot_walk():
-    with pytest.raises(ValueError, match="step of an atrous scan is 0; expected at least 1"):
-        atrous(0)
-    with pytest.raises(ValueError, match="'atrous' needs a grid of at least 1 x 1 tokens; got 0 x 4"):
-        atrous(2)(0, 4)
+def test_atrous_of_the_default_step_is_that_of_efficientvmamba():
+    assert order_named("atrous") == atrous(2)

@@ -1,4 +1,4 @@
-"""Command-line options that tools/train.py and tools/test.py share."""
+"""Command-line options of the tools."""
 
 import argparse
 from pathlib import Path
@@ -102,4 +102,52 @@ def predict_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("predictions.png"), metavar="FILE", help="the picture (default: %(default)s)"
     )
+    return parser
+
+
+def visualize_parser() -> argparse.ArgumentParser:
+    """The options of tools/visualize.py."""
+    parser = argparse.ArgumentParser(description="Draw scan orders, receptive fields and hidden attention.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    orders = commands.add_parser("orders", help="every scan order, or those named, on a grid: one picture each")
+    orders.add_argument("names", nargs="*", metavar="NAME", help='such as hilbert or "windows(4)" (default: all)')
+    orders.add_argument(
+        "--grid", nargs=2, type=int, default=(8, 10), metavar=("H", "W"), help="in tokens (default: 8 10)"
+    )
+    orders.add_argument(
+        "--out", type=Path, default=Path("orders"), metavar="FOLDER", help="for the pictures (default: %(default)s)"
+    )
+    field = commands.add_parser("erf", help="the effective receptive field of a model, before and after training")
+    field.add_argument("--images", type=int, default=16, metavar="N", help="averaged over (default: %(default)s)")
+    attention = commands.add_parser("attention", help="the hidden attention of a chosen token in one layer")
+    attention.add_argument("--image", type=Path, metavar="FILE", help="default: one of the embedded set")
+    attention.add_argument(
+        "--place",
+        nargs=2,
+        type=float,
+        default=(0.5, 0.5),
+        metavar=("DOWN", "ALONG"),
+        help="of the token in the image, from 0 to 1 (default: the middle)",
+    )
+    attention.add_argument(
+        "--layer",
+        type=int,
+        default=-1,
+        help="number of the scan; negative ones count from the head (default: the last)",
+    )
+    for command in (field, attention):
+        command.add_argument("--model", metavar="NAME", help="a model of this library, such as vim_tiny")
+        command.add_argument(
+            "--checkpoint",
+            type=Path,
+            metavar="FILE",
+            help="a checkpoint of tools/train.py, or weights in the official layout; without, weights as they start",
+        )
+        command.add_argument(
+            "--data", type=Path, default=Path("data"), metavar="FOLDER", help="of the embedded set (default: data)"
+        )
+        name = f"{command.prog.split()[-1]}.png"
+        command.add_argument(
+            "--out", type=Path, default=Path(name), metavar="FILE", help="the picture (default: %(default)s)"
+        )
     return parser

@@ -16,6 +16,7 @@ from torch.nn import functional
 import vssm  # noqa: F401  (registers the vssm models in timm)
 from vssm.mm.checkpoint import to_plain
 from vssm.mm.errors import ConfigError
+from vssm.scan import resolve_order
 
 
 @MODELS.register_module()
@@ -154,12 +155,17 @@ def create_backbone(model_name: str, **arguments: object) -> nn.Module:
     """``timm.create_model`` whose errors name the nearest known model, or the argument that does not fit.
 
     Raises:
-        ConfigError: unknown model name, or an argument that the model does not take.
+        ConfigError: unknown model name, scan order, or an argument that the model does not take.
     """
     if not timm.is_model(model_name.split(".")[0]) and "/" not in model_name and ":" not in model_name:
         near = difflib.get_close_matches(model_name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names"
         raise ConfigError(f"there is no model called {model_name!r}; {hint}")
+    if "scan_order" in arguments:
+        try:
+            resolve_order(arguments["scan_order"])
+        except ValueError as error:
+            raise ConfigError(f"model.backbone.scan_order: {error}") from error
     try:
         return timm.create_model(model_name, **arguments)
     except TypeError as error:

@@ -14,6 +14,7 @@ from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import WEIGHTS_UNDER, check_obtainable, fit, load_checkpoint, unwrap
+from vssm.scan import resolve_order
 
 Indices = int | Sequence[int] | None
 
@@ -345,8 +346,11 @@ def build(
 ) -> nn.Module:
     """What every @register_model function ends in: timm's builder, with our own reading of checkpoints.
 
-    `default_indices` are the maps that features_only=True gives where no out_indices are asked for.
+    `default_indices` are the maps that features_only=True gives where no out_indices are asked for. A `scan_order` may
+    be a name, an order function or a list of them; models themselves take functions only.
     """
+    if "scan_order" in kwargs:
+        kwargs["scan_order"] = resolve_order(kwargs["scan_order"])
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     if pretrained:
         check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)

@@ -135,8 +135,23 @@ def fit(state: dict[str, Tensor], model: Backbone, source: str, adapt: bool) -> 
     }
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
-        raise CheckpointError(f"{source} does not fit {type(model).__name__}, nothing was loaded: {told}")
+        hint = _directions_hint(state, expected)
+        raise CheckpointError(f"{source} does not fit {type(model).__name__}, nothing was loaded: {told}{hint}")
     return state
+
+
+def _directions_hint(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """What to do where the weights are those of a scan order with another number of directions."""
+    for name, value in expected.items():
+        found = state.get(name)
+        if not name.endswith("scan.x_proj") or found is None or found.shape[1:] != value.shape[1:]:
+            continue
+        if found.shape[0] != value.shape[0]:
+            return (
+                f". Its scans have {found.shape[0]} directions and the model's {value.shape[0]}: choose a scan_order "
+                f"with {found.shape[0]}, or train from the start"
+            )
+    return ""
 
 
 def check_obtainable(variant: str, pretrained_cfg: Any, overlay: dict[str, Any]) -> None:

@@ -77,16 +77,11 @@ class SelectiveScan(nn.Module):
         Returns:
             (batch, tokens, channels).
         """
-        if tokens.dim() == 3:  # one matrix product for all directions
-            projected = F.linear(tokens, self.x_proj.flatten(0, 1)).unflatten(-1, (self.directions, -1))
-        else:
-            projected = torch.einsum("btkc,krc->btkr", tokens, self.x_proj)
-        step, B, C = projected.split([self.rank, self.state, self.state], dim=-1)
-        delta = torch.einsum("btkr,kcr->btkc", step, self.dt_proj)
+        delta, B, C = self.project(tokens)
         return selective_scan(
             tokens,
             delta,
-            -torch.exp(_wide(self.A_log)),
+            self.rates(),
             B,
             C,
             _wide(self.D),
@@ -95,6 +90,20 @@ class SelectiveScan(nn.Module):
             order=order,
             merge=True,
         )
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the tokens select: delta (batch, tokens, directions, channels), before bias and softplus, B and C
+        (batch, tokens, directions, state)."""
+        if tokens.dim() == 3:  # one matrix product for all directions
+            projected = F.linear(tokens, self.x_proj.flatten(0, 1)).unflatten(-1, (self.directions, -1))
+        else:
+            projected = torch.einsum("btkc,krc->btkr", tokens, self.x_proj)
+        step, B, C = projected.split([self.rank, self.state, self.state], dim=-1)
+        return torch.einsum("btkr,kcr->btkc", step, self.dt_proj), B, C
+
+    def rates(self) -> Tensor:
+        """A, the rates of decay: (directions, channels, state), negative."""
+        return -torch.exp(_wide(self.A_log))
 
     def extra_repr(self) -> str:
         channels = self.x_proj.shape[2]

@@ -7,23 +7,55 @@ A new order is one file in vssm/scan/orders/ with one function (height, width) -
 """
 
 from vssm.scan.combine import chain, flipped, insert_token, stack
-from vssm.scan.order import OrderFunction, ScanOrder, order_named, order_names, remembered, scan_order
-from vssm.scan.orders import atrous, bidirectional, columns, cross, raster
+from vssm.scan.order import (
+    OrderFunction,
+    OrderWithNumber,
+    ScanOrder,
+    order_named,
+    order_names,
+    remembered,
+    scan_order,
+    scan_order_with,
+)
+from vssm.scan.orders import (
+    atrous,
+    bidirectional,
+    columns,
+    cross,
+    diagonal,
+    hilbert,
+    random,
+    raster,
+    spiral,
+    windows,
+    zigzag,
+)
+from vssm.scan.resolve import OrderLike, resolve_order
 
 __all__ = [
     "OrderFunction",
+    "OrderLike",
+    "OrderWithNumber",
     "ScanOrder",
     "atrous",
     "bidirectional",
     "chain",
     "columns",
     "cross",
+    "diagonal",
     "flipped",
+    "hilbert",
     "insert_token",
     "order_named",
     "order_names",
+    "random",
     "raster",
     "remembered",
+    "resolve_order",
     "scan_order",
+    "scan_order_with",
+    "spiral",
     "stack",
+    "windows",
+    "zigzag",
 ]

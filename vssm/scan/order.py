@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, update_wrapper, wraps
+from functools import cached_property, lru_cache, partial, update_wrapper, wraps
 
 import torch
 from torch import Tensor
 
 OrderFunction = Callable[[int, int], "ScanOrder"]
 
-_registry: dict[str, OrderFunction] = {}
+_registry: dict[str, OrderFunction | OrderWithNumber] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +125,82 @@ def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunct
 
     The function takes (height, width) in tokens and returns a ScanOrder, or the table alone.
     """
-    name = function.__name__
-    if name in _registry:
-        raise ValueError(f"a scan order named {name!r} exists already; give the new one another name")
 
     def order(height: int, width: int) -> ScanOrder:
-        if height < 1 or width < 1:
-            raise ValueError(f"scan order {name!r} needs a grid of at least 1 x 1 tokens; got {height} x {width}")
-        made = function(height, width)
-        return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
+        return _checked(function.__name__, function, height, width)
 
     order = remembered(update_wrapper(order, function))
-    _registry[name] = order
+    _register(function.__name__, order)
     return order
+
+
+def scan_order_with(default: int, least: int = 0) -> Callable[[Callable[..., Tensor | ScanOrder]], OrderWithNumber]:
+    """Decorator: register an order that takes a whole number, such as a window's size.
+
+    The function takes (number, height, width) and returns a ScanOrder, or the table alone. What stands under its name
+    then takes the number and returns the order function: windows(7)(14, 14). Names work likewise: "windows(7)", and
+    "windows" for the default.
+
+    Args:
+        default: the number where a name gives none.
+        least: the smallest number that makes sense.
+    """
+
+    def decorate(function: Callable[..., Tensor | ScanOrder]) -> OrderWithNumber:
+        order = OrderWithNumber(function, default, least)
+        _register(function.__name__, order)
+        return order
+
+    return decorate
+
+
+class OrderWithNumber:
+    """Orders that differ by a whole number; calling it with the number returns the order function."""
+
+    def __init__(self, function: Callable[..., Tensor | ScanOrder], default: int, least: int):
+        update_wrapper(self, function)
+        self.default, self.least = default, least
+        self.table = remembered(
+            lambda number, height, width: _checked(
+                f"{function.__name__}({number})", partial(function, number), height, width
+            )
+        )
+
+    def __call__(self, number: int) -> OrderFunction:
+        if not isinstance(number, int) or isinstance(number, bool) or number < self.least:
+            raise ValueError(f"{self.__name__}({number!r}): expected a whole number from {self.least}")
+        return _Numbered(self, number)
+
+    def __reduce__(self) -> str:
+        return self.__qualname__  # like a function, it is found again by its name
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """One order of an OrderWithNumber; equal to any other of the same number."""
+
+    order: OrderWithNumber
+    number: int
+
+    def __call__(self, height: int, width: int) -> ScanOrder:
+        return self.order.table(self.number, height, width)
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.order.__name__}({self.number})"
+
+
+def _checked(name: str, make: Callable[[int, int], Tensor | ScanOrder], height: int, width: int) -> ScanOrder:
+    if height < 1 or width < 1:
+        raise ValueError(f"scan order {name!r} needs a grid of at least 1 x 1 tokens; got {height} x {width}")
+    made = make(height, width)
+    return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
+
+
+def _register(name: str, order: OrderFunction | OrderWithNumber) -> None:
+    if name in _registry:
+        raise ValueError(f"a scan order named {name!r} exists already; give the new one another name")
+    _registry[name] = order
 
 
 def order_names() -> list[str]:
@@ -145,7 +209,33 @@ def order_names() -> list[str]:
 
 
 def order_named(name: str) -> OrderFunction:
-    """The registered order of that name; ValueError names the known ones."""
-    if name not in _registry:
+    """The order function of a name such as "hilbert", "windows" or "windows(4)"; the only place that reads them.
+
+    Raises:
+        ValueError: an unknown name (the known ones are listed), or a number that the order does not take.
+
+    >>> from vssm.scan import order_named
+    >>> order_named("windows(2)")(2, 4).table[0]
+    tensor([0, 1, 4, 5, 2, 3, 6, 7], dtype=torch.int32)
+    """
+    stem, number = _name_and_number(name)
+    if stem not in _registry:
         raise ValueError(f"no scan order is named {name!r}; known: {', '.join(order_names())}")
-    return _registry[name]
+    order = _registry[stem]
+    if isinstance(order, OrderWithNumber):
+        return order(order.default if number is None else number)
+    if number is not None:
+        raise ValueError(f"the scan order {stem!r} takes no number, but {name!r} gives one; write {stem!r}")
+    return order
+
+
+def _name_and_number(name: str) -> tuple[str, int | None]:
+    found = re.fullmatch(r"(\w+)(?:\((.*)\))?", name)
+    if found is None:
+        raise ValueError(
+            f"{name!r} does not name a scan order; expected a name, or a name with a whole number such as 'windows(7)'"
+        )
+    stem, number = found.groups()
+    if number is not None and not re.fullmatch(r"[0-9]{1,9}", number):
+        raise ValueError(f"{name!r}: {number!r} is not a whole number; expected a name such as 'windows(7)'")
+    return stem, None if number is None else int(number)

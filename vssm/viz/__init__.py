@@ -1,5 +1,19 @@
-"""Pictures: predictions, and later scan orders and receptive fields."""
+"""Pictures: predictions, scan orders, receptive fields and hidden attention."""
 
+from vssm.viz.attention import attention_maps, draw_attention, hidden_attention, scan_input, scan_names
+from vssm.viz.orders import draw_order
 from vssm.viz.predictions import draw_predictions
+from vssm.viz.receptive_field import area_share, draw_receptive_fields, receptive_field
 
-__all__ = ["draw_predictions"]
+__all__ = [
+    "area_share",
+    "attention_maps",
+    "draw_attention",
+    "draw_order",
+    "draw_predictions",
+    "draw_receptive_fields",
+    "hidden_attention",
+    "receptive_field",
+    "scan_input",
+    "scan_names",
+]

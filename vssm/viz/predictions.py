@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from vssm.viz.style import GAP, INK, MARGIN, PALE, PAPER, TRACK, font, save
 
 # One class and its probability, 0 to 1. A prediction lists them, the most probable first.
 Prediction = Sequence[tuple[str, float]]
 
-PAPER, INK, PALE, TRACK = "#ffffff", "#1f2328", "#6e7781", "#eaeef2"
 RIGHT, WRONG, UNJUDGED = "#1a7f37", "#cf222e", "#0969da"
 THUMBNAIL, PORTRAIT = 168, 320
-MARGIN, GAP, LINE = 24, 18, 22
+LINE = 22
 MOST_COLUMNS = 8
 BARS = 5
 
@@ -59,10 +60,7 @@ def draw_predictions(
         picture = _portrait(images[0], predictions[0], None if truths is None else truths[0])
     else:
         picture = _grid(images, predictions, truths)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG")
-    return path
+    return save(picture, path)
 
 
 def _portrait(image: Image.Image, prediction: Prediction, truth: str | None) -> Image.Image:
@@ -78,12 +76,12 @@ def _portrait(image: Image.Image, prediction: Prediction, truth: str | None) -> 
         indent = 24 if judged else 0
         if judged:
             _sign(draw, (left, top), right=name == truth)
-        draw.text((left + indent, top), _fit(name, bar_width - 80 - indent, 17), fill=INK, font=_font(17))
-        draw.text((left + bar_width, top), _percent(probability), fill=colour, font=_font(17), anchor="ra")
+        draw.text((left + indent, top), _fit(name, bar_width - 80 - indent, 17), fill=INK, font=font(17))
+        draw.text((left + bar_width, top), _percent(probability), fill=colour, font=font(17), anchor="ra")
         _bar(draw, (left, top + 26), bar_width, 9, probability, colour)
         if judged and name != truth:
             truth_line = _fit(f"is: {truth}", bar_width - indent, 17)
-            draw.text((left + indent, top + 40), truth_line, fill=WRONG, font=_font(17))
+            draw.text((left + indent, top + 40), truth_line, fill=WRONG, font=font(17))
             top += 30
         top += row
     return picture
@@ -103,7 +101,7 @@ def _grid(
     draw = ImageDraw.Draw(picture)
     if truths is not None:
         right = sum(prediction[0][0] == truth for prediction, truth in zip(predictions, truths, strict=True))
-        draw.text((MARGIN, MARGIN - 4), f"{right} of {len(images)} right", fill=INK, font=_font(24))
+        draw.text((MARGIN, MARGIN - 4), f"{right} of {len(images)} right", fill=INK, font=font(24))
     for place, (image, prediction) in enumerate(zip(images, predictions, strict=True)):
         corner = (
             MARGIN + place % columns * (THUMBNAIL + GAP),
@@ -135,10 +133,10 @@ def _card(
     if truth is not None:
         _sign(draw, (left, top), right=name == truth)
         indent = 22
-    draw.text((left + indent, top), _fit(name, THUMBNAIL - indent - 46, 15), fill=INK, font=_font(15))
-    draw.text((left + THUMBNAIL, top), _percent(probability), fill=colour, font=_font(15), anchor="ra")
+    draw.text((left + indent, top), _fit(name, THUMBNAIL - indent - 46, 15), fill=INK, font=font(15))
+    draw.text((left + THUMBNAIL, top), _percent(probability), fill=colour, font=font(15), anchor="ra")
     if truth is not None and name != truth:
-        draw.text((left + indent, top + LINE), _fit(f"is: {truth}", THUMBNAIL - indent, 15), fill=WRONG, font=_font(15))
+        draw.text((left + indent, top + LINE), _fit(f"is: {truth}", THUMBNAIL - indent, 15), fill=WRONG, font=font(15))
 
 
 def _colour(name: str, truth: str | None) -> str:
@@ -181,16 +179,12 @@ def _sign(draw: ImageDraw.ImageDraw, corner: tuple[int, int], *, right: bool) ->
         draw.line([(x + 2, y + 13), (x + 13, y + 2)], fill=WRONG, width=3)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _fit(text: str, width: int, size: int) -> str:
     """The text, cut with an ellipsis where it is wider than so many pixels."""
-    font = _font(size)
-    if font.getlength(text) <= width:
+    letters = font(size)
+    if letters.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
+    while text and letters.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
 

@@ -1,0 +1,53 @@
+"""What all pictures share: colours, fonts, and values as colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFont
+
+PAPER, INK, PALE, TRACK = "#ffffff", "#1f2328", "#6e7781", "#eaeef2"
+MARGIN, GAP = 24, 18
+
+# Steps of a walk, early to late: light enough everywhere for a dark line on top.
+EARLY_TO_LATE = ("#5a8fd6", "#6cc0c4", "#b5d99c", "#f6d575", "#ef8a62")
+# Magnitudes, none to most: dark to bright, in even steps of lightness.
+LITTLE_TO_MUCH = ("#0b0724", "#3f1370", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf")
+
+
+def colours(values: np.ndarray, scale: tuple[str, ...]) -> np.ndarray:
+    """Values from 0 to 1, of any shape, as colours of a scale: (..., 3) uint8.
+
+    >>> colours(np.array([0.0, 0.5, 1.0]), ("#000000", "#ffffff")).tolist()
+    [[0, 0, 0], [128, 128, 128], [255, 255, 255]]
+    """
+    anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in scale], dtype=float)
+    places = np.linspace(0, 1, len(scale))
+    channels = [np.interp(values, places, anchors[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def bar(scale: tuple[str, ...], width: int, height: int) -> Image.Image:
+    """A scale of colours from left to right."""
+    return Image.fromarray(np.repeat(colours(np.linspace(0, 1, width)[None], scale), height, axis=0))
+
+
+def enlarged(values: np.ndarray, scale: tuple[str, ...], size: tuple[int, int]) -> Image.Image:
+    """A map of values from 0 to 1 as a picture of (width, height) pixels, its cells with sharp edges."""
+    values = np.round(64 * values) / 64  # more levels are not seen, and make files several times as large
+    return Image.fromarray(colours(values, scale)).resize(size, Image.Resampling.NEAREST)
+
+
+def save(picture: Image.Image, path: str | Path, palette: int | None = None) -> Path:
+    """Write a PNG and make its folder; `palette` colours make a small file of a drawing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if palette is not None:
+        picture = picture.quantize(palette, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(path, format="PNG", optimize=True)
+    return path
