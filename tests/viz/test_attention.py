@@ -112,3 +112,12 @@ def test_picture(tmp_path: Path) -> None:
     file = draw_attention(Image.new("L", (70, 50)), (4, 6), maps, "eight", path=tmp_path / "new" / "attention.png")
     with Image.open(file) as picture:
         assert picture.width > 6 * 200 and picture.height > 2 * 150, "ten panels in two rows"
+
+
+def test_a_scan_without_a_table_walks_in_raster_order() -> None:
+    """The half-resolution tokens of the first MSVMamba stand in the order of their walk: 4 x 4 of them, three times."""
+    model = timm.create_model("msvmamba_nano", dims=(16, 32), depths=(1, 1))
+    given = scan_input(model, torch.randn(3, 32, 32), 1)
+    assert given.order.tolist() == [list(range(48))]
+    row = hidden_attention(given, 10)[0].abs().sum(0)
+    assert (row[:11] > 0).all() and (row[11:] == 0).all()

@@ -123,6 +123,8 @@ def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
     finally:
         hook.remove()
     ((tokens, order),) = seen
+    if order is None:  # raster order
+        order = torch.arange(tokens.shape[1], device=tokens.device).expand(scan.directions, -1)
     return ScanInput(names[layer], scan, tokens[0], order)
 
 

@@ -100,6 +100,8 @@ def _walk(draw: ImageDraw.ImageDraw, row: np.ndarray, visited: np.ndarray, width
             _dashed(draw, start, end)
         else:
             draw.line((start, end), fill=INK if near else PALE, width=2 * FINE if near else FINE)
+    if not len(visited):  # a direction of a grid too small for it has empty steps only
+        return
     (x, y), radius = centre(visited[0]), 5 * FINE
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=INK)
     x, y = centre(visited[-1])
