@@ -9,6 +9,7 @@ from vssm.mm.errors import ConfigError
 from vssm.mm.metrics import TopAccuracy
 from vssm.mm.runner import ClassificationRunner
 from vssm.nn import SelectiveScan
+from vssm.scan import order as order_module
 
 TINY = {"model_name": "test_vit", "num_classes": 4, "img_size": 32}
 
@@ -50,6 +51,7 @@ def test_a_config_trains_along_any_order(config_file, tmp_path, monkeypatch):
     """A list of names, one of them of an order that the config imports."""
     (tmp_path / "my_orders_of_a_test.py").write_text(SNAKE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(order_module, "_registry", dict(order_module._registry))  # the order vanishes with the test
     text = config_file.read_text()
     text += "custom_imports = dict(imports=['vssm.mm', 'my_orders_of_a_test'])\n"
     text += "model['backbone'] = dict(model_name='vmamba_tiny', num_classes=10, dims=(16, 24),\n"
