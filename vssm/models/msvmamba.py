@@ -121,7 +121,7 @@ class FirstMultiScaleSS2D(MultiScaleSS2D):
         visited = _table(self.half_order_table, half)[0]
         tokens = half.flatten(1, 2)
         met = tokens.index_select(1, visited)  # each token three times, in the order of the walk
-        visits = self.norm(self.half_scan(met, order=None))
+        visits = self.norm(self.half_scan(met, None))
         half_scanned = torch.zeros_like(tokens, dtype=visits.dtype).index_add(1, visited, visits).view_as(half)
         return self.norm(scanned) + _resized(half_scanned, full, mode="bilinear", align_corners=False)
 
