@@ -19,7 +19,7 @@ from vssm.bench import (
 )
 from vssm.bench.kernels import check
 from vssm.scan import cross
-from vssm_kernels import Backend, selective_scan  # noqa: F401
+from vssm_kernels import Backend
 from vssm_kernels.selective_scan import _registry, reference
 
 CPU = torch.device("cpu")

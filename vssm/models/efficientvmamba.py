@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ConvNormAct, DropPath, SqueezeExcite
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 
 from vssm.models import vmamba
 from vssm.models._base import Pyramid, Stage, build
+from vssm.models._cfg import imagenet_cfg
 from vssm.nn import PatchMerging, PatchStem
 from vssm.scan import OrderFunction, atrous
 
@@ -201,22 +201,14 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: EfficientVMamba) -> di
 
 def _cfg(size: str) -> dict[str, Any]:
     file = f"EfficientVMamba-{size.capitalize()}/resolve/main/efficient_vmamba_{size}.ckpt"
-    return {
-        "url": f"https://huggingface.co/TerryPei/{file}",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": EfficientVMamba.first_conv,
-        "classifier": EfficientVMamba.classifier,
-        "custom_load": True,
-        "license": "apache-2.0",
-        "origin_url": "https://github.com/TerryPei/EfficientVMamba",
-        "paper_ids": "arXiv:2403.09977",
-    }
+    return imagenet_cfg(
+        EfficientVMamba.first_conv,
+        EfficientVMamba.classifier,
+        url=f"https://huggingface.co/TerryPei/{file}",
+        license="apache-2.0",
+        origin_url="https://github.com/TerryPei/EfficientVMamba",
+        paper_ids="arXiv:2403.09977",
+    )
 
 
 default_cfgs = generate_default_cfgs(

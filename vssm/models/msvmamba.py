@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, register_notrace_module
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from vssm.models import vmamba
 from vssm.models._base import Pyramid, Stage, build
+from vssm.models._cfg import imagenet_cfg
 from vssm.nn import (
     ChannelsLastConv2d,
     ConvDownsample,
@@ -286,22 +286,14 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: MSVMamba) -> dict[str,
 
 
 def _cfg(first_conv: str = "stem.conv1", **kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": first_conv,
-        "classifier": MSVMamba.classifier,
-        "custom_load": True,
-        "license": "unknown",  # the authors publish none
-        "origin_url": "https://github.com/YuHengsss/MSVMamba",
-        "paper_ids": "arXiv:2405.14174",
+    return imagenet_cfg(
+        first_conv,
+        MSVMamba.classifier,
+        license="unknown",  # the authors publish none
+        origin_url="https://github.com/YuHengsss/MSVMamba",
+        paper_ids="arXiv:2405.14174",
         **kwargs,
-    }
+    )
 
 
 def _in_folder(folder: str) -> dict[str, Any]:

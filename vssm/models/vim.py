@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     lecun_normal_,
@@ -27,6 +26,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from vssm.models._base import Plain, build
+from vssm.models._cfg import imagenet_cfg
 from vssm.nn import OrderTable, PatchStem, SelectiveScan, StreamRMSNorm, concrete
 from vssm.ops import causal_conv1d
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
@@ -256,24 +256,16 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: Vim) -> dict[str, Tens
     return state
 
 
-def _cfg(url: str, pool_size: tuple[int, int] = (14, 14), **kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": f"https://huggingface.co/hustvl/{url}",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": pool_size,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": Vim.first_conv,
-        "classifier": Vim.classifier,
-        "custom_load": True,
-        "license": "apache-2.0",
-        "origin_url": "https://github.com/hustvl/Vim",
-        "paper_ids": "arXiv:2401.09417",
-        **kwargs,
-    }
+def _cfg(url: str, pool_size: tuple[int, int] = (14, 14)) -> dict[str, Any]:
+    return imagenet_cfg(
+        Vim.first_conv,
+        Vim.classifier,
+        url=f"https://huggingface.co/hustvl/{url}",
+        pool_size=pool_size,
+        license="apache-2.0",
+        origin_url="https://github.com/hustvl/Vim",
+        paper_ids="arXiv:2401.09417",
+    )
 
 
 default_cfgs = generate_default_cfgs(

@@ -16,13 +16,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, register_notrace_module
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vssm.models._base import Pyramid, Stage, build
+from vssm.models._cfg import imagenet_cfg
 from vssm.nn import (
     ChannelsLastConv2d,
     ConvDownsample,
@@ -237,24 +237,15 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: Pyramid) -> dict[str, 
     return converted
 
 
-def _cfg(file: str, first_conv: str = "stem.conv1", **kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": f"https://github.com/MzeroMiko/VMamba/releases/download/{file}",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": first_conv,
-        "classifier": VMamba.classifier,
-        "custom_load": True,
-        "license": "mit",
-        "origin_url": "https://github.com/MzeroMiko/VMamba",
-        "paper_ids": "arXiv:2401.10166",
-        **kwargs,
-    }
+def _cfg(file: str, first_conv: str = "stem.conv1") -> dict[str, Any]:
+    return imagenet_cfg(
+        first_conv,
+        VMamba.classifier,
+        url=f"https://github.com/MzeroMiko/VMamba/releases/download/{file}",
+        license="mit",
+        origin_url="https://github.com/MzeroMiko/VMamba",
+        paper_ids="arXiv:2401.10166",
+    )
 
 
 _TINY_S1L8 = "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth"
