@@ -1,14 +1,15 @@
-"""The selective scan on a GPU in Triton: one program walks one (batch, direction, block of channels).
+"""The selective scan on a GPU: how the kernels of triton_kernels.py are launched.
 
-A program holds its states as one (state, channels) tile of registers and is serial over the steps, `UNROLL` of them
-at a time so that several rows are in flight. The backward stores nothing between forward and backward: it first runs
-the recurrence again, writing the state before every `UNROLL` steps to a scratch buffer, then walks back through them.
-dB and dC, sums over channels, are written per block of channels and added up afterwards, in a fixed order: no atomics,
-so two runs are bit-equal. All arithmetic is float32.
+One program walks one (batch, direction, block of channels). The backward stores nothing between forward and backward:
+it first runs the recurrence again, writing the state before every group of steps and dC to memory, then walks back
+through the groups. dB and dC, sums over channels, are written per block of channels and added up afterwards, in a fixed
+order: no atomics, so two runs are bit-equal. All arithmetic is float32, but for those two sums where inputs are half
+precision: their terms are rounded to TF32 (11 bits), which is finer than the inputs.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,245 +22,10 @@ from vssm_kernels.selective_scan.arguments import ScanArguments
 
 try:
     import triton
-    import triton.language as tl
+
+    from vssm_kernels.selective_scan import triton_kernels as kernels
 except ImportError:  # why_no_triton says so
     triton = None
-
-if triton is not None:
-
-    @triton.jit
-    def softplus(x):
-        """log(1 + exp(x)) with relative accuracy for very negative x, where delta is small."""
-        e = tl.exp2(-tl.abs(x) * 1.4426950408889634)
-        series = e * (1.0 - e * (0.5 - e * (0.3333333333 - e * 0.25)))
-        return tl.maximum(x, 0.0) + tl.where(e < 0.03, series, tl.log2(1.0 + e) * 0.6931471805599453)
-
-    @triton.jit
-    def softplus_slope(delta):
-        """The derivative of softplus in terms of its value: 1 - exp(-delta)."""
-        series = delta * (1.0 - delta * (0.5 - delta * (0.1666666667 - delta * 0.0416666667)))
-        return tl.where(delta < 0.03, series, 1.0 - tl.exp2(delta * -1.4426950408889634))
-
-    @triton.jit
-    def visited_token(order, k, step, steps, HAS_ORDER: tl.constexpr):
-        """The token of a step, -1 for an empty step and beyond the end."""
-        if HAS_ORDER:
-            token = tl.load(order + k * steps + step, mask=step < steps, other=-1)
-        else:
-            token = tl.where(step < steps, step, -1)
-        return token.to(tl.int64)
-
-    @triton.jit
-    def inside(index, size, token):
-        """Mask of the indices below size, none at an empty step: there nothing is read or written."""
-        return index < tl.where(token >= 0, size, 0)
-
-    @triton.jit
-    def load_row(base, token, token_stride, index, mask):
-        """One token's row in float32, zeros outside the mask."""
-        return tl.load(base + token * token_stride + index, mask=mask, other=0.0).to(tl.float32)
-
-    @triton.jit
-    def load_constants(base, index, mask, PRESENT: tl.constexpr):
-        """A row of float32 parameters; zeros where the model has none."""
-        if PRESENT:
-            return tl.load(base + index, mask=mask, other=0.0)
-        else:
-            return tl.zeros_like(index).to(tl.float32)
-
-    @triton.jit
-    def put_row(base, token, token_stride, index, mask, row, ADD: tl.constexpr):
-        """Write one token's row, or add to it where an order may visit tokens twice."""
-        pointers = base + token * token_stride + index
-        if ADD:
-            tl.debug_barrier()  # an earlier step's row may have been written by other threads
-            row += tl.load(pointers, mask=mask, other=0.0)
-        tl.store(pointers, row.to(base.dtype.element_ty), mask=mask)
-        if ADD:
-            tl.debug_barrier()
-
-    @triton.jit
-    def program_indices(directions, blocks):
-        """(batch, direction, channel block) of this program, as 64-bit numbers: sizes may exceed 2^31 elements."""
-        program = tl.program_id(0).to(tl.int64)
-        return program // blocks // directions, program // blocks % directions, program % blocks
-
-    @triton.jit
-    def tile_offsets(n, c, half_pitch):
-        """Offsets of a (state, channels) tile in a buffer whose rows are 2 * half_pitch long.
-
-        Written so, Triton knows that rows start at even places and no more, and gives each thread two neighbouring
-        channels of every state: then sums over the states stay within a thread, and the rows of u, delta and y,
-        two bfloat16 a thread, have the same layout. One channel a thread, or four, is slower by half.
-        """
-        return n[:, None] * (half_pitch * 2) + c[None, :]
-
-    @triton.jit(do_not_specialize=["half_pitch"])
-    def forward_kernel(
-        u, delta, A, B, C, D, bias, order, y, checkpoints,
-        tokens, directions, channels, state, steps, segment, blocks, half_pitch,
-        u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
-        B_batch, B_token, B_direction, C_batch, C_token, C_direction,
-        HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-        SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHECKPOINT: tl.constexpr,
-        BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
-    ):  # fmt: skip
-        """Outputs of a whole sequence, or with CHECKPOINT only the state before every UNROLL steps."""
-        b, k, block = program_indices(directions, blocks)
-        c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-        n = tl.arange(0, BLOCK_N)
-        c_in, n_in = c < channels, n < state
-        tile = n_in[:, None] & c_in[None, :]
-        places = tile_offsets(n, c, half_pitch)
-        A_tile = tl.load(A + k * state * (half_pitch * 2) + places, mask=tile, other=0.0)
-        A_tile *= 1.4426950408889634  # exp(delta A) = exp2(delta A log2(e))
-        bias_row = (
-            tl.load(bias + k * channels + c, mask=c_in, other=0.0) if HAS_BIAS else tl.zeros_like(c).to(tl.float32)
-        )
-        D_row = tl.load(D + k * channels + c, mask=c_in, other=0.0) if HAS_D else bias_row
-
-        u += b * u_batch + k * u_direction
-        delta += b * delta_batch + k * delta_direction
-        B += b * B_batch + k * B_direction
-        C += b * C_batch + k * C_direction
-        y_token = directions * channels
-        y_row = b * tokens * y_token + k * channels
-        if not HAS_C:
-            y_token, y_row = y_token * state, y_row * state
-        y += y_row
-        checkpoints += (b * directions + k) * tl.cdiv(steps, UNROLL) * state * (half_pitch * 2)
-
-        h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-        for start in tl.range(0, steps, UNROLL, num_stages=STAGES):
-            if CHECKPOINT:
-                tl.store(checkpoints + places, h, mask=tile)
-                checkpoints += state * (half_pitch * 2)
-            for i in tl.static_range(UNROLL):
-                step = start + i
-                token = visited_token(order, k, step, steps, HAS_ORDER)
-                c_here, n_here = inside(c, channels, token), inside(n, state, token)
-                u_t = load_row(u, token, u_token, c, c_here)
-                delta_t = softplus(load_row(delta, token, delta_token, c, c_here) + bias_row)
-                B_t = load_row(B, token, B_token, n, n_here)
-                if SEGMENTED:
-                    h = tl.where(step % segment == 0, 0.0, h)
-                h = tl.exp2(delta_t[None, :] * A_tile) * h + (delta_t * u_t)[None, :] * B_t[:, None]
-                if not CHECKPOINT:
-                    if HAS_C:
-                        C_t = load_row(C, token, C_token, n, n_here)
-                        y_t = tl.sum(h * C_t[:, None], 0)
-                        if HAS_D:
-                            y_t += D_row * u_t
-                        put_row(y, token, y_token, c, c_here, y_t, ADD)
-                    else:
-                        here = n_in[:, None] & c_here[None, :]
-                        put_row(y, token, y_token, c[None, :] * state + n[:, None], here, h, ADD)
-
-    @triton.jit(do_not_specialize=["half_pitch"])
-    def backward_kernel(
-        u, delta, A, B, C, D, bias, order, checkpoints,
-        dy, du, ddelta, dA, dB, dC, dD, dbias,
-        tokens, batch, directions, channels, state, steps, segment, blocks, half_pitch,
-        u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
-        B_batch, B_token, B_direction, C_batch, C_token, C_direction,
-        HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-        SEGMENTED: tl.constexpr, ADD: tl.constexpr,
-        BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
-    ):  # fmt: skip
-        """Gradients of a whole sequence, from its last UNROLL steps to its first; the adjoint is in reference.py."""
-        b, k, block = program_indices(directions, blocks)
-        c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-        n = tl.arange(0, BLOCK_N)
-        c_in, n_in = c < channels, n < state
-        tile = n_in[:, None] & c_in[None, :]
-        places = tile_offsets(n, c, half_pitch)
-        A_tile = tl.load(A + k * state * (half_pitch * 2) + places, mask=tile, other=0.0)
-        A_tile *= 1.4426950408889634
-        bias_row = (
-            tl.load(bias + k * channels + c, mask=c_in, other=0.0) if HAS_BIAS else tl.zeros_like(c).to(tl.float32)
-        )
-        D_row = tl.load(D + k * channels + c, mask=c_in, other=0.0) if HAS_D else bias_row
-
-        u += b * u_batch + k * u_direction
-        delta += b * delta_batch + k * delta_direction
-        B += b * B_batch + k * B_direction
-        C += b * C_batch + k * C_direction
-        row_token = directions * channels  # of du, ddelta and dy
-        row = b * tokens * row_token + k * channels
-        du += row
-        ddelta += row
-        dy += row if HAS_C else row * state
-        dy_token = row_token if HAS_C else row_token * state
-        state_token = directions * state  # of this block's dB and dC
-        state_row = (block * batch + b) * tokens * state_token + k * state
-        dB += state_row
-        dC += state_row
-        groups = tl.cdiv(steps, UNROLL)
-        checkpoints += (b * directions + k + 1) * groups * state * (half_pitch * 2)
-
-        dh = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-        dA_tile = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-        dD_row = tl.zeros((BLOCK_C,), tl.float32)
-        dbias_row = tl.zeros((BLOCK_C,), tl.float32)
-        for back in range(groups):
-            start = (groups - 1 - back) * UNROLL
-            checkpoints -= state * (half_pitch * 2)
-            h = tl.load(checkpoints + places, mask=tile, other=0.0)
-            token_list, u_list, delta_list, B_list, decayed_list, decay_list = (), (), (), (), (), ()
-            for i in tl.static_range(UNROLL):
-                step = start + i
-                token = visited_token(order, k, step, steps, HAS_ORDER)
-                c_here, n_here = inside(c, channels, token), inside(n, state, token)
-                u_t = load_row(u, token, u_token, c, c_here)
-                delta_t = softplus(load_row(delta, token, delta_token, c, c_here) + bias_row)
-                delta_t = tl.where(step < steps, delta_t, 0.0)  # beyond the end nothing decays
-                B_t = load_row(B, token, B_token, n, n_here)
-                if SEGMENTED:
-                    h = tl.where(step % segment == 0, 0.0, h)
-                decay = tl.exp2(delta_t[None, :] * A_tile)
-                token_list = token_list + (token,)
-                u_list = u_list + (u_t,)
-                delta_list = delta_list + (delta_t,)
-                B_list = B_list + (B_t,)
-                decayed_list = decayed_list + (decay * h,)  # the state before, times its decay
-                decay_list = decay_list + (decay,)
-                h = decay * h + (delta_t * u_t)[None, :] * B_t[:, None]
-            for i in tl.static_range(UNROLL - 1, -1, -1):
-                step = start + i
-                token, u_t, delta_t, B_t = token_list[i], u_list[i], delta_list[i], B_list[i]
-                decayed, decay = decayed_list[i], decay_list[i]
-                c_here, n_here = inside(c, channels, token), inside(n, state, token)
-                if HAS_C:
-                    dy_t = load_row(dy, token, dy_token, c, c_here)
-                    C_t = load_row(C, token, C_token, n, n_here)
-                    dh += C_t[:, None] * dy_t[None, :]
-                    after = decayed + (delta_t * u_t)[None, :] * B_t[:, None]
-                    put_row(dC, token, state_token, n, n_here, tl.sum(after * dy_t[None, :], 1), ADD)
-                else:
-                    here = n_in[:, None] & c_here[None, :]
-                    dh += load_row(dy, token, dy_token, c[None, :] * state + n[:, None], here)
-                put_row(dB, token, state_token, n, n_here, tl.sum(dh * (delta_t * u_t)[None, :], 1), ADD)
-                through_decay = dh * decayed
-                through_input = tl.sum(dh * B_t[:, None], 0)
-                dA_tile += through_decay * delta_t[None, :]
-                ddelta_t = tl.sum(through_decay * A_tile, 0) * 0.6931471805599453 + u_t * through_input
-                ddelta_t *= softplus_slope(delta_t)
-                du_t = through_input * delta_t
-                if HAS_D:
-                    du_t += D_row * dy_t
-                    dD_row += dy_t * u_t
-                dbias_row += ddelta_t
-                put_row(du, token, row_token, c, c_here, du_t, ADD)
-                put_row(ddelta, token, row_token, c, c_here, ddelta_t, ADD)
-                dh *= decay
-                if SEGMENTED:
-                    dh = tl.where(step % segment == 0, 0.0, dh)
-
-        own = (b * directions + k) * channels
-        tl.store(dA + (b * directions + k) * state * (half_pitch * 2) + places, dA_tile, mask=tile)
-        tl.store(dbias + own + c, dbias_row, mask=c_in)
-        if HAS_D:
-            tl.store(dD + own + c, dD_row, mask=c_in)
 
 
 class _Launch(NamedTuple):
@@ -267,19 +33,39 @@ class _Launch(NamedTuple):
 
     block_c: int
     block_n: int
-    unroll: int
+    unroll: int  # steps of a group
     warps: int
-    stages: int
+    vector: int  # neighbouring channels of a thread
+    registers: int | None = None  # of a thread, at most
+    ahead: int = 1
+    early: bool = False
+
+    def options(self) -> dict[str, int | None]:
+        return {
+            "BLOCK_C": self.block_c,
+            "BLOCK_N": self.block_n,
+            "UNROLL": self.unroll,
+            "VECTOR": self.vector,
+            "num_warps": self.warps,
+            "maxnreg": self.registers,
+        }
 
 
-def _launch(channels: int, state: int, backward: bool) -> _Launch:
+def _forward_launch(channels: int, state: int) -> _Launch:
     block_n = 1 << (state - 1).bit_length()
-    budget = 512 if backward else 1024  # state elements a warp holds: 16 or 32 registers a thread
-    block_c = max(16, min(64, budget // block_n, 1 << (channels - 1).bit_length()))
-    warps = max(1, min(8, block_n * block_c // budget))
-    if block_n <= 2:
-        return _Launch(block_c, block_n, unroll=4, warps=warps, stages=1)
-    return _Launch(block_c, block_n, unroll=2 if backward else 1, warps=warps, stages=3)
+    block_c = max(16, min(64, 1024 // block_n, 1 << (channels - 1).bit_length()))
+    warps = max(1, min(8, block_n * block_c // 1024))
+    return _Launch(block_c, block_n, unroll=8 if block_n <= 2 else 1, warps=warps, vector=2)
+
+
+def _backward_launches(channels: int, state: int) -> tuple[_Launch, _Launch]:
+    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size."""
+    again = _forward_launch(channels, state)
+    if again.block_n <= 2:
+        return again, again
+    block_c = max(16, min(again.block_c, 512 // again.block_n))
+    warps = max(1, min(8, again.block_n * block_c // 512))
+    return again, again._replace(block_c=block_c, warps=warps, unroll=2, vector=1)
 
 
 def scan(args: ScanArguments) -> Tensor:
@@ -288,43 +74,51 @@ def scan(args: ScanArguments) -> Tensor:
     y = output_rows(
         args.order, args.tokens, args.output_shape, torch.float32 if repeats else args.u.dtype, args.u.device
     )
-    launch = _launch(args.channels, args.state, backward=False)
-    _run_forward(args, launch, y, checkpoints=None, add=repeats)
+    launch = _forward_launch(args.channels, args.state)
+    unused = args.delta  # a pointer that the kernel does not follow
+    _run_forward(args, launch, y, unused, unused, unused, units=0, unit=launch.block_c, every=launch.unroll, add=repeats)
     return y.to(args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     repeats = order_facts(args.order, args.tokens).repeats
-    launch = _launch(args.channels, args.state, backward=True)
-    blocks = triton.cdiv(args.channels, launch.block_c)
+    again, launch = _backward_launches(args.channels, args.state)
     batch, tokens, directions, channels = args.delta.shape
-    pitch = _pitch(channels)
-    shape = (batch, directions, triton.cdiv(args.steps, launch.unroll), args.state, pitch)
-    checkpoints = torch.empty(shape, dtype=torch.float32, device=args.u.device)
-    _run_forward(args, launch, None, checkpoints, add=False)
+    device, pitch = args.u.device, _pitch(channels)
+    if gradient.stride(-1) != 1:
+        gradient = gradient.contiguous()
+    blocks, again_blocks = triton.cdiv(channels, launch.block_c), triton.cdiv(channels, again.block_c)
+    units = again_blocks * (again.block_c // launch.block_c)
+    groups = triton.cdiv(args.steps, launch.unroll)
+    tile = launch.block_n * launch.block_c
 
-    def rows(like: Tensor, *shape: int) -> Tensor:
-        dtype = torch.float32 if repeats else like.dtype
-        return output_rows(args.order, tokens, shape, dtype, args.u.device)
+    def floats(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=device)
 
-    def sums(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=args.u.device)
+    def rows(*shape: int, like: Tensor | None = None) -> Tensor:
+        dtype = torch.float32 if repeats or like is None else like.dtype
+        return output_rows(args.order, tokens, shape, dtype, device)
 
-    du, ddelta = (rows(like, *args.delta.shape) for like in (args.u, args.delta))
-    dB, dC = (rows(args.A, blocks, batch, tokens, directions, args.state) for _ in range(2))
-    dA, dD, dbias = sums(batch, directions, args.state, pitch), *(sums(batch, directions, channels) for _ in "12")
-    C = args.B if args.C is None else args.C
-    backward_kernel[(batch * directions * blocks,)](
-        args.u, args.delta, _rates(args), args.B, C, *_small(args), checkpoints,
-        gradient.contiguous(), du, ddelta, dA, dB, dC, dD, dbias,
+    # Read one group ahead, the walk back ends before the first: a spare group keeps that inside the buffer.
+    checkpoints = floats((batch * directions * groups + 1) * units * tile)[units * tile :]
+    dC = rows(again_blocks if launch.early else blocks, batch, tokens, directions, args.state)
+    _run_forward(args, again, args.delta, gradient, dC, checkpoints, units=units, unit=launch.block_c, every=launch.unroll, add=repeats, early=launch.early and args.C is not None)
+
+    du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
+    dB = rows(blocks, batch, tokens, directions, args.state)
+    dA = floats(batch, directions, args.state, pitch)
+    dD, dbias = (floats(batch, directions, channels) for _ in range(2))
+    kernels.backward_kernel[(batch * directions * blocks,)](
+        args.u, args.delta, _rates(args), args.B, args.C if args.C is not None else args.B, *_small(args), checkpoints,
+        gradient, du, ddelta, dA, dB, dC, dD, dbias,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
-        _pitch(args.channels) // 2,
-        *_strides(args),
-        **_switches(args), ADD=repeats,
-        BLOCK_C=launch.block_c, BLOCK_N=launch.block_n, UNROLL=launch.unroll, num_warps=launch.warps,
+        pitch // launch.vector, units, tile // launch.vector,
+        *_strides(args, gradient),
+        **_switches(args, gradient), ADD=repeats, AHEAD=launch.ahead, EARLY=launch.early,
+        **launch.options(),
     )  # fmt: skip
     gradients = (
-        du.sum(2, dtype=torch.float32) if args.shared_input else du,
+        du.sum(2) if args.shared_input else du,
         ddelta,
         dA.sum(0)[..., :channels].transpose(1, 2),
         dB.sum(0),
@@ -339,20 +133,29 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
 
 
 def _run_forward(
-    args: ScanArguments, launch: _Launch, y: Tensor | None, checkpoints: Tensor | None, *, add: bool
+    args: ScanArguments,
+    launch: _Launch,
+    y: Tensor,
+    gradient: Tensor,
+    dC: Tensor,
+    checkpoints: Tensor,
+    *,
+    units: int,
+    unit: int,
+    every: int,
+    add: bool,
+    early: bool = False,
 ) -> None:
+    """The outputs into y, or where there are units of checkpoints, these and dC."""
     blocks = triton.cdiv(args.channels, launch.block_c)
-    unused = args.delta  # a pointer that the kernel does not follow
-    C = args.B if args.C is None else args.C
-    forward_kernel[(args.batch * args.directions * blocks,)](
-        args.u, args.delta, _rates(args), args.B, C, *_small(args),
-        unused if y is None else y, unused if checkpoints is None else checkpoints,
-        args.tokens, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
-        _pitch(args.channels) // 2,
-        *_strides(args),
-        **_switches(args), ADD=add, CHECKPOINT=checkpoints is not None,
-        BLOCK_C=launch.block_c, BLOCK_N=launch.block_n, UNROLL=launch.unroll, STAGES=launch.stages,
-        num_warps=launch.warps,
+    kernels.forward_kernel[(args.batch * args.directions * blocks,)](
+        args.u, args.delta, _rates(args), args.B, args.C if args.C is not None else args.B, *_small(args),
+        y, gradient, dC, checkpoints,
+        args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
+        _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector,
+        *_strides(args, gradient),
+        **_switches(args, gradient), ADD=add, CHECKPOINT=units > 0, UNIT=unit, EVERY=every, EARLY=early,
+        **launch.options(),
     )  # fmt: skip
 
 
@@ -364,7 +167,9 @@ def _pitch(channels: int) -> int:
 def _rates(args: ScanArguments) -> Tensor:
     """A as (directions, state, pitch): channels run fastest, as in every other operand."""
     rates = args.A.float().transpose(1, 2)
-    return torch.nn.functional.pad(rates, (0, args.channels % 2)).contiguous()
+    if args.channels % 2:
+        rates = torch.nn.functional.pad(rates, (0, 1))
+    return rates.contiguous()
 
 
 def _small(args: ScanArguments) -> list[Tensor]:
@@ -373,21 +178,27 @@ def _small(args: ScanArguments) -> list[Tensor]:
     return [D, bias, args.A if args.order is None else args.order.contiguous()]
 
 
-def _switches(args: ScanArguments) -> dict[str, bool]:
+def _switches(args: ScanArguments, gradient: Tensor) -> dict[str, bool | int]:
+    C = args.B if args.C is None else args.C
+    state_strides = (*args.B.stride()[:3], *C.stride()[:3])
+    row = max(math.prod(args.output_shape[2:]), *(stride for stride in _strides(args, gradient)[1::3]))
     return {
         "HAS_ORDER": args.order is not None,
         "HAS_D": args.D is not None,
         "HAS_BIAS": args.delta_bias is not None,
         "HAS_C": args.C is not None,
         "SEGMENTED": args.segment > 0,
+        "ALIGN": 8 if all(stride % 8 == 0 for stride in state_strides) else 1,
+        "WIDE": args.tokens * row >= 2**31,  # whether a sequence needs 64-bit offsets
+        "EXACT": args.B.dtype == torch.float32 or torch.version.hip is not None,
     }
 
 
-def _strides(args: ScanArguments) -> list[int]:
-    """(batch, token, direction) strides of u, delta, B, C; the last dimension is contiguous."""
+def _strides(args: ScanArguments, gradient: Tensor) -> list[int]:
+    """(batch, token, direction) strides of u, delta, B, C and the gradient; the last dimension is contiguous."""
     u = (args.u.stride(0), args.u.stride(1), 0) if args.shared_input else args.u.stride()[:3]
     C = args.B if args.C is None else args.C
-    return [*u, *args.delta.stride()[:3], *args.B.stride()[:3], *C.stride()[:3]]
+    return [*u, *args.delta.stride()[:3], *args.B.stride()[:3], *C.stride()[:3], *gradient.stride()[:3]]
 
 
 def _with_contiguous_rows(args: ScanArguments) -> ScanArguments:

@@ -1,0 +1,383 @@
+"""The selective scan's kernels in Triton; how they are launched is in triton_fused.py.
+
+A program holds its states as one (state, channels) tile of registers and is serial over the steps. It goes in groups of
+UNROLL steps and reads the rows of the next group, and the tokens of the one after, before it computes the present one:
+a load after a store cannot be moved above it by the compiler, so loads that should be in flight together stand together.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), relative error below 4e-7 for very negative x too, where delta is small.
+
+    max(x, 0) + log1p(e) with e = exp(-|x|) in 0 to 1, where log1p(e) / e is a polynomial fitted to the relative error.
+    """
+    e = tl.exp2(-tl.abs(x) * LOG2_E)
+    p = e * -0.008539168164134026 + 0.04408948868513107
+    p = e * p - 0.1076815202832222
+    p = e * p + 0.17745228111743927
+    p = e * p - 0.24495458602905273
+    p = e * p + 0.33275479078292847
+    p = e * p - 0.4999740421772003
+    p = e * p + 0.9999998211860657
+    return e * p + tl.maximum(x, 0.0)
+
+
+@triton.jit
+def softplus_slope(delta):
+    """The derivative of softplus in terms of its value: 1 - exp(-delta)."""
+    series = delta * (1.0 - delta * (0.5 - delta * (0.1666666667 - delta * 0.0416666667)))
+    return tl.where(delta < 0.03, series, 1.0 - tl.exp2(delta * -LOG2_E))
+
+
+@triton.jit
+def walk(order, k, start, steps, HAS_ORDER: tl.constexpr, WIDE: tl.constexpr, UNROLL: tl.constexpr):
+    """The tokens of UNROLL steps, -1 at an empty step and before and beyond the sequence."""
+    tokens = ()
+    for i in tl.static_range(UNROLL):
+        step = start + i
+        exists = (step >= 0) & (step < steps)
+        if HAS_ORDER:
+            token = tl.load(order + k * steps + step, mask=exists, other=-1)
+        else:
+            token = tl.where(exists, step, -1)
+        tokens = tokens + (token.to(tl.int64) if WIDE else token,)
+    return tokens
+
+
+@triton.jit
+def inside(index, size, token):
+    """Mask of the indices below size, none at an empty step: there nothing is read or written."""
+    return index < tl.where(token >= 0, size, 0)
+
+
+@triton.jit
+def load_rows(lanes, tokens, token_stride, index, size, UNROLL: tl.constexpr):
+    """The rows of a group's tokens; `lanes` points to the first token's row, element by element."""
+    rows = ()
+    for i in tl.static_range(UNROLL):
+        mask = inside(index, size, tokens[i])
+        rows = rows + (tl.load(lanes + tokens[i] * token_stride, mask=mask, other=0.0),)
+    return rows
+
+
+@triton.jit
+def put_row(lanes, token, token_stride, mask, row, ADD: tl.constexpr):
+    """Write one token's row, or add to it where an order may visit tokens twice."""
+    pointers = lanes + token * token_stride
+    if ADD:
+        tl.debug_barrier()  # an earlier step's row may have been written by other threads
+        row += tl.load(pointers, mask=mask, other=0.0)
+    tl.store(pointers, row.to(lanes.dtype.element_ty), mask=mask)
+    if ADD:
+        tl.debug_barrier()
+
+
+@triton.jit
+def sum_over_channels(tile, EXACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(state, channels) -> (state), through a matrix product with ones where the terms may be rounded to TF32.
+
+    A sum across the threads of a warp costs five shuffles and additions a value, and was half of the backward.
+    """
+    if EXACT or BLOCK_N < 16 or BLOCK_C < 16:
+        return tl.sum(tile, 1)
+    else:
+        ones = tl.full((BLOCK_C, 16), 1.0, tl.float32)
+        return tl.max(tl.dot(tile, ones, input_precision="tf32"), 1)  # all columns are the same
+
+
+@triton.jit
+def aligned(stride, ALIGN: tl.constexpr):
+    """The same number, written so that Triton knows it for a multiple of ALIGN and loads vectors."""
+    return stride // ALIGN * ALIGN
+
+
+@triton.jit
+def program_indices(directions, blocks):
+    """(batch, direction, channel block) of this program, as 64-bit numbers: sizes may exceed 2^31 elements."""
+    program = tl.program_id(0).to(tl.int64)
+    return program // blocks // directions, program // blocks % directions, program % blocks
+
+
+@triton.jit
+def tile_offsets(n, c, pitch, VECTOR: tl.constexpr):
+    """Offsets of a (state, channels) tile in a buffer whose rows are 2 * pitch long.
+
+    Written so, Triton knows that rows start at even places and no more, and gives each thread two neighbouring
+    channels of every state: then sums over the states stay within a thread, and the rows of u, delta and y,
+    two bfloat16 a thread, have the same layout. One channel a thread, or four, is slower by half.
+    """
+    return n[:, None] * (pitch * VECTOR) + c[None, :]
+
+
+@triton.jit
+def checkpoint_tile(
+    checkpoints, b_k, block, group, groups, units, unit_size,
+    VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Where the states before a group of steps are kept, for a (state, channels) tile of a program.
+
+    The buffer is (batch and direction, group, unit, state, channel), units of as many channels as a program of the
+    backward has. `unit_size` times VECTOR is the size of a unit: written so, Triton knows that rows start at multiples
+    of VECTOR and no more, and gives each thread VECTOR neighbouring channels of every state; see `tile_offsets`.
+    """
+    n, c = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_C)
+    unit = (b_k * groups + group) * units + block * (BLOCK_C // UNIT)
+    inner = (c // UNIT) * (BLOCK_N * UNIT) + c % UNIT
+    return checkpoints + unit * (unit_size * VECTOR) + n[:, None] * UNIT + inner[None, :]
+
+
+@triton.jit
+def load_constants(
+    A, D, bias, k, c, n, channels, state, pitch, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, VECTOR: tl.constexpr
+):
+    """A times log2(e), so that exp(delta A) is a power of two, D and bias of a block of channels."""
+    c_in = c < channels
+    tile = (n < state)[:, None] & c_in[None, :]
+    rates = tl.load(A + k * state * (pitch * VECTOR) + tile_offsets(n, c, pitch, VECTOR), mask=tile, other=0.0)
+    zeros = tl.zeros_like(c).to(tl.float32)
+    D_row = tl.load(D + k * channels + c, mask=c_in, other=0.0) if HAS_D else zeros
+    bias_row = tl.load(bias + k * channels + c, mask=c_in, other=0.0) if HAS_BIAS else zeros
+    return rates * LOG2_E, D_row, bias_row
+
+
+@triton.jit(do_not_specialize=["pitch", "unit_size"])
+def forward_kernel(
+    u, delta, A, B, C, D, bias, order, y, dy, dC, checkpoints,
+    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size,
+    u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
+    B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
+    HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHECKPOINT: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    EXACT: tl.constexpr, VECTOR: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
+    EVERY: tl.constexpr,
+):  # fmt: skip
+    """Outputs of a whole sequence, or with CHECKPOINT only the state before every EVERY steps, for the backward."""
+    b, k, block = program_indices(directions, blocks)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_N)
+    tile = (n < state)[:, None] & (c < channels)[None, :]
+    rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
+
+    B_token, C_token = aligned(B_token, ALIGN), aligned(C_token, ALIGN)
+    u += b * u_batch + k * u_direction + c
+    delta += b * delta_batch + k * delta_direction + c
+    B += b * aligned(B_batch, ALIGN) + k * aligned(B_direction, ALIGN) + n
+    C += b * aligned(C_batch, ALIGN) + k * aligned(C_direction, ALIGN) + n
+    if HAS_C:
+        y_token = directions * channels
+        y += b * tokens * y_token + k * channels + c
+    else:
+        y_token = directions * channels * state
+        y_tile = y + b * tokens * y_token + k * channels * state + c[None, :] * state + n[:, None]
+    if EARLY:
+        dy += b * dy_batch + k * dy_direction + c
+        dC += (block * batch + b) * tokens * directions * state + k * state + n
+    groups = tl.cdiv(steps, EVERY)
+    checkpoint = checkpoint_tile(
+        checkpoints, b * directions + k, block, 0, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, UNIT
+    )
+
+    here = walk(order, k, 0, steps, HAS_ORDER, WIDE, UNROLL)
+    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
+    B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+    if EARLY:
+        dy_rows = load_rows(dy, here, dy_token, c, channels, UNROLL)
+    if HAS_C and not CHECKPOINT:
+        C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+    ahead = walk(order, k, UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
+    h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for start in range(0, steps, UNROLL):
+        u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
+        delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
+        B_ahead = load_rows(B, ahead, B_token, n, state, UNROLL)
+        if EARLY:
+            dy_ahead = load_rows(dy, ahead, dy_token, c, channels, UNROLL)
+        if HAS_C and not CHECKPOINT:
+            C_ahead = load_rows(C, ahead, C_token, n, state, UNROLL)
+        after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
+        if CHECKPOINT:
+            if start % EVERY == 0:
+                tl.store(checkpoint, h)
+                checkpoint += units * (unit_size * VECTOR)
+        for i in tl.static_range(UNROLL):
+            u_t = u_rows[i].to(tl.float32)
+            delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
+            if SEGMENTED:
+                h = tl.where((start + i) % segment == 0, 0.0, h)
+            h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * B_rows[i].to(tl.float32)[:, None]
+            if EARLY:
+                dC_t = sum_over_channels(h * dy_rows[i].to(tl.float32)[None, :], EXACT, BLOCK_N, BLOCK_C)
+                put_row(dC, here[i], directions * state, inside(n, state, here[i]), dC_t, ADD)
+            if not CHECKPOINT:
+                c_here = inside(c, channels, here[i])
+                if HAS_C:
+                    y_t = tl.sum(h * C_rows[i].to(tl.float32)[:, None], 0)
+                    if HAS_D:
+                        y_t += D_row * u_t
+                    put_row(y, here[i], y_token, c_here, y_t, ADD)
+                else:
+                    put_row(y_tile, here[i], y_token, (n < state)[:, None] & c_here[None, :], h, ADD)
+        here, ahead = ahead, after
+        u_rows, delta_rows, B_rows = u_ahead, delta_ahead, B_ahead
+        if EARLY:
+            dy_rows = dy_ahead
+        if HAS_C and not CHECKPOINT:
+            C_rows = C_ahead
+
+
+@triton.jit(do_not_specialize=["pitch", "unit_size"])
+def backward_kernel(
+    u, delta, A, B, C, D, bias, order, checkpoints,
+    dy, du, ddelta, dA, dB, dC, dD, dbias,
+    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size,
+    u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
+    B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
+    HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
+    EXACT: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """Gradients, from the last UNROLL steps to the first; the adjoint is in README.md."""
+    b, k, block = program_indices(directions, blocks)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_N)
+    c_in, n_in = c < channels, n < state
+    tile = n_in[:, None] & c_in[None, :]
+    rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
+
+    B_token, C_token = aligned(B_token, ALIGN), aligned(C_token, ALIGN)
+    u += b * u_batch + k * u_direction + c
+    delta += b * delta_batch + k * delta_direction + c
+    B += b * aligned(B_batch, ALIGN) + k * aligned(B_direction, ALIGN) + n
+    C += b * aligned(C_batch, ALIGN) + k * aligned(C_direction, ALIGN) + n
+    row_token = directions * channels  # of du and ddelta
+    row = b * tokens * row_token + k * channels + c
+    du += row
+    ddelta += row
+    dy += b * dy_batch + k * dy_direction
+    state_row = (block * batch + b) * tokens * directions * state + k * state + n
+    dB += state_row
+    dC += state_row
+    groups = tl.cdiv(steps, UNROLL)
+    start = (groups - 1) * UNROLL
+    checkpoint = checkpoint_tile(
+        checkpoints, b * directions + k, block, groups - 1, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, BLOCK_C
+    )
+
+    here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
+    if AHEAD >= 1:
+        u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
+        delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
+    if AHEAD >= 2:
+        B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+    if HAS_C:
+        dy_lanes = dy + c
+        if AHEAD >= 2:
+            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+        if AHEAD >= 1:
+            dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
+    else:
+        dy_tile = dy + c[None, :] * state + n[:, None]
+    before = walk(order, k, start - UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
+    if AHEAD >= 1:
+        h_checkpoint = tl.load(checkpoint)
+    dh = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    dA_tile = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    dD_row = tl.zeros((BLOCK_C,), tl.float32)
+    dbias_row = tl.zeros((BLOCK_C,), tl.float32)
+    for _ in range(groups):
+        if AHEAD >= 1:
+            h = h_checkpoint
+            checkpoint -= units * (unit_size * VECTOR)
+            h_checkpoint = tl.load(checkpoint)
+            u_before = load_rows(u, before, u_token, c, channels, UNROLL)
+            delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
+        else:
+            h = tl.load(checkpoint)
+            checkpoint -= units * (unit_size * VECTOR)
+            u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
+            delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
+        if AHEAD >= 2:
+            B_before = load_rows(B, before, B_token, n, state, UNROLL)
+        else:
+            B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+        if HAS_C:
+            if AHEAD >= 2:
+                C_before = load_rows(C, before, C_token, n, state, UNROLL)
+            else:
+                C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+            if AHEAD >= 1:
+                dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
+            else:
+                dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
+        earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
+
+        delta_list, decay_list, decayed_list = (), (), ()
+        for i in tl.static_range(UNROLL):
+            delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
+            delta_t = tl.where(start + i < steps, delta_t, 0.0)  # beyond the end nothing decays
+            if SEGMENTED:
+                h = tl.where((start + i) % segment == 0, 0.0, h)
+            decay = tl.exp2(delta_t[None, :] * rates)
+            decayed = decay * h  # the state before, times its decay
+            h = decayed + (delta_t * u_rows[i].to(tl.float32))[None, :] * B_rows[i].to(tl.float32)[:, None]
+            delta_list, decayed_list = delta_list + (delta_t,), decayed_list + (decayed,)
+            decay_list = decay_list + (decay,)
+        for i in tl.static_range(UNROLL - 1, -1, -1):
+            token, delta_t = here[i], delta_list[i]
+            u_t, B_t = u_rows[i].to(tl.float32), B_rows[i].to(tl.float32)
+            c_here, n_here = inside(c, channels, token), inside(n, state, token)
+            if HAS_C:
+                dy_t = dy_rows[i].to(tl.float32)
+                dh += C_rows[i].to(tl.float32)[:, None] * dy_t[None, :]
+                if not EARLY:
+                    h = decayed_list[i] + (delta_t * u_t)[None, :] * B_t[:, None]
+                    dC_t = sum_over_channels(h * dy_t[None, :], EXACT, BLOCK_N, BLOCK_C)
+                    put_row(dC, token, directions * state, n_here, dC_t, ADD)
+            else:
+                mask = n_in[:, None] & c_here[None, :]
+                dh += tl.load(dy_tile + token * dy_token, mask=mask, other=0.0).to(tl.float32)
+            dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], EXACT, BLOCK_N, BLOCK_C)
+            put_row(dB, token, directions * state, n_here, dB_t, ADD)
+            through_decay = dh * decayed_list[i]
+            through_input = tl.sum(dh * B_t[:, None], 0)
+            dA_tile += through_decay * delta_t[None, :]
+            ddelta_t = tl.sum(through_decay * rates, 0) * LN_2 + u_t * through_input
+            ddelta_t *= softplus_slope(delta_t)
+            du_t = through_input * delta_t
+            if HAS_D:
+                du_t += D_row * dy_t
+                dD_row += dy_t * u_t
+            dbias_row += ddelta_t
+            put_row(du, token, row_token, c_here, du_t, ADD)
+            put_row(ddelta, token, row_token, c_here, ddelta_t, ADD)
+            dh *= decay_list[i]
+            if SEGMENTED:
+                dh = tl.where((start + i) % segment == 0, 0.0, dh)
+        start -= UNROLL
+        here, before = before, earlier
+        if AHEAD >= 1:
+            u_rows, delta_rows = u_before, delta_before
+            if HAS_C:
+                dy_rows = dy_before
+        if AHEAD >= 2:
+            B_rows = B_before
+            if HAS_C:
+                C_rows = C_before
+
+    own = b * directions + k
+    tl.store(dA + own * state * (pitch * VECTOR) + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
+    tl.store(dbias + own * channels + c, dbias_row, mask=c_in)
+    if HAS_D:
+        tl.store(dD + own * channels + c, dD_row, mask=c_in)
