@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vssm.bench import environment, write_csv
-from vssm.bench.study import COSTS, study_table, summarise
+from vssm.bench.summary import COSTS, study_table, summarise
 from vssm.mm.arguments import compare_parser
 from vssm.mm.cli import make_directory, run_tool
 from vssm.mm.errors import ConfigError

@@ -23,6 +23,7 @@ def benchmark_model(
     compiled: bool,
     training: bool,
     arguments: Mapping[str, object] | None = None,
+    seconds: float = 2.0,
 ) -> dict[str, object]:
     """One row of results.
 
@@ -35,6 +36,7 @@ def benchmark_model(
         compiled: through torch.compile.
         training: forward, backward and an AdamW step; else inference.
         arguments: of the model, such as scan_order.
+        seconds: how long to measure.
     """
     gc.collect()
     torch.manual_seed(0)
@@ -46,7 +48,7 @@ def benchmark_model(
     step = _training_step(model, run, autocast, device) if training else _inference(run, autocast)
     functions = [lambda images=images: step(images) for images in batches]
     check_finite(step(batches[0]), name)
-    seconds = median_time(functions, device, seconds=2.0)
+    median = median_time(functions, device, seconds)
     return {
         "model": name,
         "size": size,
@@ -55,8 +57,8 @@ def benchmark_model(
         "mode": "train" if training else "infer",
         "compiled": compiled,
         "parameters_m": parameters / 1e6,
-        "ms": 1e3 * seconds,
-        "images_per_second": batch / seconds,
+        "ms": 1e3 * median,
+        "images_per_second": batch / median,
         "peak_gib": peak_memory(functions[0], device),
     }
 

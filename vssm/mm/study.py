@@ -20,6 +20,7 @@ from vssm.mm.distributed import available_cores
 from vssm.mm.errors import ConfigError, TrainingError
 
 OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
+MEASURED = ("size", "batch", "seconds")
 RESULT = "result.json"
 LOG_LINES = 15
 
@@ -35,14 +36,14 @@ class Study:
         title: written above its table and plot.
         runs: for each label the config of its trainings, whole.
         seeds: of each run's trainings.
-        size, batch: of the images at which throughput and memory are measured.
+        measured: `size` in pixels and `batch` of the images that throughput and memory are measured with, and
+            `seconds` that each measurement takes.
     """
 
     title: str
     runs: dict[str, Config]
     seeds: tuple[int, ...]
-    size: int
-    batch: int
+    measured: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
 
     Args:
         path: a Python file in mmengine's text style: `title`, `recipe` (a config beside it), `runs` (a dict of labels
-            with what each changes of the recipe), `seeds`, and `measured` (size and batch).
+            with what each changes of the recipe), `seeds`, and `measured`.
         options: changes of the recipe for all runs, as from ``--cfg-options``.
         seeds: instead of the file's.
 
@@ -86,9 +87,11 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
     file = read_config(path)
     given = [name for name in file if not name.startswith("_")]
     check_names(str(path), "option", given, OPTIONS)
-    missing = [name for name in OPTIONS if name not in given]
-    if missing or not file.runs or not (seeds or file.seeds):
-        raise ConfigError(f"{path} is no study: it needs {', '.join(OPTIONS)}; missing or empty: {missing}")
+    check_names(f"{path}: measured", "option", file.get("measured", ()), MEASURED)
+    missing = [name for name in OPTIONS if not file.get(name)]
+    missing += [f"measured.{name}" for name in MEASURED if name not in (file.get("measured") or ())]
+    if missing:
+        raise ConfigError(f"{path} is no study: missing or empty are {', '.join(missing)}")
     runs = {}
     for label, changes in file.runs.items():
         config = load_config(path.parent / file.recipe, changes)
@@ -97,7 +100,7 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
         runs[label] = config
     if len({_folder_name(label) for label in runs}) < len(runs):
         raise ConfigError(f"{path}: labels must differ in letters or digits, as folders are named after them")
-    return Study(file.title, runs, tuple(seeds or file.seeds), file.measured.size, file.measured.batch)
+    return Study(file.title, runs, tuple(seeds or file.seeds), to_plain(file.measured))
 
 
 def make_data(study: Study) -> None:
@@ -170,16 +173,15 @@ def measure(study: Study, device: torch.device, report: Report) -> dict[str, dic
     for done, (label, config) in enumerate(study.runs.items(), 1):
         arguments = to_plain(config.model.backbone)
         name = arguments.pop("model_name")
+        how = {"arguments": arguments, "seconds": study.measured["seconds"], "compiled": False}
         infer, train = (
-            benchmark_model(
-                name, study.size, study.batch, device, dtype, compiled=False, training=training, arguments=arguments
-            )
-            for training in (False, True)
+            benchmark_model(name, study.measured["size"], study.measured["batch"], device, dtype, training=mode, **how)
+            for mode in (False, True)
         )
         costs[label] = {
             "parameters_m": infer["parameters_m"],
-            "size": study.size,
-            "batch": study.batch,
+            "size": infer["size"],
+            "batch": infer["batch"],
             "dtype": infer["dtype"],
             "infer_images_per_second": infer["images_per_second"],
             "train_images_per_second": train["images_per_second"],

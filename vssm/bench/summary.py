@@ -10,7 +10,7 @@ from pathlib import Path
 
 # Column, its head in a document, and how its number is written there.
 COSTS = (
-    ("parameters_m", "parameters", "{:.2f} M"),
+    ("parameters_m", "parameters, M", "{:.2f}"),
     ("infer_images_per_second", "inference, images/s", "{:,.0f}"),
     ("train_images_per_second", "training, images/s", "{:,.0f}"),
     ("infer_peak_gib", "memory in inference, GiB", "{:.2f}"),
