@@ -38,8 +38,7 @@ def test_table(rows):
     facts = environment(torch.device("cpu"))
     lines = study_table([{**row, **facts} for row in rows]).splitlines()
     assert lines[0].split("|")[3:-1] == [
-        f" {head} "
-        for head in ("parameters, M", "inference, images/s", "training, images/s", "memory in training, GiB")
+        f" {head} " for head in ("parameters, M", "inference, images/s", "training, images/s", "training, peak GiB")
     ]
     assert lines[2] == "| plain | 92.0 % (90.0 to 95.0) | 29.40 | 12,346 | 2,346 | 7.89 |"
     assert lines[5].startswith("3 seeds a model.") and "512 images of 96 x 96 pixels at once, bfloat16" in lines[5]

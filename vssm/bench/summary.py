@@ -13,8 +13,8 @@ COSTS = (
     ("parameters_m", "parameters, M", "{:.2f}"),
     ("infer_images_per_second", "inference, images/s", "{:,.0f}"),
     ("train_images_per_second", "training, images/s", "{:,.0f}"),
-    ("infer_peak_gib", "memory in inference, GiB", "{:.2f}"),
-    ("train_peak_gib", "memory in training, GiB", "{:.2f}"),
+    ("infer_peak_gib", "inference, peak GiB", "{:.2f}"),
+    ("train_peak_gib", "training, peak GiB", "{:.2f}"),
 )
 
 

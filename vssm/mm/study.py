@@ -136,7 +136,7 @@ def train_study(study: Study, directory: Path, command: Sequence[str], parallel:
     Raises:
         TrainingError: names each training that failed, with the end of its log.
     """
-    trainings = [_prepare(study, directory, label, seed) for seed in study.seeds for label in study.runs]
+    trainings = _prepare(study, directory)
     results = {training: kept for training in trainings if (kept := _kept(training)) is not None}
     for done, (training, result) in enumerate(results.items(), 1):
         report(done, len(trainings), f"{training}: {result['top1']:.1f} % (kept)")
@@ -200,13 +200,18 @@ def last_accuracy(folder: Path) -> float | None:
     return scores[-1] if scores else None
 
 
-def _prepare(study: Study, directory: Path, label: str, seed: int) -> Training:
-    """Write the run's config, whole, where its trainings find it and a reader can repeat one."""
-    folder = directory / _folder_name(label)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.py", study.runs[label].pretty_text)
+def _prepare(study: Study, directory: Path) -> list[Training]:
+    """Write the runs' configs, whole, where their trainings find them and a reader can repeat one."""
+    folders = {label: directory / _folder_name(label) for label in study.runs}
+    for label, config in study.runs.items():
+        folders[label].mkdir(parents=True, exist_ok=True)
+        _write(folders[label] / "config.py", config.pretty_text)
     commit = environment(torch.device("cpu"))["commit"]
-    return Training(label, seed, folder / "config.py", folder / f"seed_{seed}", commit)
+    return [
+        Training(label, seed, folder / "config.py", folder / f"seed_{seed}", commit)
+        for seed in study.seeds
+        for label, folder in folders.items()
+    ]
 
 
 def _kept(training: Training) -> dict[str, float] | None:

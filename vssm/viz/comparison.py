@@ -111,7 +111,7 @@ def axis(low: float, high: float) -> tuple[float, float, float]:
     >>> axis(91.2, 96.9)
     (91, 97, 1)
     >>> axis(50, 50)
-    (49, 51, 1)
+    (49.5, 50.5, 0.5)
     """
     span = max(high - low, 1.0)
     step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100) if span / step <= 7)
