@@ -4,7 +4,8 @@
     python tools/model_tables.py --check   # change nothing; fail and name the files whose tables are out of date
 
 A table stands between two comments, `<!-- table: models vim -->` and `<!-- end of table -->`; its name says which.
-Those of models come from model_cards/results.yaml, `study NAME` from docs/studies/NAME.csv, made by tools/compare.py.
+Those of models come from model_cards/results.yaml; `study NAME` and `orders NAME` from docs/studies/NAME.csv, which
+tools/compare.py or tools/benchmark.py has written.
 """
 
 from __future__ import annotations
@@ -83,17 +84,20 @@ def measured(results: dict, families: list[str]) -> str:
     return markdown(["model", "what", "result", "device", "commit", "command"], rows)
 
 
-def study(name: str, root: Path) -> str:
-    """The table and the plot of a study, for a document in docs/."""
+def recorded(kind: str, name: str, root: Path) -> str:
+    """The table of a CSV in docs/studies, for a document in docs/, and the plot where there is one."""
     file = root / "docs" / "studies" / f"{name}.csv"
     if not file.exists():
         return "Nothing is recorded yet.\n"
-    from vssm.bench.summary import read_rows, study_table  # torch takes seconds to import; the other tables need none
+    from vssm.bench import summary  # takes seconds, for torch; the other tables do without
 
-    return f"{study_table(read_rows(file))}\n![accuracy and costs of each model](studies/{name}.png)\n"
+    tables = {"study": summary.study_table, "orders": summary.orders_table}
+    plot = f"\n![accuracy and costs of each model](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
+    return tables[kind](summary.read_rows(file)) + plot
 
 
 KINDS = {function.__name__: function for function in (models, weights, downstream, measured)}
+RECORDED = ("study", "orders")
 
 
 def with_tables(text: str, results: dict, root: Path) -> str:
@@ -101,10 +105,10 @@ def with_tables(text: str, results: dict, root: Path) -> str:
 
     def table(found: re.Match) -> str:
         kind, family = found["kind"], found["family"]
-        if kind == study.__name__ and family:
-            return f"{found[1]}\n{study(family, root)}\n{found[4]}"
+        if kind in RECORDED and family:
+            return f"{found[1]}\n{recorded(kind, family, root)}\n{found[4]}"
         if kind not in KINDS or (family and family not in results["families"]):
-            raise ValueError(f"unknown table {found[1].strip()}; kinds: {', '.join(KINDS)}, study NAME")
+            raise ValueError(f"unknown table {found[1].strip()}; kinds: {', '.join((*KINDS, *RECORDED))}")
         families = [family] if family else list(results["families"])
         return f"{found[1]}\n{KINDS[kind](results, families)}\n{found[4]}"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vssm.bench import environment, write_csv
-from vssm.bench.summary import COSTS, read_rows, study_table, summarise
+from vssm.bench.summary import COSTS, orders_table, read_rows, study_table, summarise
 
 MEASURED = {
     "size": 96,
@@ -49,3 +49,12 @@ def test_table_from_the_file_is_the_same(rows, tmp_path):
     facts = environment(torch.device("cpu"))
     write_csv(tmp_path / "study.csv", rows, facts)
     assert study_table(read_rows(tmp_path / "study.csv")) == study_table([{**row, **facts} for row in rows])
+
+
+def test_orders_table():
+    row = {"case": "small", "order": "hilbert", "batch": 2, "tokens": 20, "directions": 4, "channels": 16, "state": 1}
+    row |= {"backend": "native", "dtype": "float32", "forward_ms": 0.51234, "forward_vs_raster": 1.0123}
+    row |= {"forward_backward_ms": "15", "forward_backward_vs_raster": 0.98}
+    lines = orders_table([{**row, **environment(torch.device("cpu"))}]).splitlines()
+    assert lines[2] == "| hilbert | 4 x 20 | 0.512 | 1.01 | 15 | 0.98 |"
+    assert lines[4].startswith("`small` (2 images, 16 channels, state 1), float32, native. ")

@@ -1,4 +1,4 @@
-"""The rows of a study, one a training, summed up a model: as a table for a document."""
+"""What was measured, as tables for documents: a study, its trainings summed up a model, and scan orders' costs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Summary:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a study's CSV."""
+    """The rows of a CSV that `write_csv` wrote."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -72,20 +72,46 @@ def study_table(rows: list[Mapping[str, object]]) -> str:
     models = summarise(rows)
     columns = [column for column in COSTS if any(model.costs[column[0]] is not None for model in models)]
     lines = [["model", "top-1, mean (lowest to highest)", *(head for _, head, _ in columns)]]
-    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for model in models:
         spread = f"{model.mean:.1f} % ({min(model.scores):.1f} to {max(model.scores):.1f})"
         lines.append([model.label, spread, *(_text(model.costs[name], form) for name, _, form in columns)])
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     first = rows[0]
     return (
-        f"{table}\n"
+        f"{_table(lines)}\n"
         f"{max(len(model.scores) for model in models)} seeds a model. Throughput and peak memory: each model alone, "
         f"{first['batch']} images of {first['size']} x {first['size']} pixels at once, {first['dtype']}. "
-        f"{first['device']}, torch {first['torch']}, triton {first['triton']}, timm {first['timm']}, "
-        f"commit {first['commit']}:\n\n"
-        f"    {first['command']}\n"
+        f"{_conditions(first)}"
     )
+
+
+def orders_table(rows: list[Mapping[str, object]]) -> str:
+    """A Markdown table of the rows of `benchmark_orders`, and below it what was measured with what."""
+    lines = [["scan order", "directions x steps", "forward, ms", "ratio", "with backward, ms", "ratio"]]
+    for row in rows:
+        times = [
+            form.format(float(row[name]))
+            for what in ("forward", "forward_backward")
+            for name, form in ((f"{what}_ms", "{:.3g}"), (f"{what}_vs_raster", "{:.2f}"))
+        ]
+        lines.append([str(row["order"]), f"{row['directions']} x {row['tokens']}", *times])
+    cases = dict.fromkeys(
+        f"`{row['case']}` ({row['batch']} images, {row['channels']} channels, state {row['state']}), {row['dtype']}, "
+        f"{row['backend']}"
+        for row in rows
+    )
+    return f"{_table(lines)}\n{'; '.join(cases)}. {_conditions(rows[0])}"
+
+
+def _table(lines: list[list[str]]) -> str:
+    """Markdown: names to the left, numbers to the right."""
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (lines[0], rule, *lines[1:]))
+
+
+def _conditions(row: Mapping[str, object]) -> str:
+    """What the numbers of a table mean nothing without."""
+    versions = ", ".join(f"{package} {row[package]}" for package in ("torch", "triton", "timm"))
+    return f"{row['device']}, {versions}, commit {row['commit']}:\n\n    {row['command']}\n"
 
 
 def _text(value: float | None, form: str) -> str:
