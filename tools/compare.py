@@ -1,6 +1,7 @@
 """Train several models alike and compare them: python tools/compare.py STUDY [--help]."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,4 +67,6 @@ def with_bar(what: str, work: Callable[[Report], object]) -> object:
 
 
 if __name__ == "__main__":
+    # A limit on time ends a program with SIGTERM: like Ctrl-C, it shall end the trainings too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_tool(main, compare_parser().parse_args()))
