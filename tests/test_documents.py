@@ -80,7 +80,8 @@ def tool_commands() -> list:
     """(tool, its arguments) of every command line in the README, the guides and the heads of the configs."""
     texts = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.py"))]
     command = re.compile(
-        r"^(?:    |# Command: )(?:python|torchrun .*?) tools/(train|test|predict|visualize)\.py (.*)$", re.MULTILINE
+        r"^(?:    |# Command: )(?:python|torchrun .*?) tools/(train|test|predict|visualize|compare)\.py (.*)$",
+        re.MULTILINE,
     )
     found = [match.groups() for path in texts for match in command.finditer(path.read_text())]
     return [pytest.param(tool, rest, id=f"{tool} {rest}") for tool, rest in dict.fromkeys(found)]
@@ -95,7 +96,7 @@ def test_tool_understands_the_command(tool, rest):
 
 def test_commands_are_found_in_readme_and_configs():
     tools = [param.values[0] for param in tool_commands()]
-    assert {"train", "test", "predict", "visualize"} == set(tools)
+    assert {"train", "test", "predict", "visualize", "compare"} == set(tools)
     assert tools.count("train") > len(list((ROOT / "configs" / "classification").rglob("*_in1k.py")))
 
 

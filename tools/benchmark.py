@@ -4,11 +4,13 @@ Every kernel is compared with the reference before it is timed. Times are median
 warm-up; peers run in the same call, so that ratios hold whatever the machine.
 
     python tools/benchmark.py kernels --cases vim_tiny vmamba_s1_stage1 --csv kernels.csv
+    python tools/benchmark.py kernels --cases vmamba_s1_stage1 --orders all --csv orders.csv
     python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import _setup  # noqa: F401
@@ -19,12 +21,14 @@ from vssm.bench import (
     Ceilings,
     benchmark_kernel,
     benchmark_model,
+    benchmark_orders,
     environment,
     print_table,
     write_csv,
     write_plot,
 )
 from vssm.bench.models import graph_latency
+from vssm.scan import order_named, order_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
                          help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
     kernels.add_argument("--backends", nargs="+", help="default: triton on a GPU, native and chunked on a CPU")
+    kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
+                         help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
     kernels.add_argument("--batch", type=int, help="instead of each case's own")
 
     models = commands.add_parser("models", help="any timm models end to end")
@@ -53,6 +59,15 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--device", type=torch.device, help="default: a GPU if there is one")
         command.add_argument("--csv", type=Path, help="write the results with device, versions, commit and command")
     return parser
+
+
+def known_order(name: str) -> str:
+    if name != "all":
+        try:
+            order_named(name)
+        except ValueError as error:  # the library's errors teach; here they are the user's
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,8 +95,13 @@ def run_kernels(arguments: argparse.Namespace, device: torch.device) -> list[dic
     for name in arguments.cases:
         case = KERNEL_CASES[name]
         if arguments.batch:
-            case = type(case)(**{**case.__dict__, "batch": arguments.batch})
-        rows += benchmark_kernel(case, device, DTYPES[arguments.dtype], ceilings, backends)
+            case = replace(case, batch=arguments.batch)
+        how = (device, DTYPES[arguments.dtype], ceilings, backends)
+        if arguments.orders:
+            orders = order_names() if arguments.orders == ["all"] else arguments.orders
+            rows += benchmark_orders(case, orders, *how)
+        else:
+            rows += benchmark_kernel(case, *how)
         print(f"  {name} done", file=sys.stderr)
     return rows
 

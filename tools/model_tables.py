@@ -1,9 +1,11 @@
-"""Write the tables of README.md and the model cards from model_cards/results.yaml, or check that they are up to date.
+"""Write the tables of README.md, the model cards and the guides, or check that they are up to date.
 
     python tools/model_tables.py           # write them
     python tools/model_tables.py --check   # change nothing; fail and name the files whose tables are out of date
 
 A table stands between two comments, `<!-- table: models vim -->` and `<!-- end of table -->`; its name says which.
+Those of models come from model_cards/results.yaml; `study NAME` and `orders NAME` from docs/studies/NAME.csv, which
+tools/compare.py or tools/benchmark.py has written.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "model_cards/*.md")
+DOCUMENTS = ("README.md", "model_cards/*.md", "docs/*.md")
 TABLE = re.compile(r"(<!-- table: (?P<kind>\w+)(?: (?P<family>\w+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -82,16 +84,31 @@ def measured(results: dict, families: list[str]) -> str:
     return markdown(["model", "what", "result", "device", "commit", "command"], rows)
 
 
+def recorded(kind: str, name: str, root: Path) -> str:
+    """The table of a CSV in docs/studies, for a document in docs/, and the plot where there is one."""
+    file = root / "docs" / "studies" / f"{name}.csv"
+    if not file.exists():
+        return "Nothing is recorded yet.\n"
+    from vssm.bench import summary  # takes seconds, for torch; the other tables do without
+
+    tables = {"study": summary.study_table, "orders": summary.orders_table}
+    plot = f"\n![accuracy and costs of each model](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
+    return tables[kind](summary.read_rows(file)) + plot
+
+
 KINDS = {function.__name__: function for function in (models, weights, downstream, measured)}
+RECORDED = ("study", "orders")
 
 
-def with_tables(text: str, results: dict) -> str:
+def with_tables(text: str, results: dict, root: Path) -> str:
     """`text` with every table written anew. Raises ValueError for a table of an unknown name."""
 
     def table(found: re.Match) -> str:
         kind, family = found["kind"], found["family"]
+        if kind in RECORDED and family:
+            return f"{found[1]}\n{recorded(kind, family, root)}\n{found[4]}"
         if kind not in KINDS or (family and family not in results["families"]):
-            raise ValueError(f"unknown table {found[1].strip()}; kinds: {', '.join(KINDS)}")
+            raise ValueError(f"unknown table {found[1].strip()}; kinds: {', '.join((*KINDS, *RECORDED))}")
         families = [family] if family else list(results["families"])
         return f"{found[1]}\n{KINDS[kind](results, families)}\n{found[4]}"
 
@@ -107,7 +124,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     changed = []
     for document in sorted(path for pattern in DOCUMENTS for path in root.glob(pattern)):
         text = document.read_text(encoding="utf-8")
-        new = with_tables(text, results)
+        new = with_tables(text, results, root)
         if new != text:
             changed.append(document.relative_to(root).as_posix())
             if not check:

@@ -11,6 +11,7 @@ from vssm.bench import (
     KernelCase,
     benchmark_kernel,
     benchmark_model,
+    benchmark_orders,
     environment,
     median_time,
     print_table,
@@ -56,6 +57,20 @@ def test_kernel_rows():
         assert (row["tokens"], row["directions"], row["peak_gib"]) == (20, 4, None)
 
 
+def test_orders_stand_beside_as_many_raster_directions():
+    rows = benchmark_orders(SMALL, ["hilbert", "raster", "windows(2)"], CPU, torch.float32, CEILINGS, ["native"])
+    assert [row["order"] for row in rows] == [
+        *("raster x 4", "hilbert"),
+        *("raster x 1", "raster"),
+        *("raster x 2", "windows(2)"),
+    ]
+    assert [row["directions"] for row in rows] == [4, 4, 1, 1, 2, 2]
+    for plain, row in zip(rows[::2], rows[1::2], strict=True):
+        assert (plain["forward_vs_raster"], plain["forward_backward_vs_raster"]) == (1, 1)
+        assert row["forward_vs_raster"] == row["forward_ms"] / plain["forward_ms"]
+        assert row["forward_backward_vs_raster"] == row["forward_backward_ms"] / plain["forward_backward_ms"]
+
+
 def test_a_wrong_backend_is_not_timed(monkeypatch):
     def wrong(args):
         return reference.scan(args) * 1.01
@@ -71,6 +86,16 @@ def test_model_row(training):
     row = benchmark_model("test_vit", 160, 2, CPU, torch.float32, compiled=False, training=training)
     assert row["images_per_second"] == pytest.approx(2 / (row["ms"] / 1e3))
     assert row["mode"] == ("train" if training else "infer") and row["parameters_m"] > 0
+
+
+def test_model_row_of_a_model_with_arguments():
+    rows = [
+        benchmark_model(
+            "vmamba_tiny", 32, 1, CPU, torch.float32, compiled=False, training=False, arguments=arguments, seconds=0.01
+        )
+        for arguments in ({"dims": (16, 32), "depths": (1, 1), "scan_order": order} for order in ("raster", "cross"))
+    ]
+    assert rows[0]["parameters_m"] < rows[1]["parameters_m"] < 0.1
 
 
 def test_reports(tmp_path, capsys):

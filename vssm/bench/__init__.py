@@ -1,6 +1,6 @@
 """Measuring: correctness first, then medians of time, peak memory, and what the machine could do at best."""
 
-from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel
+from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
 from vssm.bench.models import benchmark_model
 from vssm.bench.report import environment, print_table, write_csv, write_plot
 from vssm.bench.timing import Ceilings, median_time
@@ -11,6 +11,7 @@ __all__ = [
     "KernelCase",
     "benchmark_kernel",
     "benchmark_model",
+    "benchmark_orders",
     "environment",
     "median_time",
     "print_table",

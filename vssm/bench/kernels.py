@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vssm.bench.timing import Ceilings, median_time, peak_memory
-from vssm.scan import OrderFunction, bidirectional, cross, insert_token, raster
+from vssm.scan import OrderFunction, bidirectional, cross, insert_token, raster, resolve_order
 from vssm_kernels import selective_scan, use_backend
 from vssm_kernels.testing import TOLERANCE, make_inputs, relative_error
 
@@ -102,6 +102,45 @@ def benchmark_kernel(
             }
         )
     return rows
+
+
+def benchmark_orders(
+    case: KernelCase,
+    orders: Iterable[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    ceilings: Ceilings,
+    backends: list[str],
+) -> list[dict[str, object]]:
+    """The rows of `benchmark_kernel` for a case under other orders than its own, beside raster order.
+
+    What a step costs should not depend on which token it reads. Orders differ in their number of directions, so each
+    is compared with as many raster directions: `forward_vs_raster` and `forward_backward_vs_raster` are the ratios of
+    times, 1 where a walk costs nothing extra. Raster itself is timed again: its ratio is the noise. The directions of
+    atrous are shorter, see `tokens`.
+
+    Raises:
+        ValueError: an unknown order.
+        AssertionError: see `benchmark_kernel`.
+    """
+    rows: list[dict[str, object]] = []
+    plain: dict[int, dict[object, dict[str, object]]] = {}  # by number of directions, then by backend
+    for name in orders:
+        order = resolve_order(name)
+        directions = order(case.height, case.width).directions
+        if directions not in plain:
+            walk = replace(case, order=resolve_order(["raster"] * directions))
+            timed = benchmark_kernel(walk, device, dtype, ceilings, backends)
+            plain[directions] = {row["backend"]: row for row in timed}
+            rows += [_compared(row, f"raster x {directions}", row) for row in timed]
+        for row in benchmark_kernel(replace(case, order=order), device, dtype, ceilings, backends):
+            rows.append(_compared(row, name, plain[directions][row["backend"]]))
+    return rows
+
+
+def _compared(row: dict[str, object], order: str, raster: dict[str, object]) -> dict[str, object]:
+    ratios = {f"{what}_vs_raster": row[f"{what}_ms"] / raster[f"{what}_ms"] for what in ("forward", "forward_backward")}
+    return {"case": row["case"], "order": order, **row, **ratios}
 
 
 def check(case: KernelCase, backend: str, device: torch.device, dtype: torch.dtype) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import timm
 import torch
@@ -14,7 +14,16 @@ from vssm.bench.timing import median_time, peak_memory
 
 
 def benchmark_model(
-    name: str, size: int, batch: int, device: torch.device, dtype: torch.dtype, *, compiled: bool, training: bool
+    name: str,
+    size: int,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
+    training: bool,
+    arguments: Mapping[str, object] | None = None,
+    seconds: float = 2.0,
 ) -> dict[str, object]:
     """One row of results.
 
@@ -26,10 +35,12 @@ def benchmark_model(
         dtype: float32, or a half precision under autocast.
         compiled: through torch.compile.
         training: forward, backward and an AdamW step; else inference.
+        arguments: of the model, such as scan_order.
+        seconds: how long to measure.
     """
     gc.collect()
     torch.manual_seed(0)
-    model = _create(name, size).to(device).train(training)
+    model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     run = torch.compile(model) if compiled else model
     batches = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
@@ -37,7 +48,7 @@ def benchmark_model(
     step = _training_step(model, run, autocast, device) if training else _inference(run, autocast)
     functions = [lambda images=images: step(images) for images in batches]
     check_finite(step(batches[0]), name)
-    seconds = median_time(functions, device, seconds=2.0)
+    median = median_time(functions, device, seconds)
     return {
         "model": name,
         "size": size,
@@ -46,15 +57,15 @@ def benchmark_model(
         "mode": "train" if training else "infer",
         "compiled": compiled,
         "parameters_m": parameters / 1e6,
-        "ms": 1e3 * seconds,
-        "images_per_second": batch / seconds,
+        "ms": 1e3 * median,
+        "images_per_second": batch / median,
         "peak_gib": peak_memory(functions[0], device),
     }
 
 
 def graph_latency(name: str, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
     """Milliseconds for one image as a CUDA graph, which takes the launches of kernels out of the time."""
-    model = _create(name, size).to(device).eval()
+    model = _create(name, size, {}).to(device).eval()
     image = torch.randn(1, 3, size, size, device=device)
     run = _inference(model, torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False))
     stream = torch.cuda.Stream(device)
@@ -74,12 +85,12 @@ def check_finite(output: Tensor, name: str) -> None:
     assert torch.isfinite(output).all(), f"{name} gives values that are not finite; not timed"
 
 
-def _create(name: str, size: int) -> nn.Module:
+def _create(name: str, size: int, arguments: Mapping[str, object]) -> nn.Module:
     """Models with a fixed image size are told; others refuse the argument and take any."""
     try:
-        return timm.create_model(name, img_size=size)
+        return timm.create_model(name, **{"img_size": size, **arguments})
     except TypeError:
-        return timm.create_model(name)
+        return timm.create_model(name, **arguments)
 
 
 def _inference(run: Callable[[Tensor], Tensor], autocast: torch.autocast) -> Callable[[Tensor], Tensor]:

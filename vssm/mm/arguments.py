@@ -105,6 +105,34 @@ def predict_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def compare_parser() -> argparse.ArgumentParser:
+    """The options of tools/compare.py."""
+    parser = argparse.ArgumentParser(
+        description="Train several models alike, with several seeds, and compare accuracy, throughput and memory.",
+        epilog="An interrupted study goes on where it was: the same command again. Without a GPU it runs on the CPU.",
+    )
+    parser.add_argument("config", type=Path, metavar="STUDY", help="such as configs/studies/scan_orders.py")
+    parser.add_argument(
+        "--parallel", type=int, default=1, metavar="N", help="trainings at a time on one device (default: %(default)s)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: as the study says")
+    parser.add_argument(
+        "--work-dir", type=Path, help="where trainings and their logs go (default: work_dirs/<name of the study>)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for the table (CSV and Markdown) and the plot (default: --work-dir)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=Options,
+        default={},
+        metavar="KEY=VALUE",
+        help="change what all trainings share: --cfg-options train_cfg.max_epochs=5",
+    )
+    return parser
+
+
 def visualize_parser() -> argparse.ArgumentParser:
     """The options of tools/visualize.py."""
     parser = argparse.ArgumentParser(description="Draw scan orders, receptive fields and hidden attention.")

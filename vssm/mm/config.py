@@ -57,6 +57,13 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
         ConfigError: no such file, Python that does not run, an unknown option, class or argument (with the nearest
             known name).
     """
+    config = read_config(path, options)
+    check_config(config)
+    return config
+
+
+def read_config(path: str | Path, options: dict | None = None) -> Config:
+    """The same without the check of names, for files that configure something else than a training."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no configuration file {path}")
@@ -67,7 +74,6 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
         raise ConfigError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
     except (AttributeError, ImportError, KeyError, NameError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
-    check_config(config)
     return config
 
 
@@ -80,9 +86,9 @@ def check_config(config: Config) -> None:
         ConfigError: names the place, and the nearest known name.
     """
     known = {*inspect.signature(Runner.__init__).parameters, *RUNTIME_OPTIONS} - {"self", "cfg"}
-    _check_names("the config", "option", [key for key in config if not key.startswith("_")], known)
+    check_names("the config", "option", [key for key in config if not key.startswith("_")], known)
     for section in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        _check_names(section, "option", config.get(section) or (), DATALOADER_OPTIONS)
+        check_names(section, "option", config.get(section) or (), DATALOADER_OPTIONS)
     loop = "EpochBasedTrainLoop" if (config.get("train_cfg") or {}).get("by_epoch") else "IterBasedTrainLoop"
     implied = {**IMPLIED_TYPES, "train_cfg": loop}
     for section, node in config.items():
@@ -118,10 +124,11 @@ def _check_part(place: str, part: dict, extra: Iterable[str]) -> None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     given = [key for key in part if key not in ("type", "_scope_", *extra)]
-    _check_names(f"{place} ({name})", "argument", given, parameters)
+    check_names(f"{place} ({name})", "argument", given, parameters)
 
 
-def _check_names(place: str, kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+def check_names(place: str, kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigError for the first given name that is not known, with the nearest one that is."""
     for name in given:
         if name not in known:
             raise ConfigError(f"{place} has no {kind} {name!r}{_nearest(name, known)}")

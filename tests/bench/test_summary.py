@@ -1,0 +1,60 @@
+"""A study's rows are summed up truly, from memory or from their file, and become a table."""
+
+import pytest
+import torch
+
+from vssm.bench import environment, write_csv
+from vssm.bench.summary import COSTS, orders_table, read_rows, study_table, summarise
+
+MEASURED = {
+    "size": 96,
+    "batch": 512,
+    "dtype": "bfloat16",
+    "parameters_m": 29.4,
+    "infer_images_per_second": 12345.6,
+    "train_images_per_second": 2345.6,
+    "infer_peak_gib": None,
+    "train_peak_gib": 7.891,
+}
+SCORES = {"plain": (90.0, 91.0, 95.0), "other": (80.0, 80.5, 81.0)}
+
+
+@pytest.fixture
+def rows() -> list[dict]:
+    return [
+        {"label": label, "seed": seed, "top1": top1, **MEASURED}
+        for label, scores in SCORES.items()
+        for seed, top1 in enumerate(scores)
+    ]
+
+
+def test_summary(rows):
+    plain, other = summarise(rows)
+    assert (plain.label, plain.scores, plain.mean) == ("plain", SCORES["plain"], 92.0)
+    assert other.costs == {name: MEASURED[name] for name, *_ in COSTS}
+
+
+def test_table(rows):
+    facts = environment(torch.device("cpu"))
+    lines = study_table([{**row, **facts} for row in rows]).splitlines()
+    assert lines[0].split("|")[3:-1] == [
+        f" {head} " for head in ("parameters, M", "inference, images/s", "training, images/s", "training, peak GiB")
+    ]
+    assert lines[2] == "| plain | 92.0 % (90.0 to 95.0) | 29.40 | 12,346 | 2,346 | 7.89 |"
+    assert lines[5].startswith("3 seeds a model.") and "512 images of 96 x 96 pixels at once, bfloat16" in lines[5]
+    assert facts["commit"] in lines[5] and lines[-1] == f"    {facts['command']}"
+
+
+def test_table_from_the_file_is_the_same(rows, tmp_path):
+    facts = environment(torch.device("cpu"))
+    write_csv(tmp_path / "study.csv", rows, facts)
+    assert study_table(read_rows(tmp_path / "study.csv")) == study_table([{**row, **facts} for row in rows])
+
+
+def test_orders_table():
+    row = {"case": "small", "order": "hilbert", "batch": 2, "tokens": 20, "directions": 4, "channels": 16, "state": 1}
+    row |= {"backend": "native", "dtype": "float32", "forward_ms": 0.51234, "forward_vs_raster": 1.0123}
+    row |= {"forward_backward_ms": "15", "forward_backward_vs_raster": 0.98}
+    lines = orders_table([{**row, **environment(torch.device("cpu"))}]).splitlines()
+    assert lines[2] == "| hilbert | 4 x 20 | 0.512 | 1.01 | 15 | 0.98 |"
+    assert lines[4].startswith("`small` (2 images, 16 channels, state 1), float32, native. ")

@@ -1,0 +1,147 @@
+"""Studies: their files are read and checked, trainings run, are kept, and say why they failed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+from vssm.mm.errors import ConfigError, TrainingError
+from vssm.mm.study import last_accuracy, load_study, train_study
+
+STUDIES = Path(__file__).resolve().parents[2] / "configs" / "studies"
+STUDY = f"""
+title = 'small'
+recipe = {str(STUDIES / "recipe.py")!r}
+seeds = (0, 1)
+runs = {{
+    'a, plain': dict(model=dict(backbone=dict(model_name='vmamba_tiny'))),
+    'b': dict(model=dict(backbone=dict(model_name='vmamba_tiny', scan_order='hilbert'))),
+}}
+measured = dict(size=32, batch=2, seconds=0.1)
+"""
+# Stands for tools/train.py: takes its arguments, logs an accuracy as mmengine does, and the number of its threads.
+TRAIN = """
+import argparse, json, os, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("config", type=pathlib.Path)
+parser.add_argument("--seed", type=int)
+parser.add_argument("--work-dir", type=pathlib.Path)
+given = parser.parse_args()
+print("threads:", os.environ["OMP_NUM_THREADS"])
+hilbert = "hilbert" in given.config.read_text()
+if hilbert and given.seed == {bad_seed}:
+    raise SystemExit("no such luck")
+logs = given.work_dir / "20260101_000000" / "vis_data"
+logs.mkdir(parents=True, exist_ok=True)
+lines = [{{"loss": 1.0}}, {{"accuracy/top1": 10.0}}, {{"accuracy/top1": 80.0 + given.seed + 10 * hilbert}}]
+(logs / "scalars.json").write_text("".join(json.dumps(line) + "\\n" for line in lines))
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(STUDY)
+    return path
+
+
+@pytest.fixture
+def train(study_file, tmp_path):
+    """Train the small study with a stand-in for tools/train.py; returns its rows and what was reported."""
+
+    def call(bad_seed: int = -1, options: dict | None = None) -> tuple[list[dict], list[str]]:
+        command = [sys.executable, "-c", TRAIN.format(bad_seed=bad_seed)]
+        told = []
+        study = load_study(study_file, options)
+        rows = train_study(study, tmp_path / "work", command, 2, lambda done, total, text: told.append(text))
+        return rows, told
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(STUDIES.glob("*.py")) - {STUDIES / "recipe.py"}), ids=lambda path: path.stem
+)
+def test_models_of_the_studies_are_built(path):
+    study = load_study(path)
+    assert path.read_text().startswith(f"# Command: python tools/compare.py configs/studies/{path.name} ")
+    for config in study.runs.values():
+        arguments = dict(config.model.backbone)
+        assert timm.create_model(**arguments, device="meta").num_classes == 10
+        assert config.val_dataloader.dataset.transform.input_size == study.measured["size"]
+
+
+def test_the_issue_is_covered():
+    """The four families' tiny models, and vmamba_tiny along five orders."""
+    backbones = [config.model.backbone for config in load_study(STUDIES / "scan_orders.py").runs.values()]
+    assert {backbone.model_name for backbone in backbones} >= {
+        *("vim_tiny", "vmamba_tiny", "msvmamba_tiny", "efficientvmamba_tiny")
+    }
+    orders = {each.get("scan_order", "cross") for each in backbones if each.model_name == "vmamba_tiny"}
+    assert orders == {"cross", "bidirectional", "zigzag", "hilbert", "random"}
+
+
+def test_options_change_every_run(study_file):
+    study = load_study(study_file, {"train_cfg.max_epochs": 3, "model.label_smoothing": 0.0}, seeds=[7])
+    assert [config.train_cfg.max_epochs for config in study.runs.values()] == [3, 3]
+    assert [config.model.backbone.get("scan_order") for config in study.runs.values()] == [None, "hilbert"]
+    assert study.seeds == (7,) and study.measured == {"size": 32, "batch": 2, "seconds": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title =", "titel =", r"no option 'titel'; did you mean 'title'"),
+        ("seeds = (0, 1)", "seeds = ()", "missing or empty are seeds"),
+        (", seconds=0.1", "", "missing or empty are measured.seconds"),
+        ("'b':", "'A - Plain':", "labels must differ in letters or digits"),
+        ("dict(model=dict(backbone=dict(model_name='vmamba_tiny'))),", "dict(modle=1),", "did you mean 'model'"),
+        ("recipe.py", "rezept.py", "there is no configuration file .*rezept.py"),
+    ],
+)
+def test_a_wrong_study_says_what_is_wrong(study_file, old, new, message):
+    study_file.write_text(STUDY.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        load_study(study_file)
+
+
+def test_every_run_is_trained_with_every_seed(train, tmp_path):
+    rows, told = train()
+    assert [(row["label"], row["seed"], row["top1"]) for row in rows] == [
+        ("a, plain", 0, 80.0),
+        ("a, plain", 1, 81.0),
+        ("b", 0, 90.0),
+        ("b", 1, 91.0),
+    ]
+    assert all(row["seconds"] > 0 for row in rows) and len(told) == 4
+    assert (tmp_path / "work" / "a_plain" / "seed_1" / "log.txt").read_text().startswith("threads: ")
+
+
+def test_what_was_trained_is_kept(train, tmp_path):
+    first, _ = train()
+    (tmp_path / "work" / "b" / "seed_1" / "result.json").unlink()  # as if interrupted before its end
+    second, told = train()
+    assert [text.endswith("(kept)") for text in told] == [True, True, True, False]
+    assert [row["top1"] for row in second] == [row["top1"] for row in first]
+    assert second[0]["seconds"] == first[0]["seconds"]
+    _, told = train(options={"train_cfg.max_epochs": 3})
+    assert not any(text.endswith("(kept)") for text in told)
+
+
+def test_a_failure_names_its_run_and_the_others_are_kept(train):
+    with pytest.raises(TrainingError, match=r"(?s)the training b, seed 1 failed with exit code 1; .*no such luck"):
+        train(bad_seed=1)
+    _, told = train()
+    assert sum(text.endswith("(kept)") for text in told) == 3
+
+
+def test_the_last_accuracy_of_the_last_start_counts(tmp_path):
+    assert last_accuracy(tmp_path) is None
+    for stamp, scores in (("20260102_000000", (50.0, 60.0)), ("20260101_000000", (90.0,))):
+        folder = tmp_path / stamp / "vis_data"
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"accuracy/top1": score}) for score in scores]
+        (folder / "scalars.json").write_text("\n".join(lines) + "\n")
+    assert last_accuracy(tmp_path) == 60.0

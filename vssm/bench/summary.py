@@ -1,0 +1,118 @@
+"""What was measured, as tables for documents: a study, its trainings summed up a model, and scan orders' costs."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# Column, its head in a document, and how its number is written there.
+COSTS = (
+    ("parameters_m", "parameters, M", "{:.2f}"),
+    ("infer_images_per_second", "inference, images/s", "{:,.0f}"),
+    ("train_images_per_second", "training, images/s", "{:,.0f}"),
+    ("infer_peak_gib", "inference, peak GiB", "{:.2f}"),
+    ("train_peak_gib", "training, peak GiB", "{:.2f}"),
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One model of a study.
+
+    Args:
+        label: its name.
+        scores: top-1 accuracy of each seed, in percent.
+        costs: the columns of `COSTS`; None where one could not be measured.
+    """
+
+    label: str
+    scores: tuple[float, ...]
+    costs: dict[str, float | None]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.scores)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV that `write_csv` wrote."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summarise(rows: Iterable[Mapping[str, object]]) -> list[Summary]:
+    """One summary a label, in the order of the rows.
+
+    >>> costs = {name: 1 for name, _, _ in COSTS}
+    >>> rows = [{"label": "a", "seed": seed, "top1": 90 + seed, **costs} for seed in range(3)]
+    >>> summarise(rows)[0].mean
+    91.0
+    """
+    by_label: dict[str, list[Mapping[str, object]]] = {}
+    for row in rows:
+        by_label.setdefault(str(row["label"]), []).append(row)
+    return [
+        Summary(
+            label,
+            tuple(float(row["top1"]) for row in group),
+            {name: None if group[0][name] in (None, "") else float(group[0][name]) for name, _, _ in COSTS},
+        )
+        for label, group in by_label.items()
+    ]
+
+
+def study_table(rows: list[Mapping[str, object]]) -> str:
+    """A Markdown table of the models, and below it what was measured with what.
+
+    The spread over seeds is the lowest and the highest: of three numbers a deviation says less.
+    """
+    models = summarise(rows)
+    columns = [column for column in COSTS if any(model.costs[column[0]] is not None for model in models)]
+    lines = [["model", "top-1, mean (lowest to highest)", *(head for _, head, _ in columns)]]
+    for model in models:
+        spread = f"{model.mean:.1f} % ({min(model.scores):.1f} to {max(model.scores):.1f})"
+        lines.append([model.label, spread, *(_text(model.costs[name], form) for name, _, form in columns)])
+    first = rows[0]
+    return (
+        f"{_table(lines)}\n"
+        f"{max(len(model.scores) for model in models)} seeds a model. Throughput and peak memory: each model alone, "
+        f"{first['batch']} images of {first['size']} x {first['size']} pixels at once, {first['dtype']}. "
+        f"{_conditions(first)}"
+    )
+
+
+def orders_table(rows: list[Mapping[str, object]]) -> str:
+    """A Markdown table of the rows of `benchmark_orders`, and below it what was measured with what."""
+    lines = [["scan order", "directions x steps", "forward, ms", "ratio", "with backward, ms", "ratio"]]
+    for row in rows:
+        times = [
+            form.format(float(row[name]))
+            for what in ("forward", "forward_backward")
+            for name, form in ((f"{what}_ms", "{:.3g}"), (f"{what}_vs_raster", "{:.2f}"))
+        ]
+        lines.append([str(row["order"]), f"{row['directions']} x {row['tokens']}", *times])
+    cases = dict.fromkeys(
+        f"`{row['case']}` ({row['batch']} images, {row['channels']} channels, state {row['state']}), {row['dtype']}, "
+        f"{row['backend']}"
+        for row in rows
+    )
+    return f"{_table(lines)}\n{'; '.join(cases)}. {_conditions(rows[0])}"
+
+
+def _table(lines: list[list[str]]) -> str:
+    """Markdown: names to the left, numbers to the right."""
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (lines[0], rule, *lines[1:]))
+
+
+def _conditions(row: Mapping[str, object]) -> str:
+    """What the numbers of a table mean nothing without."""
+    versions = ", ".join(f"{package} {row[package]}" for package in ("torch", "triton", "timm"))
+    return f"{row['device']}, {versions}, commit {row['commit']}:\n\n    {row['command']}\n"
+
+
+def _text(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)

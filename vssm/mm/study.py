@@ -1,0 +1,272 @@
+"""Studies: several models trained alike, with several seeds, then measured one by one; see configs/studies."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS
+
+from vssm.bench import benchmark_model, environment
+from vssm.mm.checkpoint import to_plain
+from vssm.mm.config import check_config, check_names, load_config, read_config
+from vssm.mm.distributed import available_cores
+from vssm.mm.errors import ConfigError, TrainingError
+
+OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
+MEASURED = ("size", "batch", "seconds")
+RESULT = "result.json"
+LOG_LINES = 15
+
+# Called with a sentence after each training: (trainings done, trainings in all, sentence).
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study's file says.
+
+    Args:
+        title: written above its table and plot.
+        runs: for each label the config of its trainings, whole.
+        seeds: of each run's trainings.
+        measured: `size` in pixels and `batch` of the images that throughput and memory are measured with, and
+            `seconds` that each measurement takes.
+    """
+
+    title: str
+    runs: dict[str, Config]
+    seeds: tuple[int, ...]
+    measured: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study.
+
+    Args:
+        label, seed: of its run.
+        config: the file that tools/train.py is given.
+        folder: where its log goes, what tools/train.py writes, and after its end its result.
+        commit: of the code that trains it.
+    """
+
+    label: str
+    seed: int
+    config: Path
+    folder: Path
+    commit: str
+
+    def __str__(self) -> str:
+        return f"{self.label}, seed {self.seed}"
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        """What must be as it was for an earlier result to count."""
+        return {"commit": self.commit, "config": self.config.read_text()}
+
+
+def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | None = None) -> Study:
+    """Read a study's file and the configs of its runs.
+
+    Args:
+        path: a Python file in mmengine's text style: `title`, `recipe` (a config beside it), `runs` (a dict of labels
+            with what each changes of the recipe), `seeds`, and `measured`.
+        options: changes of the recipe for all runs, as from ``--cfg-options``.
+        seeds: instead of the file's.
+
+    Raises:
+        ConfigError: a missing or unknown option, a run that is no valid config, labels too alike.
+    """
+    file = read_config(path)
+    given = [name for name in file if not name.startswith("_")]
+    check_names(str(path), "option", given, OPTIONS)
+    check_names(f"{path}: measured", "option", file.get("measured", ()), MEASURED)
+    missing = [name for name in OPTIONS if not file.get(name)]
+    missing += [f"measured.{name}" for name in MEASURED if name not in (file.get("measured") or ())]
+    if missing:
+        raise ConfigError(f"{path} is no study: missing or empty are {', '.join(missing)}")
+    runs = {}
+    for label, changes in file.runs.items():
+        config = load_config(path.parent / file.recipe, changes)
+        config.merge_from_dict(options or {})
+        check_config(config)
+        runs[label] = config
+    if len({_folder_name(label) for label in runs}) < len(runs):
+        raise ConfigError(f"{path}: labels must differ in letters or digits, as folders are named after them")
+    return Study(file.title, runs, tuple(seeds or file.seeds), to_plain(file.measured))
+
+
+def make_data(study: Study) -> None:
+    """Build every data set once, so that what is drawn on first use is there before trainings ask for it together.
+
+    Raises:
+        ConfigError: data that are not there, or cannot be written.
+    """
+    for config in study.runs.values():
+        for loader in (config.train_dataloader, config.val_dataloader):
+            try:
+                DATASETS.build(loader.dataset)
+            except (ValueError, OSError, ImportError) as error:
+                raise ConfigError(f"data: {error}") from error
+
+
+def train_study(study: Study, directory: Path, command: Sequence[str], parallel: int, report: Report) -> list[dict]:
+    """Train every run with every seed, each in a process of its own; those finished before are kept.
+
+    A training that fails does not stop the others. All runs are trained with the first seed before the second comes,
+    so that kernels are compiled once, and an early look compares all of them.
+
+    Args:
+        study: what to train.
+        directory: of the study; each run has a folder there.
+        command: what trains, given a config, ``--seed`` and ``--work-dir``: that of tools/train.py.
+        parallel: trainings at a time. Small ones wait for their processor more than for the GPU, which several fill.
+        report: told of each training that has ended.
+
+    Returns:
+        One row a training: label, seed, top1 in percent on the held-out images, seconds.
+
+    Raises:
+        TrainingError: names each training that failed, with the end of its log.
+    """
+    trainings = _prepare(study, directory)
+    results = {training: kept for training in trainings if (kept := _kept(training)) is not None}
+    for done, (training, result) in enumerate(results.items(), 1):
+        report(done, len(trainings), f"{training}: {result['top1']:.1f} % (kept)")
+    failures = []
+    for training, code, seconds in _run_all([t for t in trainings if t not in results], command, parallel):
+        top1 = last_accuracy(training.folder) if code == 0 else None
+        if top1 is None:
+            failures.append(_failure(training, code))
+            sentence = f"{training}: failed"
+        else:
+            results[training] = {"top1": top1, "seconds": seconds}
+            _write(training.folder / RESULT, json.dumps({**results[training], **training.stamp}))
+            sentence = f"{training}: {top1:.1f} % ({seconds:.0f} s)"
+        report(len(results) + len(failures), len(trainings), sentence)
+    if failures:
+        raise TrainingError("\n".join([*failures, "the other trainings are kept: the same command goes on from here"]))
+    by_run = sorted(trainings, key=lambda training: list(study.runs).index(training.label))
+    return [{"label": training.label, "seed": training.seed, **results[training]} for training in by_run]
+
+
+def measure(study: Study, device: torch.device, report: Report) -> dict[str, dict]:
+    """Throughput and peak memory of each run's model, alone on the device: in inference and in training steps.
+
+    Args:
+        study: its models are built anew, with the weights they start from.
+        device: bfloat16 on a GPU, float32 on a CPU.
+        report: told after each model.
+
+    Returns:
+        For each label the costs: parameters, images per second and GiB of GPU memory (None on a CPU).
+    """
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    costs = {}
+    for done, (label, config) in enumerate(study.runs.items(), 1):
+        arguments = to_plain(config.model.backbone)
+        name = arguments.pop("model_name")
+        how = {"arguments": arguments, "seconds": study.measured["seconds"], "compiled": False}
+        infer, train = (
+            benchmark_model(name, study.measured["size"], study.measured["batch"], device, dtype, training=mode, **how)
+            for mode in (False, True)
+        )
+        costs[label] = {
+            "parameters_m": infer["parameters_m"],
+            "size": infer["size"],
+            "batch": infer["batch"],
+            "dtype": infer["dtype"],
+            "infer_images_per_second": infer["images_per_second"],
+            "train_images_per_second": train["images_per_second"],
+            "infer_peak_gib": infer["peak_gib"],
+            "train_peak_gib": train["peak_gib"],
+        }
+        report(done, len(study.runs), f"{label}: {train['images_per_second']:,.0f} img/s in training")
+    return costs
+
+
+def last_accuracy(folder: Path) -> float | None:
+    """The last top-1 accuracy that a training in this folder has logged, in percent; None where there is none."""
+    logs = sorted(folder.glob("*/vis_data/scalars.json"))  # a folder for each start, named by its time
+    lines = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
+    scores = [line["accuracy/top1"] for line in lines if "accuracy/top1" in line]
+    return scores[-1] if scores else None
+
+
+def _prepare(study: Study, directory: Path) -> list[Training]:
+    """Write the runs' configs, whole, where their trainings find them and a reader can repeat one."""
+    folders = {label: directory / _folder_name(label) for label in study.runs}
+    for label, config in study.runs.items():
+        folders[label].mkdir(parents=True, exist_ok=True)
+        _write(folders[label] / "config.py", config.pretty_text)
+    commit = environment(torch.device("cpu"))["commit"]
+    return [
+        Training(label, seed, folder / "config.py", folder / f"seed_{seed}", commit)
+        for seed in study.seeds
+        for label, folder in folders.items()
+    ]
+
+
+def _kept(training: Training) -> dict[str, float] | None:
+    """The result of an earlier call, if it was made by the same code from the same config."""
+    file = training.folder / RESULT
+    result = json.loads(file.read_text()) if file.is_file() else {}
+    if any(result.pop(name, None) != value for name, value in training.stamp.items()):
+        return None
+    return result
+
+
+def _run_all(waiting: list[Training], command: Sequence[str], parallel: int) -> Iterator[tuple[Training, int, float]]:
+    """Run trainings, so many at a time; yields each with its exit code and seconds as it ends."""
+    threads = str(max(1, available_cores() // parallel))
+    environ = {"OMP_NUM_THREADS": threads, **os.environ}
+    running: dict[Training, tuple[subprocess.Popen, float]] = {}
+    waiting = list(waiting)
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                training = waiting.pop(0)
+                running[training] = (_start(training, command, environ), time.monotonic())
+            time.sleep(0.1)
+            for training, (process, start) in list(running.items()):
+                if process.poll() is not None:
+                    del running[training]
+                    yield training, process.returncode, time.monotonic() - start
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.wait()
+
+
+def _start(training: Training, command: Sequence[str], environ: dict[str, str]) -> subprocess.Popen:
+    training.folder.mkdir(parents=True, exist_ok=True)
+    arguments = [str(training.config), "--seed", str(training.seed), "--work-dir", str(training.folder)]
+    with (training.folder / "log.txt").open("w") as log:
+        return subprocess.Popen(
+            [*command, *arguments], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ
+        )
+
+
+def _failure(training: Training, code: int) -> str:
+    log = training.folder / "log.txt"
+    end = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    what = f"failed with exit code {code}" if code else "logged no accuracy/top1: has the recipe a validation?"
+    return f"the training {training} {what}; the end of {log}:\n{end}"
+
+
+def _folder_name(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
