@@ -157,11 +157,12 @@ def _backward(
     channels = gradient.shape[-1]
     rows, tile = gradient.numel() // channels, _tile(channels)
     tiles = triton.cdiv(rows, tile["ROWS"])
-    programs = min(tiles, _SHARES)
+    turns = max(1, triton.cdiv(tiles, _SHARES))
+    programs = triton.cdiv(tiles, turns)
     dx = torch.empty(gradient.shape, dtype=x.dtype, device=x.device)
     shares = torch.empty(programs, 1 + has_bias, channels, dtype=torch.float32, device=x.device)
     backward_kernel[(programs,)](
-        gradient, x, weight, dx, shares, rows, triton.cdiv(tiles, max(programs, 1)), row_stride, eps,
+        gradient, x, weight, dx, shares, rows, turns, row_stride, eps,
         CENTER=center, HAS_BIAS=has_bias, STAGES=_STAGES, **tile,
     )  # fmt: skip
     return dx, shares.sum(0)
