@@ -16,13 +16,14 @@ class Backend:
     """One implementation of an op.
 
     forward(arguments) returns the output; backward(arguments, gradient) returns the gradients of the tensors that
-    `arguments` names, in their order. why_not(arguments) is None where the backend can run, else one sentence.
+    `arguments` names, in their order, or is None where autograd differentiates `forward` itself.
+    why_not(arguments) is None where the backend can run, else one sentence.
     why_not(None) answers for the machine alone, without inputs.
     """
 
     name: str
     forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    backward: Callable[..., Any] | None
     why_not: Callable[[Any], str | None]
 
 

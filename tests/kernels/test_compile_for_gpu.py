@@ -12,15 +12,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.selective_scan import triton_fused
+from vssm_kernels.sum_norm import triton_fused as norm
 
-ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x"}
-WIDE = {"weight", "dsums", "dweight", "dx", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
+ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "merged"}
+WIDE = {"weight", "dsums", "dweight", "dx", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias", "shares"}
 
 def build(kernel, warps, switches):
     types = {}
     for name in kernel.arg_names:
         if name in switches:
             types[name] = "constexpr"
+        elif name == "eps":
+            types[name] = "fp32"
         else:
             types[name] = "*bf16" if name in ROWS else "*fp32" if name in WIDE else "*i32" if name == "order" else "i32"
     constants = {(kernel.arg_names.index(name),): value for name, value in switches.items()}
@@ -39,6 +42,12 @@ tiles = dict(STEPS=conv._STEPS, CHANNELS=conv._CHANNELS, WIDTH=4)
 for kernel in (conv.forward_kernel, conv.sums_backward_kernel):
     build(kernel, conv._WARPS, {**tiles, "HAS_BIAS": True, "SILU": True})
 build(conv.x_backward_kernel, conv._WARPS, tiles)
+for channels, directions, center in ((96, 4, True), (768, 1, False)):
+    tile = dict(norm._tile(channels))
+    warps = tile.pop("num_warps")
+    absent = {} if center else {"bias": None, "merged": None}
+    build(norm.forward_kernel, warps, {**tile, **absent, "DIRECTIONS": directions, "CENTER": center})
+    build(norm.backward_kernel, warps, {**tile, "CENTER": center, "HAS_BIAS": center, "STAGES": norm._STAGES})
 print("compiled")
 """
 

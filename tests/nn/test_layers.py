@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vssm.nn import ChannelsLastConv2d, ConvDownsample, ConvStem, PatchMerging, PatchStem, StreamRMSNorm
+from vssm.nn import (
+    BranchLayerNorm,
+    BranchRMSNorm,
+    ChannelsLastConv2d,
+    ConvDownsample,
+    ConvStem,
+    PatchMerging,
+    PatchStem,
+)
 
 
 def test_convolution_is_torchs_and_stays_channels_last() -> None:
@@ -36,11 +44,26 @@ def test_patch_merging_takes_neighbours_in_the_order_of_the_checkpoints() -> Non
     torch.testing.assert_close(merging(x), merging.reduction(merging.norm(torch.cat(corners, -1))))
 
 
-def test_stream_norm_reads_float32_and_returns_the_models_dtype() -> None:
-    norm, x = StreamRMSNorm(64, eps=1e-5), 100 * torch.randn(3, 64)
+@pytest.mark.parametrize("kind", [BranchLayerNorm, BranchRMSNorm])
+def test_branch_norms_read_float32_and_return_what_matrix_products_take(kind: type[nn.Module]) -> None:
+    norm, x = kind(64), 100 * torch.randn(3, 64)
     nn.init.normal_(norm.weight)
-    expected = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm.weight
+    centered = x - x.mean(-1, keepdim=True) if kind is BranchLayerNorm else x
+    expected = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + 1e-5) * norm.weight
     torch.testing.assert_close(norm(x), expected)
+    with torch.autocast("cpu", torch.float16):
+        assert norm(x).dtype == torch.float16
+        torch.testing.assert_close(norm(x).float(), expected, rtol=1e-3, atol=1e-3)
     half = norm.to(torch.bfloat16)(x)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("kind", "torchs"), [(BranchLayerNorm, nn.LayerNorm), (BranchRMSNorm, nn.RMSNorm)])
+def test_branch_norms_load_torchs_weights_and_merge_directions(kind: type[nn.Module], torchs: type[nn.Module]) -> None:
+    reference, directions = torchs(64, eps=1e-5), torch.randn(2, 5, 3, 64)
+    nn.init.normal_(reference.weight)
+    norm = kind(64)
+    norm.load_state_dict(reference.state_dict())
+    torch.testing.assert_close(norm(directions, merge=True), reference(directions.sum(2)))
+    torch.testing.assert_close(norm(directions), reference(directions))

@@ -33,6 +33,7 @@ def test_the_recurrence_written_out() -> None:
             expected[:, token] += (state * C[:, None]).sum(-1) + scan.D[k] * u
     order = cross(3, 4).table
     torch.testing.assert_close(scan(tokens, order), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scan(tokens, order, merge=False).sum(2), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scan(tokens, order, z), expected * F.silu(z), atol=1e-5, rtol=1e-5)
 
 

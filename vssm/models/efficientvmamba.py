@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from vssm.models import vmamba
 from vssm.models._base import Pyramid, Stage, build
 from vssm.models._cfg import imagenet_cfg
-from vssm.nn import PatchMerging, PatchStem
+from vssm.nn import BranchLayerNorm, PatchMerging, PatchStem
 from vssm.scan import OrderFunction, atrous
 
 every_second = atrous(2)
@@ -34,7 +34,7 @@ class BiAttention(nn.Module):
 
     def __init__(self, dim: int, reduction: int = 8, **dd: Any):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, **dd)
+        self.norm = BranchLayerNorm(dim, **dd)
         self.reduce = nn.Linear(dim, dim // reduction, **dd)
         self.expand = nn.Linear(dim // reduction, dim, **dd)
 
@@ -60,7 +60,7 @@ class EVSSBlock(nn.Module):
 
     def __init__(self, mixer: vmamba.SS2D, dim: int, drop_path: float, **dd: Any):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, **dd)
+        self.norm = BranchLayerNorm(dim, **dd)
         self.mixer = mixer
         self.local = LocalBranch(dim, **dd)
         self.attention = BiAttention(dim, **dd)

@@ -26,6 +26,7 @@ from vssm.models import vmamba
 from vssm.models._base import Pyramid, Stage, build
 from vssm.models._cfg import imagenet_cfg
 from vssm.nn import (
+    BranchLayerNorm,
     ChannelsLastConv2d,
     ConvDownsample,
     ConvStem,
@@ -93,7 +94,7 @@ class MultiScaleSS2D(nn.Module):
         self.half_conv = depthwise(kernel_size=7, padding=3, stride=2)
         self.scan = SelectiveScan(inner, scan_order(2, 2).directions, state=1, rank=rank, **dd)
         self.half_scan = SelectiveScan(inner, directions=1, state=1, rank=rank, **dd)
-        self.norm = nn.LayerNorm(inner, **dd)
+        self.norm = BranchLayerNorm(inner, **dd)
         self.channel_gate = ChannelGate(inner, **dd)
         self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
 
@@ -117,13 +118,14 @@ class FirstMultiScaleSS2D(MultiScaleSS2D):
     """The mixer of the paper's models: every step's output is normed before the three visits of a token are summed."""
 
     def mix(self, full: Tensor, half: Tensor) -> Tensor:
-        scanned = self.scan(full.flatten(1, 2), _table(self.order_table, full)).view_as(full)
+        directions = self.scan(full.flatten(1, 2), _table(self.order_table, full), merge=False)
         visited = _table(self.half_order_table, half)[0]
         tokens = half.flatten(1, 2)
         met = tokens.index_select(1, visited)  # each token three times, in the order of the walk
-        visits = self.norm(self.half_scan(met, None))
+        visits = self.norm(self.half_scan(met, None, merge=False), merge=True)
         half_scanned = torch.zeros_like(tokens, dtype=visits.dtype).index_add(1, visited, visits).view_as(half)
-        return self.norm(scanned) + _resized(half_scanned, full, mode="bilinear", align_corners=False)
+        scanned = self.norm(directions, merge=True).view_as(full)
+        return scanned + _resized(half_scanned, full, mode="bilinear", align_corners=False)
 
 
 def _table(order_table: OrderTable, x: Tensor) -> Tensor:
@@ -155,9 +157,9 @@ class MSBlock(nn.Module):
 
     def __init__(self, mixer: nn.Module, dim: int, mlp_ratio: float, post_norm: bool, drop_path: float, **dd: Any):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, **dd)
+        self.norm = BranchLayerNorm(dim, **dd)
         self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.norm2 = BranchLayerNorm(dim, **dd)
         self.mlp = ConvMlp(dim, int(mlp_ratio * dim), **dd)
         self.post_norm = post_norm
         self.drop_path = DropPath(drop_path)

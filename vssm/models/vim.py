@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vssm.models._base import Plain, build
 from vssm.models._cfg import imagenet_cfg
-from vssm.nn import OrderTable, PatchStem, SelectiveScan, StreamRMSNorm, concrete
+from vssm.nn import BranchRMSNorm, OrderTable, PatchStem, SelectiveScan, concrete
 from vssm.ops import causal_conv1d
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
 
@@ -144,14 +144,14 @@ class Vim(Plain):
         self.blocks = nn.Sequential(
             *(
                 VimBlock(
-                    StreamRMSNorm(embed_dim, eps=1e-5, **dd),
+                    BranchRMSNorm(embed_dim, **dd),
                     VimMixer(embed_dim, state, scan_order=scan_order, **dd),
                     drop_path=rate,
                 )
                 for rate in rates
             )
         )
-        self.norm = StreamRMSNorm(embed_dim, eps=1e-5, **dd)
+        self.norm = BranchRMSNorm(embed_dim, **dd)
         self._init_weights()
 
     @torch.no_grad()

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from vssm.models._base import Pyramid, Stage, build
 from vssm.models._cfg import imagenet_cfg
 from vssm.nn import (
+    BranchLayerNorm,
     ChannelsLastConv2d,
     ConvDownsample,
     ConvStem,
@@ -67,7 +68,7 @@ class SS2D(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
         self.conv = ChannelsLastConv2d(inner, inner, kernel_size=3, padding=1, groups=inner, bias=conv_bias, **dd)
         self.scan = SelectiveScan(inner, scan_order(2, 2).directions, state, rank=math.ceil(dim / 16), **dd)
-        self.norm = nn.LayerNorm(inner, **dd)
+        self.norm = BranchLayerNorm(inner, **dd)
         self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +79,8 @@ class SS2D(nn.Module):
         if self.gated:
             x, z = x.chunk(2, dim=-1)
         x = F.silu(self.conv(x))
-        y = self.norm(self.scan(x.flatten(1, 2), order).view_as(x))
+        directions = self.scan(x.flatten(1, 2), order, merge=False)
+        y = self.norm(directions, merge=True).view_as(x)
         return self.out_proj(y * F.silu(z) if self.gated else y)
 
 
@@ -87,12 +89,12 @@ class VSSBlock(nn.Module):
 
     def __init__(self, mixer: SS2D, dim: int, mlp_ratio: float, drop_path: float, **dd: Any):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, **dd)
+        self.norm = BranchLayerNorm(dim, **dd)
         self.mixer = mixer
         self.drop_path = DropPath(drop_path)
         self.mlp = None
         if mlp_ratio > 0:
-            self.norm2 = nn.LayerNorm(dim, **dd)
+            self.norm2 = BranchLayerNorm(dim, **dd)
             self.mlp = Mlp(dim, int(mlp_ratio * dim), act_layer=nn.GELU, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.downsample import ConvDownsample, PatchMerging
-from vssm.nn.norm import StreamRMSNorm
+from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import ConvStem, PatchStem
 
 __all__ = [
+    "BranchLayerNorm",
+    "BranchRMSNorm",
     "ChannelsLastConv2d",
     "ConvDownsample",
     "ConvStem",
@@ -15,6 +17,5 @@ __all__ = [
     "PatchMerging",
     "PatchStem",
     "SelectiveScan",
-    "StreamRMSNorm",
     "concrete",
 ]

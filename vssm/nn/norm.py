@@ -1,22 +1,62 @@
-"""Normalisation of a float32 residual stream inside models of any dtype."""
+"""The norms at the start of residual branches: float32 inside, and out in the dtype that matrix products take."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from vssm.ops import sum_norm
 
-class StreamRMSNorm(nn.RMSNorm):
-    """Root-mean-square norm computed in float32 at least, returned in the dtype of its weight.
 
-    Models such as Vim keep the residual stream in float32 when their weights are bfloat16 or float16.
+@register_notrace_module
+class BranchLayerNorm(nn.LayerNorm):
+    """Layer norm in front of a matrix product, of a residual stream or of a scan's directions.
 
-    >>> norm = StreamRMSNorm(8, eps=1e-5, dtype=torch.bfloat16)
+    Computed in float32 at least, and returned in autocast's dtype where autocast is on, else in that of its weight:
+    torch's own would return float32 under autocast, to be cast in another pass. A norm whose output is itself a
+    residual stream, as that of a stem, should be torch's, which leaves the stream in float32.
+
+    >>> norm = BranchLayerNorm(8)
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     norm(torch.randn(2, 3, 8)).dtype
+    torch.bfloat16
+    >>> norm(torch.randn(2, 3, 4, 8), merge=True).shape
+    torch.Size([2, 3, 8])
+    """
+
+    def forward(self, x: Tensor, merge: bool = False) -> Tensor:
+        """(..., channels), both ways; with merge the norm of the sum over directions of (..., directions, channels)."""
+        dtype = product_dtype(x, self.weight)
+        return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype, merge=merge)
+
+
+@register_notrace_module
+class BranchRMSNorm(nn.RMSNorm):
+    """BranchLayerNorm's counterpart without mean and bias.
+
+    >>> norm = BranchRMSNorm(8, dtype=torch.bfloat16)
     >>> norm(torch.randn(2, 3, 8)).dtype
     torch.bfloat16
     """
 
-    def forward(self, stream: Tensor) -> Tensor:
-        stream = stream.to(torch.promote_types(stream.dtype, torch.float32))
-        return F.rms_norm(stream, self.normalized_shape, self.weight.to(stream.dtype), self.eps).to(self.weight.dtype)
+    def __init__(
+        self,
+        channels: int,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(channels, eps, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, merge: bool = False) -> Tensor:
+        """As BranchLayerNorm's."""
+        dtype = product_dtype(x, self.weight)
+        return sum_norm(x, self.weight, eps=self.eps, center=False, dtype=dtype, merge=merge)
+
+
+def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """What a matrix product of x is computed in, by a module whose weights are like `weight`."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not so on meta
+    return torch.get_autocast_dtype(device) if autocast else weight.dtype

@@ -66,16 +66,17 @@ class SelectiveScan(nn.Module):
         self.A_log.copy_(torch.log(rates).expand_as(self.A_log))
         nn.init.ones_(self.D)
 
-    def forward(self, tokens: Tensor, order: Tensor | None, z: Tensor | None = None) -> Tensor:
-        """The sum of all directions' outputs, gated by silu(z) where given.
+    def forward(self, tokens: Tensor, order: Tensor | None, z: Tensor | None = None, merge: bool = True) -> Tensor:
+        """The sum of all directions' outputs, gated by silu(z) where given; or the outputs themselves.
 
         Args:
             tokens: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
             order: (directions, steps) int32, the token visited at each step; None for raster order.
             z: (batch, tokens, channels).
+            merge: False where what comes next takes the sum, as norms do; there is no gate then.
 
         Returns:
-            (batch, tokens, channels).
+            (batch, tokens, channels), or (batch, tokens, directions, channels) without merge.
         """
         delta, B, C = self.project(tokens)
         return selective_scan(
@@ -88,7 +89,7 @@ class SelectiveScan(nn.Module):
             delta_bias=_wide(self.dt_bias),
             z=z,
             order=order,
-            merge=True,
+            merge=merge,
         )
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,201 @@
+"""The norm of summed directions on a GPU in Triton: one read of the directions' rows, one write of the normed row.
+
+Torch gives each row a block of threads, too many for the 96 to 768 channels of these models; here a program takes a
+tile of several rows. The backward computes the rows' statistics again, which costs less than storing them would. Its
+programs walk over all rows in a fixed manner and each adds up its share of the gradients of weight and bias, so that
+two runs are bit-equal.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vssm_kernels.dispatch import Backend
+from vssm_kernels.gpu import why_no_triton
+from vssm_kernels.sum_norm.arguments import NormArguments
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # why_no_triton says so
+    triton = None
+
+_TILE = 2048  # elements of a program's tile of rows, each padded to a power of two channels
+_SHARES = 1024  # programs of the backward at most, the same on every device
+_STAGES = 2  # tiles that a program of the backward has in flight
+
+if triton is not None:
+
+    @triton.jit
+    def load_rows(base, row, stride, c, mask):
+        return tl.load(base + row[:, None] * stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
+
+    @triton.jit
+    def store_rows(base, row, stride, c, mask, values):
+        tl.store(base + row[:, None] * stride + c[None, :], values.to(base.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def normalise(values, mask, eps, CHANNELS: tl.constexpr, CENTER: tl.constexpr):
+        """Rows of mean 0 (with CENTER) and mean square 1, and the factors that made them so."""
+        if CENTER:  # before squaring: the difference of two large sums would lose the variance
+            mean = tl.sum(values, 1) / CHANNELS
+            values = tl.where(mask, values - mean[:, None], 0.0)
+        factor = tl.rsqrt(tl.sum(values * values, 1) / CHANNELS + eps)
+        return values * factor[:, None], factor
+
+    @triton.jit(do_not_specialize=["rows"])
+    def forward_kernel(
+        x, weight, bias, y, merged, rows, row_stride, direction_stride, eps,
+        DIRECTIONS: tl.constexpr, CENTER: tl.constexpr,
+        CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
+    ):  # fmt: skip
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        c = tl.arange(0, BLOCK_C)
+        mask = (row < rows)[:, None] & (c < CHANNELS)[None, :]
+        values = load_rows(x, row, row_stride, c, mask)
+        if DIRECTIONS > 1:
+            for _ in tl.static_range(DIRECTIONS - 1):
+                x += direction_stride
+                values += load_rows(x, row, row_stride, c, mask)
+            values = values.to(x.dtype.element_ty).to(tl.float32)
+            if merged is not None:
+                store_rows(merged, row, CHANNELS, c, mask, values)
+        normed, _ = normalise(values, mask, eps, CHANNELS, CENTER)
+        if weight is not None:
+            normed *= tl.load(weight + c, mask=c < CHANNELS, other=0.0).to(tl.float32)[None, :]
+        if bias is not None:
+            normed += tl.load(bias + c, mask=c < CHANNELS, other=0.0).to(tl.float32)[None, :]
+        store_rows(y, row, CHANNELS, c, mask, normed)
+
+    @triton.jit(do_not_specialize=["rows", "turns"])
+    def backward_kernel(
+        dy, x, weight, dx, shares, rows, turns, row_stride, eps,
+        CENTER: tl.constexpr, HAS_BIAS: tl.constexpr,
+        CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """dx of every row, and this program's share of the gradients of weight and bias."""
+        program = tl.program_id(0).to(tl.int64)
+        c = tl.arange(0, BLOCK_C)
+        scale = tl.full((BLOCK_C,), 1.0, tl.float32)
+        if weight is not None:
+            scale = tl.load(weight + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
+        dweight = tl.zeros((ROWS, BLOCK_C), tl.float32)
+        dbias = tl.zeros((ROWS, BLOCK_C), tl.float32)
+        for turn in tl.range(0, turns, num_stages=STAGES):
+            row = (turn * tl.num_programs(0) + program) * ROWS + tl.arange(0, ROWS)
+            mask = (row < rows)[:, None] & (c < CHANNELS)[None, :]
+            gradient = load_rows(dy, row, CHANNELS, c, mask)
+            normed, factor = normalise(load_rows(x, row, row_stride, c, mask), mask, eps, CHANNELS, CENTER)
+            dweight += gradient * normed
+            dbias += gradient
+            gradient *= scale[None, :]
+            along = tl.sum(gradient * normed, 1) / CHANNELS
+            values = gradient - normed * along[:, None]
+            if CENTER:
+                values -= (tl.sum(gradient, 1) / CHANNELS)[:, None]
+            store_rows(dx, row, CHANNELS, c, mask, values * factor[:, None])
+        shares += program * (1 + HAS_BIAS) * CHANNELS + c
+        tl.store(shares, tl.sum(dweight, 0), mask=c < CHANNELS)
+        if HAS_BIAS:
+            tl.store(shares + CHANNELS, tl.sum(dbias, 0), mask=c < CHANNELS)
+
+
+def norm(args: NormArguments) -> Tensor:
+    """(..., channels), in args.dtype."""
+    x, weight, bias, *rest = args
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)):
+        return _Norm.apply(x, weight, bias, *rest)
+    return _forward(args, save=False)[0]
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        args = NormArguments(*inputs)
+        y, rows = _forward(args, save=True)
+        ctx.save_for_backward(rows, args.weight)
+        ctx.eps, ctx.center, ctx.merged_shape = args.eps, args.center, args.x.shape if args.merge else None
+        ctx.bias_dtype = None if args.bias is None else args.bias.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        rows, weight = ctx.saved_tensors
+        dx, shares = _backward(gradient, rows, weight, ctx.eps, ctx.center, ctx.bias_dtype is not None)
+        if ctx.merged_shape is not None:  # every direction counts the same in the sum
+            dx = dx.unsqueeze(-2).expand(ctx.merged_shape)
+        dweight = None if weight is None else shares[0].to(weight.dtype)
+        dbias = None if ctx.bias_dtype is None else shares[1].to(ctx.bias_dtype)
+        return dx, dweight, dbias, None, None, None, None
+
+
+def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
+    """The output, and where asked for the rows that were normed."""
+    directions, channels = args.x.shape[-2] if args.merge else 1, args.x.shape[-1]
+    shape = (*args.x.shape[:-2], channels) if args.merge else args.x.shape
+    x, row_stride, direction_stride = _rows(args.x, directions)
+    y = torch.empty(shape, dtype=args.dtype, device=x.device)
+    merged = torch.empty(shape, dtype=x.dtype, device=x.device) if save and directions > 1 else None
+    rows, tile = y.numel() // channels, _tile(channels)
+    forward_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
+        x, args.weight, args.bias, y, merged, rows, row_stride, direction_stride, args.eps,
+        DIRECTIONS=directions, CENTER=args.center, **tile,
+    )  # fmt: skip
+    return y, x if merged is None else merged
+
+
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor | None, eps: float, center: bool, has_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the normed rows, (..., channels), and of weight and bias, (1 or 2, channels) in float32."""
+    gradient, (x, row_stride, _) = gradient.contiguous(), _rows(x, 1)
+    channels = gradient.shape[-1]
+    rows, tile = gradient.numel() // channels, _tile(channels)
+    tiles = triton.cdiv(rows, tile["ROWS"])
+    turns = max(1, triton.cdiv(tiles, _SHARES))
+    programs = triton.cdiv(tiles, turns)
+    dx = torch.empty(gradient.shape, dtype=x.dtype, device=x.device)
+    shares = torch.empty(programs, 1 + has_bias, channels, dtype=torch.float32, device=x.device)
+    backward_kernel[(programs,)](
+        gradient, x, weight, dx, shares, rows, turns, row_stride, eps,
+        CENTER=center, HAS_BIAS=has_bias, STAGES=_STAGES, **tile,
+    )  # fmt: skip
+    return dx, shares.sum(0)
+
+
+def _rows(x: Tensor, directions: int) -> tuple[Tensor, int, int]:
+    """x with contiguous channels, and its strides from row to row and from direction to direction."""
+    channels = x.shape[-1]
+    if x.is_contiguous():
+        return x, directions * channels, channels
+    x = x.reshape(-1, directions, channels)
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    return x, x.stride(0), x.stride(1)
+
+
+@functools.lru_cache
+def _tile(channels: int) -> dict[str, int]:
+    block = triton.next_power_of_2(channels)
+    rows = max(1, _TILE // block)
+    return {"CHANNELS": channels, "BLOCK_C": block, "ROWS": rows, "num_warps": min(16, max(4, block // 512))}
+
+
+def _why_not(args: NormArguments | None) -> str | None:
+    if args is None:
+        return why_no_triton()
+    tensors = [tensor for tensor in args[:3] if tensor is not None]
+    # Fake and distributed tensors, and what else wraps memory, are torch's to follow.
+    if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta for tensor in tensors):
+        return "reads plain tensors only"
+    if any(tensor.stride(0) != 1 for tensor in tensors[1:]):
+        return "reads contiguous weights and biases only"
+    return why_no_triton(*tensors)
+
+
+BACKEND = Backend("triton", norm, None, _why_not)
