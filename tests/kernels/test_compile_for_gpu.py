@@ -12,9 +12,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.selective_scan import triton_fused
+from vssm_kernels.sum_gate import triton_fused as gate
 
-ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x"}
+ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "z", "out", "gradient", "dsum", "dz"}
 WIDE = {"weight", "dsums", "dweight", "dx", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
+OTHER = {"order": "*i32", "scale": "fp32"}
 
 def build(kernel, warps, switches):
     types = {}
@@ -22,7 +24,7 @@ def build(kernel, warps, switches):
         if name in switches:
             types[name] = "constexpr"
         else:
-            types[name] = "*bf16" if name in ROWS else "*fp32" if name in WIDE else "*i32" if name == "order" else "i32"
+            types[name] = "*bf16" if name in ROWS else "*fp32" if name in WIDE else OTHER.get(name, "i32")
     constants = {(kernel.arg_names.index(name),): value for name, value in switches.items()}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants)
     compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
@@ -39,6 +41,9 @@ tiles = dict(STEPS=conv._STEPS, CHANNELS=conv._CHANNELS, WIDTH=4)
 for kernel in (conv.forward_kernel, conv.sums_backward_kernel):
     build(kernel, conv._WARPS, {**tiles, "HAS_BIAS": True, "SILU": True})
 build(conv.x_backward_kernel, conv._WARPS, tiles)
+tiles = dict(DIRECTIONS=2, ROWS=gate._ROWS, CHANNELS=gate._CHANNELS)
+for kernel in (gate.forward_kernel, gate.backward_kernel):
+    build(kernel, gate._WARPS, tiles)
 print("compiled")
 """
 

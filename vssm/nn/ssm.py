@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.ops import selective_scan
+from vssm.ops import selective_scan, sum_gate
 
 # delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
@@ -66,19 +66,20 @@ class SelectiveScan(nn.Module):
         self.A_log.copy_(torch.log(rates).expand_as(self.A_log))
         nn.init.ones_(self.D)
 
-    def forward(self, tokens: Tensor, order: Tensor | None, z: Tensor | None = None) -> Tensor:
-        """The sum of all directions' outputs, gated by silu(z) where given.
+    def forward(self, tokens: Tensor, order: Tensor | None, z: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        """The sum of all directions' outputs, gated by scale * silu(z) where z is given.
 
         Args:
             tokens: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
             order: (directions, steps) int32, the token visited at each step; None for raster order.
             z: (batch, tokens, channels).
+            scale: of the gate; 1 / directions makes the sum a mean.
 
         Returns:
             (batch, tokens, channels).
         """
         delta, B, C = self.project(tokens)
-        return selective_scan(
+        y = selective_scan(
             tokens,
             delta,
             self.rates(),
@@ -86,10 +87,10 @@ class SelectiveScan(nn.Module):
             C,
             _wide(self.D),
             delta_bias=_wide(self.dt_bias),
-            z=z,
             order=order,
-            merge=True,
+            merge=z is None,
         )
+        return y if z is None else sum_gate(y, z, scale)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the tokens select: delta (batch, tokens, directions, channels), before bias and softplus, B and C

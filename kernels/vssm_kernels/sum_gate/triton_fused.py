@@ -1,0 +1,103 @@
+"""The gate on a GPU in Triton: one pass over memory forward, one backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # why_no_triton says so
+    triton = None
+
+_ROWS, _CHANNELS, _WARPS = 8, 128, 4  # of one program: 8 channels a thread, 16 bytes of half precision
+
+if triton is not None:
+
+    @triton.jit
+    def tile(rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+        """This program's rows, as a column of 64-bit numbers, its channels, as a row, and which of them exist."""
+        blocks = tl.cdiv(channels, CHANNELS)
+        program = tl.program_id(0)
+        row = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        c = program % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+        return row, c, (row < rows) & (c < channels)
+
+    @triton.jit
+    def direction_sum(y, row, c, mask, channels, DIRECTIONS: tl.constexpr):
+        y += row * (DIRECTIONS * channels) + c
+        total = tl.load(y, mask=mask, other=0.0).to(tl.float32)
+        for k in tl.static_range(1, DIRECTIONS):
+            total += tl.load(y + k * channels, mask=mask, other=0.0).to(tl.float32)
+        return total
+
+    @triton.jit
+    def forward_kernel(
+        y, z, out, scale, rows, channels, z_token,
+        DIRECTIONS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    ):  # fmt: skip
+        row, c, mask = tile(rows, channels, ROWS, CHANNELS)
+        gate = tl.load(z + row * z_token + c, mask=mask, other=0.0).to(tl.float32)
+        total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
+        gated = scale * total * gate * tl.sigmoid(gate)
+        tl.store(out + row * channels + c, gated.to(out.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def backward_kernel(
+        gradient, y, z, dsum, dz, scale, rows, channels, z_token,
+        DIRECTIONS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    ):  # fmt: skip
+        """dsum, the gradient that every direction receives, and dz."""
+        row, c, mask = tile(rows, channels, ROWS, CHANNELS)
+        place = row * channels + c
+        dout = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32) * scale
+        gate = tl.load(z + row * z_token + c, mask=mask, other=0.0).to(tl.float32)
+        total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
+        sigmoid = tl.sigmoid(gate)
+        silu = gate * sigmoid
+        tl.store(dsum + place, (dout * silu).to(dsum.dtype.element_ty), mask=mask)
+        slope = sigmoid + silu * (1.0 - sigmoid)
+        tl.store(dz + place, (dout * total * slope).to(dz.dtype.element_ty), mask=mask)
+
+
+class SumGate(torch.autograd.Function):
+    """`sum_gate`, as one kernel each way; y and z are kept for the backward, the sum is made again."""
+
+    @staticmethod
+    def forward(y: Tensor, z: Tensor, scale: float) -> Tensor:
+        y, z = y.contiguous(), _even_rows(z)
+        out = torch.empty(z.shape, dtype=y.dtype, device=y.device)
+        _launch(forward_kernel, (y, z, out), scale, y, z)
+        return out
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        y, z, ctx.scale = inputs
+        ctx.save_for_backward(y, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        y, z = ctx.saved_tensors
+        directions = y.shape[2]
+        y, z = y.contiguous(), _even_rows(z)
+        dsum = torch.empty(z.shape, dtype=y.dtype, device=y.device)
+        dz = torch.empty(z.shape, dtype=z.dtype, device=y.device)
+        _launch(backward_kernel, (gradient.contiguous(), y, z, dsum, dz), ctx.scale, y, z)
+        return dsum.unsqueeze(2).expand(-1, -1, directions, -1), dz, None
+
+
+def _even_rows(z: Tensor) -> Tensor:
+    """z itself where all its rows are one stride apart, as in half of a projection; else a copy."""
+    batch_stride, token_stride, channel_stride = z.stride()
+    even = channel_stride == 1 and batch_stride == z.shape[1] * token_stride
+    return z if even else z.contiguous()
+
+
+def _launch(kernel, tensors: tuple[Tensor, ...], scale: float, y: Tensor, z: Tensor) -> None:
+    batch, tokens, directions, channels = y.shape
+    rows = batch * tokens
+    grid = (-(-rows // _ROWS) * -(-channels // _CHANNELS),)
+    kernel[grid](*tensors, scale, rows, channels, z.stride(1), directions, _ROWS, _CHANNELS, num_warps=_WARPS)
