@@ -10,12 +10,13 @@ SCRIPT = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+from vssm_kernels import direction_sum
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.selective_scan import triton_fused
 from vssm_kernels.sum_gate import triton_fused as gate
 
-ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "z", "out", "gradient", "dsum", "dz"}
-WIDE = {"weight", "dsums", "dweight", "dx", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
+ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "dx", "z", "out", "gradient", "dsum", "dz"}
+WIDE = {"weight", "shares", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
 OTHER = {"order": "*i32", "scale": "fp32"}
 
 def build(kernel, warps, switches):
@@ -37,13 +38,12 @@ for state, add, with_C in ((1, False, True), (16, False, True), (16, True, True)
         forward = {"STAGES": launch.stages, "CHECKPOINT": checkpoint, "ADD": add and not checkpoint}
         build(triton_fused.forward_kernel, launch.warps, {**common, **tiles, **forward})
     build(triton_fused.backward_kernel, launch.warps, {**common, **tiles, "ADD": add})
-tiles = dict(STEPS=conv._STEPS, CHANNELS=conv._CHANNELS, WIDTH=4)
-for kernel in (conv.forward_kernel, conv.sums_backward_kernel):
-    build(kernel, conv._WARPS, {**tiles, "HAS_BIAS": True, "SILU": True})
-build(conv.x_backward_kernel, conv._WARPS, tiles)
-tiles = dict(DIRECTIONS=2, ROWS=gate._ROWS, CHANNELS=gate._CHANNELS)
-for kernel in (gate.forward_kernel, gate.backward_kernel):
-    build(kernel, gate._WARPS, tiles)
+for kernel, launch in ((conv.forward_kernel, conv._FORWARD), (conv.backward_kernel, conv._BACKWARD)):
+    switches = dict(HAS_BIAS=True, SILU=True, WIDTH=4, **launch)
+    build(kernel, switches.pop("num_warps"), switches)
+for kernel in (gate.forward_kernel, gate.backward_kernel, direction_sum.sum_kernel):
+    tiles = dict(DIRECTIONS=2, **direction_sum.TILE)
+    build(kernel, tiles.pop("num_warps"), tiles)
 print("compiled")
 """
 

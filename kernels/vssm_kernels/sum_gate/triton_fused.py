@@ -6,32 +6,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vssm_kernels.direction_sum import TILE, direction_sum, tile, tile_grid
+
 try:
     import triton
     import triton.language as tl
 except ImportError:  # why_no_triton says so
     triton = None
 
-_ROWS, _CHANNELS, _WARPS = 8, 128, 4  # of one program: 8 channels a thread, 16 bytes of half precision
-
 if triton is not None:
-
-    @triton.jit
-    def tile(rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-        """This program's rows, as a column of 64-bit numbers, its channels, as a row, and which of them exist."""
-        blocks = tl.cdiv(channels, CHANNELS)
-        program = tl.program_id(0)
-        row = (program // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        c = program % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-        return row, c, (row < rows) & (c < channels)
-
-    @triton.jit
-    def direction_sum(y, row, c, mask, channels, DIRECTIONS: tl.constexpr):
-        y += row * (DIRECTIONS * channels) + c
-        total = tl.load(y, mask=mask, other=0.0).to(tl.float32)
-        for k in tl.static_range(1, DIRECTIONS):
-            total += tl.load(y + k * channels, mask=mask, other=0.0).to(tl.float32)
-        return total
 
     @triton.jit
     def forward_kernel(
@@ -99,5 +82,4 @@ def _even_rows(z: Tensor) -> Tensor:
 def _launch(kernel, tensors: tuple[Tensor, ...], scale: float, y: Tensor, z: Tensor) -> None:
     batch, tokens, directions, channels = y.shape
     rows = batch * tokens
-    grid = (-(-rows // _ROWS) * -(-channels // _CHANNELS),)
-    kernel[grid](*tensors, scale, rows, channels, z.stride(1), directions, _ROWS, _CHANNELS, num_warps=_WARPS)
+    kernel[tile_grid(rows, channels)](*tensors, scale, rows, channels, z.stride(1), directions, **TILE)
