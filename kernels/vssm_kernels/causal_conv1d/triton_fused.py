@@ -20,6 +20,8 @@ from vssm_kernels.orders import order_facts, output_rows
 try:
     import triton
     import triton.language as tl
+
+    from vssm_kernels.triton_math import sigmoid
 except ImportError:  # why_no_triton says so
     triton = None
 
@@ -29,12 +31,6 @@ _BACKWARD = {"STEPS": 4, "CHANNELS": 128, "num_warps": 1}
 _PROGRAMS = 1536  # the backward splits its walks until there are so many
 
 if triton is not None:
-
-    @triton.jit
-    def sigmoid(x):
-        """1 / (1 + exp(-x)): squaring a reciprocal root takes fewer instructions than dividing, and is as exact."""
-        root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
-        return root * root
 
     @triton.jit
     def token_at(order, step, steps):
@@ -96,8 +92,8 @@ if triton is not None:
         c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
         program = program // channel_blocks
         first = program % groups * STEPS
-        walk = (program // groups).to(tl.int64)
-        b, k = walk // directions, walk % directions
+        program = program // groups
+        k, b = (program % directions).to(tl.int64), (program // directions).to(tl.int64)
         x += b * x_batch
         y_token = directions * channels
         y += b * tokens * y_token + k * channels
@@ -137,8 +133,9 @@ if triton is not None:
         channel_blocks = tl.cdiv(channels, CHANNELS)
         program = tl.program_id(0)
         c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
-        share = (program // channel_blocks).to(tl.int64)
-        k, part, b = share % directions, (share // directions % parts).to(tl.int32), share // directions // parts
+        share = program // channel_blocks
+        part = share // directions % parts
+        k, b = (share % directions).to(tl.int64), (share // directions // parts).to(tl.int64)
         x += b * x_batch
         order += k * steps
         row_token = directions * channels
@@ -182,7 +179,7 @@ if triton is not None:
             for i in tl.static_range(WIDTH):
                 later = later + (dsums[i],)
 
-        shares += share * (WIDTH + 1) * channels + c
+        shares += share.to(tl.int64) * (WIDTH + 1) * channels + c
         for j in tl.static_range(WIDTH):
             tl.store(shares + j * channels, dtaps[j], mask=c < channels)
         tl.store(shares + WIDTH * channels, dbias_row, mask=c < channels)

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vssm_kernels.direction_sum import TILE, direction_sum, tile, tile_grid
+from vssm_kernels.direction_sum import TILE, tile_grid
 
 try:
     import triton
     import triton.language as tl
+
+    from vssm_kernels.direction_sum import direction_sum, tile
+    from vssm_kernels.triton_math import sigmoid
 except ImportError:  # why_no_triton says so
     triton = None
 
@@ -24,7 +27,7 @@ if triton is not None:
         row, c, mask = tile(rows, channels, ROWS, CHANNELS)
         gate = tl.load(z + row * z_token + c, mask=mask, other=0.0).to(tl.float32)
         total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
-        gated = scale * total * gate * tl.sigmoid(gate)
+        gated = scale * total * gate * sigmoid(gate)
         tl.store(out + row * channels + c, gated.to(out.dtype.element_ty), mask=mask)
 
     @triton.jit
@@ -38,10 +41,10 @@ if triton is not None:
         dout = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32) * scale
         gate = tl.load(z + row * z_token + c, mask=mask, other=0.0).to(tl.float32)
         total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
-        sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
+        opened = sigmoid(gate)
+        silu = gate * opened
         tl.store(dsum + place, (dout * silu).to(dsum.dtype.element_ty), mask=mask)
-        slope = sigmoid + silu * (1.0 - sigmoid)
+        slope = opened + silu * (1.0 - opened)
         tl.store(dz + place, (dout * total * slope).to(dz.dtype.element_ty), mask=mask)
 
 
