@@ -82,6 +82,11 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forced_backend() -> str | None:
+    """The backend that the innermost `use_backend` asks for."""
+    return _forced.get()
+
+
 def backend_report() -> list[tuple[str, str, str]]:
     """(op, backend, "available" or the reason why not on this machine) for every backend."""
     return [

@@ -18,6 +18,7 @@ CASES = {
     "vim": (37, 20, 2, 4, "permuted", True, True),
     "one token": (1, 3, 1, 4, "permuted", True, True),
     "no bias, no silu": (9, 33, 1, 3, "permuted", False, False),
+    "several channel blocks": (3, 130, 1, 2, "permuted", True, True),
     "one tap": (5, 16, 2, 1, "permuted", True, True),
     "empty steps": (12, 7, 2, 4, "empty", True, True),
     "empty and repeated": (9, 5, 2, 4, "random", True, True),
@@ -69,6 +70,13 @@ def poisoned_memory():
 @pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
 def test_agrees_with_reference(backend, case, dtype, poisoned_memory):
     check_backend(backend, make_arguments(case, dtype, DEVICE if backend is triton_fused.BACKEND else "cpu"))
+
+
+@pytest.mark.parametrize("programs", [1, 5])
+def test_parts_of_a_walk(programs, monkeypatch, poisoned_memory):
+    """The backward in Triton splits walks only where there would be few programs: small inputs all have many parts."""
+    monkeypatch.setattr(triton_fused, "_PROGRAMS", programs)
+    check_backend(triton_fused.BACKEND, make_arguments("empty steps", device=DEVICE))
 
 
 @pytest.mark.gpu

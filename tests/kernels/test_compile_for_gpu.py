@@ -10,38 +10,46 @@ SCRIPT = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+from vssm_kernels import direction_sum
 from vssm_kernels.causal_conv1d import triton_fused as conv
-from vssm_kernels.selective_scan import triton_fused
+from vssm_kernels.selective_scan import triton_fused, triton_kernels as scan
+from vssm_kernels.sum_gate import triton_fused as gate
 from vssm_kernels.sum_norm import triton_fused as norm
 
-ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "merged"}
-WIDE = {"weight", "dsums", "dweight", "dx", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias", "shares"}
+ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "dx", "z", "out", "gradient", "dsum", "dz", "merged"}
+WIDE = {"weight", "shares", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
+OTHER = {"order": "*i32", "scale": "fp32", "eps": "fp32"}
 
 def build(kernel, warps, switches):
     types = {}
     for name in kernel.arg_names:
         if name in switches:
             types[name] = "constexpr"
-        elif name == "eps":
-            types[name] = "fp32"
         else:
-            types[name] = "*bf16" if name in ROWS else "*fp32" if name in WIDE else "*i32" if name == "order" else "i32"
+            types[name] = "*bf16" if name in ROWS else "*fp32" if name in WIDE else OTHER.get(name, "i32")
     constants = {(kernel.arg_names.index(name),): value for name, value in switches.items()}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants)
     compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
+def build_scan(kernel, launch, switches):
+    options = launch.options()
+    warps = options.pop("num_warps")
+    del options["maxnreg"]
+    build(kernel, warps, {**switches, **options})
+
 for state, add, with_C in ((1, False, True), (16, False, True), (16, True, True), (4, False, False)):
-    common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add)
-    for checkpoint in (False, True):
-        launch = triton_fused._launch(96, state, backward=checkpoint)
-        tiles = dict(BLOCK_C=launch.block_c, BLOCK_N=launch.block_n, UNROLL=launch.unroll)
-        forward = {"STAGES": launch.stages, "CHECKPOINT": checkpoint, "ADD": add and not checkpoint}
-        build(triton_fused.forward_kernel, launch.warps, {**common, **tiles, **forward})
-    build(triton_fused.backward_kernel, launch.warps, {**common, **tiles, "ADD": add})
-tiles = dict(STEPS=conv._STEPS, CHANNELS=conv._CHANNELS, WIDTH=4)
-for kernel in (conv.forward_kernel, conv.sums_backward_kernel):
-    build(kernel, conv._WARPS, {**tiles, "HAS_BIAS": True, "SILU": True})
-build(conv.x_backward_kernel, conv._WARPS, tiles)
+    common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, ALIGN=8, WIDE=add)
+    again, back = triton_fused._backward_launches(96, state)
+    for checkpoint, launch in ((False, triton_fused._forward_launch(96, state)), (True, again)):
+        forward = {"CHECKPOINT": checkpoint, "ADD": add and not checkpoint, "UNIT": back.block_c, "EVERY": back.unroll}
+        build_scan(scan.forward_kernel, launch, {**common, **forward})
+    build_scan(scan.backward_kernel, back, {**common, "ADD": add, "EXACT": add})
+for kernel, launch in ((conv.forward_kernel, conv._FORWARD), (conv.backward_kernel, conv._BACKWARD)):
+    switches = dict(HAS_BIAS=True, SILU=True, WIDTH=4, **launch)
+    build(kernel, switches.pop("num_warps"), switches)
+for kernel in (gate.forward_kernel, gate.backward_kernel, direction_sum.sum_kernel):
+    tiles = dict(DIRECTIONS=2, **direction_sum.TILE)
+    build(kernel, tiles.pop("num_warps"), tiles)
 for channels, directions, center in ((96, 4, True), (768, 1, False)):
     tile = dict(norm._tile(channels))
     warps = tile.pop("num_warps")

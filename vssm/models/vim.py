@@ -78,7 +78,7 @@ class VimMixer(nn.Module):
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
-        return self.out_proj(self.scan(x, order, z)) / self.directions
+        return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
 
 
 class VimBlock(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.ops import selective_scan
+from vssm.ops import selective_scan, sum_gate
 
 # delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
@@ -66,20 +66,28 @@ class SelectiveScan(nn.Module):
         self.A_log.copy_(torch.log(rates).expand_as(self.A_log))
         nn.init.ones_(self.D)
 
-    def forward(self, tokens: Tensor, order: Tensor | None, z: Tensor | None = None, merge: bool = True) -> Tensor:
-        """The sum of all directions' outputs, gated by silu(z) where given; or the outputs themselves.
+    def forward(
+        self,
+        tokens: Tensor,
+        order: Tensor | None,
+        z: Tensor | None = None,
+        scale: float = 1.0,
+        merge: bool = True,
+    ) -> Tensor:
+        """The sum of all directions' outputs, gated by scale * silu(z) where z is given; or the outputs themselves.
 
         Args:
             tokens: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
             order: (directions, steps) int32, the token visited at each step; None for raster order.
             z: (batch, tokens, channels).
+            scale: of the gate; 1 / directions makes the sum a mean.
             merge: False where what comes next takes the sum, as norms do; there is no gate then.
 
         Returns:
             (batch, tokens, channels), or (batch, tokens, directions, channels) without merge.
         """
         delta, B, C = self.project(tokens)
-        return selective_scan(
+        y = selective_scan(
             tokens,
             delta,
             self.rates(),
@@ -87,20 +95,39 @@ class SelectiveScan(nn.Module):
             C,
             _wide(self.D),
             delta_bias=_wide(self.dt_bias),
-            z=z,
             order=order,
-            merge=merge,
+            merge=merge and z is None,
         )
+        return y if z is None else sum_gate(y, z, scale)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the tokens select: delta (batch, tokens, directions, channels), before bias and softplus, B and C
-        (batch, tokens, directions, state)."""
-        if tokens.dim() == 3:  # one matrix product for all directions
-            projected = F.linear(tokens, self.x_proj.flatten(0, 1)).unflatten(-1, (self.directions, -1))
-        else:
-            projected = torch.einsum("btkc,krc->btkr", tokens, self.x_proj)
-        step, B, C = projected.split([self.rank, self.state, self.state], dim=-1)
-        return torch.einsum("btkr,kcr->btkc", step, self.dt_proj), B, C
+        (batch, tokens, directions, state).
+
+        All directions go through one matrix product to B, C and the low-rank step size, and through another from that
+        to delta. Where directions have inputs of their own the weights are block-diagonal: multiplying the zeros costs
+        less than products of one direction, whose rows would be too short for a GPU's tensor cores.
+        """
+        shared = tokens.dim() == 3
+        weight = torch.cat(
+            [
+                self._directions_of(self.x_proj[:, self.rank :], shared),
+                self._directions_of(self.x_proj[:, : self.rank], shared),
+            ]
+        )
+        projected = F.linear(tokens.flatten(2), weight)
+        states = 2 * self.directions * self.state
+        BC, step = projected.split([states, self.directions * self.rank], dim=-1)
+        B, C = BC.unflatten(-1, (self.directions, 2, self.state)).unbind(-2)
+        delta = F.linear(step, self._directions_of(self.dt_proj, shared=False))
+        return delta.unflatten(-1, (self.directions, -1)), B, C
+
+    def _directions_of(self, weight: Tensor, shared: bool) -> Tensor:
+        """(directions, outputs, inputs) as one matrix, of outputs x inputs where the input is shared by the
+        directions, block-diagonal where each has its own."""
+        if shared or self.directions == 1:
+            return weight.flatten(0, 1)
+        return torch.block_diag(*weight)
 
     def rates(self) -> Tensor:
         """A, the rates of decay: (directions, channels, state), negative."""

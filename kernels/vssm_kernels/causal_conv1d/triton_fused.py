@@ -1,8 +1,9 @@
-"""The causal convolution on a GPU in Triton: one program makes a block of one direction's steps for some channels.
+"""The causal convolution on a GPU in Triton: one program, one warp, some channels of one direction.
 
-The backward takes two kernels: the first turns the gradient of the output into that of the weighted sums (through
-silu) and adds up those of weight and bias per block of steps; the second walks the sums' gradient the other way. Both
-add in a fixed order, so two runs are bit-equal.
+Forward, a program makes one group of steps: it loads the group's rows and the few before them, all before it stores,
+so that many loads are in flight. Backward, a program walks through the groups of its part of the steps from the last
+to the first: what later steps pass back, and the gradients of weight and bias, stay in registers. All sums are
+float32 and in a fixed order, so two runs are bit-equal.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
+from vssm_kernels.direction_sum import sum_directions
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.gpu import why_no_triton
 from vssm_kernels.orders import order_facts, output_rows
@@ -18,150 +20,207 @@ from vssm_kernels.orders import order_facts, output_rows
 try:
     import triton
     import triton.language as tl
+
+    from vssm_kernels.triton_math import sigmoid
 except ImportError:  # why_no_triton says so
     triton = None
 
-_STEPS, _CHANNELS, _WARPS = 32, 64, 4  # of one program
+# Steps in flight and channels of one program: 4 channels a thread.
+_FORWARD = {"STEPS": 16, "CHANNELS": 128, "num_warps": 1}
+_BACKWARD = {"STEPS": 4, "CHANNELS": 128, "num_warps": 1}
+_PROGRAMS = 1536  # the backward splits its walks until there are so many
 
 if triton is not None:
 
     @triton.jit
-    def program_indices(directions, step_blocks, channel_blocks):
-        """(batch, direction, step block, channel block) of this program, as 64-bit numbers."""
-        program = tl.program_id(0).to(tl.int64)
-        channel_block = program % channel_blocks
-        program = program // channel_blocks
-        step_block = program % step_blocks
-        program = program // step_blocks
-        return program // directions, program % directions, step_block, channel_block
+    def token_at(order, step, steps):
+        """The token of a step as a 64-bit number, -1 at empty steps and outside the walk."""
+        return tl.load(order + step, mask=(step >= 0) & (step < steps), other=-1).to(tl.int64)
 
     @triton.jit
-    def tokens_at(order, k, step, steps):
-        """The tokens at some steps as 64-bit numbers, -1 at empty steps and outside the walk."""
-        inside = (step >= 0) & (step < steps)
-        return tl.load(order + k * steps + step, mask=inside, other=-1).to(tl.int64)
+    def inside(c, channels, token):
+        """Which channels exist; none where there is no token."""
+        return c < tl.where(token >= 0, channels, 0)
 
     @triton.jit
-    def load_rows(base, token, stride, c, channels):
-        """(steps, channels) rows of some tokens in float32, zeros where there is no token."""
-        mask = (token >= 0)[:, None] & (c < channels)[None, :]
-        return tl.load(base + token[:, None] * stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    def load_row(base, token, stride, c, channels):
+        """One token's row in float32, zeros where there is no token."""
+        return tl.load(base + token * stride + c, mask=inside(c, channels, token), other=0.0).to(tl.float32)
 
     @triton.jit
-    def store_rows(base, token, stride, c, channels, rows):
-        mask = (token >= 0)[:, None] & (c < channels)[None, :]
-        tl.store(base + token[:, None] * stride + c[None, :], rows.to(base.dtype.element_ty), mask=mask)
+    def store_row(base, token, stride, c, channels, row):
+        tl.store(base + token * stride + c, row.to(base.dtype.element_ty), mask=inside(c, channels, token))
 
     @triton.jit
-    def weighted_sums(
-        x, x_token, weight, bias, order, k, step, c, channels, steps, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr
-    ):
-        sums = tl.zeros((step.shape[0], c.shape[0]), tl.float32)
-        if HAS_BIAS:
-            sums += tl.load(bias + k * channels + c, mask=c < channels, other=0.0)[None, :]
+    def load_parameters(weight, bias, k, c, channels, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr):
+        """Direction k's WIDTH taps and its bias."""
+        taps = ()
         for j in tl.static_range(WIDTH):
-            tap = tl.load(weight + (k * WIDTH + j) * channels + c, mask=c < channels, other=0.0)
-            rows = load_rows(x, tokens_at(order, k, step - (WIDTH - 1) + j, steps), x_token, c, channels)
-            sums += tap[None, :] * rows
-        return sums
+            taps = taps + (tl.load(weight + (k * WIDTH + j) * channels + c, mask=c < channels, other=0.0),)
+        if HAS_BIAS:
+            bias_row = tl.load(bias + k * channels + c, mask=c < channels, other=0.0)
+        else:
+            bias_row = tl.zeros_like(c).to(tl.float32)
+        return taps, bias_row
+
+    @triton.jit
+    def load_group(x, x_token, order, first, steps, c, channels, WIDTH: tl.constexpr, STEPS: tl.constexpr):
+        """Tokens and rows of x of the STEPS steps from `first`, and of the WIDTH - 1 before them."""
+        tokens = ()
+        rows = ()
+        for i in tl.static_range(STEPS + WIDTH - 1):
+            tokens = tokens + (token_at(order, first - (WIDTH - 1) + i, steps),)
+        for i in tl.static_range(STEPS + WIDTH - 1):
+            rows = rows + (load_row(x, tokens[i], x_token, c, channels),)
+        return tokens, rows
+
+    @triton.jit
+    def weighted_sum(rows, i: tl.constexpr, taps, bias_row, WIDTH: tl.constexpr):
+        total = bias_row
+        for j in tl.static_range(WIDTH):
+            total += taps[j] * rows[i + j]
+        return total
 
     @triton.jit
     def forward_kernel(
-        x, weight, bias, order, y,
-        tokens, directions, channels, steps, step_blocks, channel_blocks, x_batch, x_token,
+        x, weight, bias, order, y, tokens, directions, channels, steps, x_batch, x_token,
         HAS_BIAS: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        b, k, step_block, channel_block = program_indices(directions, step_blocks, channel_blocks)
-        step = step_block * STEPS + tl.arange(0, STEPS)
-        c = channel_block * CHANNELS + tl.arange(0, CHANNELS)
-        sums = weighted_sums(
-            x + b * x_batch, x_token, weight, bias, order, k, step, c, channels, steps, HAS_BIAS, WIDTH
-        )
-        if SILU:
-            sums *= tl.sigmoid(sums)
-        y_token = directions * channels
-        store_rows(
-            y + b * tokens * y_token + k * channels, tokens_at(order, k, step, steps), y_token, c, channels, sums
-        )
-
-    @triton.jit
-    def sums_backward_kernel(
-        x, weight, bias, order, dy, dsums, dweight, dbias,
-        tokens, directions, channels, steps, step_blocks, channel_blocks, x_batch, x_token,
-        HAS_BIAS: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
-    ):  # fmt: skip
-        """dsums, step by step in float32, and this block's share of dweight and dbias."""
-        b, k, step_block, channel_block = program_indices(directions, step_blocks, channel_blocks)
-        step = step_block * STEPS + tl.arange(0, STEPS)
-        c = channel_block * CHANNELS + tl.arange(0, CHANNELS)
+        channel_blocks = tl.cdiv(channels, CHANNELS)
+        groups = tl.cdiv(steps, STEPS)
+        program = tl.program_id(0)
+        c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
+        program = program // channel_blocks
+        first = program % groups * STEPS
+        program = program // groups
+        k, b = (program % directions).to(tl.int64), (program // directions).to(tl.int64)
         x += b * x_batch
-        row = directions * channels
-        dy += b * tokens * row + k * channels
-        gradient = load_rows(dy, tokens_at(order, k, step, steps), row, c, channels)
-        if SILU:
-            sums = weighted_sums(x, x_token, weight, bias, order, k, step, c, channels, steps, HAS_BIAS, WIDTH)
-            sigmoid = tl.sigmoid(sums)
-            gradient *= sigmoid * (1.0 + sums * (1.0 - sigmoid))
-        inside = tl.where(step < steps, step, -1)
-        store_rows(dsums + (b * directions + k) * steps * channels, inside, channels, c, channels, gradient)
-        share = (b * directions + k) * step_blocks + step_block
-        tl.store(dbias + share * channels + c, tl.sum(gradient, 0), mask=c < channels)
-        for j in tl.static_range(WIDTH):
-            rows = load_rows(x, tokens_at(order, k, step - (WIDTH - 1) + j, steps), x_token, c, channels)
-            tl.store(dweight + (share * WIDTH + j) * channels + c, tl.sum(gradient * rows, 0), mask=c < channels)
+        y_token = directions * channels
+        y += b * tokens * y_token + k * channels
+        taps, bias_row = load_parameters(weight, bias, k, c, channels, HAS_BIAS, WIDTH)
+        token_list, rows = load_group(x, x_token, order + k * steps, first, steps, c, channels, WIDTH, STEPS)
+        for i in tl.static_range(STEPS):
+            total = weighted_sum(rows, i, taps, bias_row, WIDTH)
+            if SILU:
+                total *= sigmoid(total)
+            store_row(y, token_list[i + WIDTH - 1], y_token, c, channels, total)
 
     @triton.jit
-    def x_backward_kernel(
-        weight, order, dsums, dx,
-        tokens, directions, channels, steps, step_blocks, channel_blocks,
-        WIDTH: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
+    def sum_gradients(
+        x, x_token, dy, dy_token, order, first, steps, c, channels, taps, bias_row,
+        SILU: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
     ):  # fmt: skip
-        """Each direction's gradient of x: step l was read by tap j at step l + WIDTH - 1 - j."""
-        b, k, step_block, channel_block = program_indices(directions, step_blocks, channel_blocks)
-        step = step_block * STEPS + tl.arange(0, STEPS)
-        c = channel_block * CHANNELS + tl.arange(0, CHANNELS)
-        dsums += (b * directions + k) * steps * channels
-        rows = tl.zeros((STEPS, CHANNELS), tl.float32)
+        """Of the STEPS steps from `first`: tokens and rows as in `load_group`, and the gradients of the sums."""
+        tokens, rows = load_group(x, x_token, order, first, steps, c, channels, WIDTH, STEPS)
+        dsums = ()
+        for i in tl.static_range(STEPS):
+            dsums = dsums + (load_row(dy, tokens[i + WIDTH - 1], dy_token, c, channels),)
+        if SILU:
+            through_silu = ()
+            for i in tl.static_range(STEPS):
+                total = weighted_sum(rows, i, taps, bias_row, WIDTH)
+                gate = sigmoid(total)
+                through_silu = through_silu + (dsums[i] * gate * (1.0 + total * (1.0 - gate)),)
+            dsums = through_silu
+        return tokens, rows, dsums
+
+    @triton.jit
+    def backward_kernel(
+        x, weight, bias, order, dy, dx, shares, tokens, directions, channels, steps, parts, x_batch, x_token,
+        HAS_BIAS: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
+    ):  # fmt: skip
+        """Each direction's gradient of x, and this part's share of those of weight and bias."""
+        channel_blocks = tl.cdiv(channels, CHANNELS)
+        program = tl.program_id(0)
+        c = program % channel_blocks * CHANNELS + tl.arange(0, CHANNELS)
+        share = program // channel_blocks
+        part = share // directions % parts
+        k, b = (share % directions).to(tl.int64), (share // directions // parts).to(tl.int64)
+        x += b * x_batch
+        order += k * steps
+        row_token = directions * channels
+        row = b * tokens * row_token + k * channels
+        dy += row
+        dx += row
+        taps, bias_row = load_parameters(weight, bias, k, c, channels, HAS_BIAS, WIDTH)
+        dtaps = ()
+        for _ in tl.static_range(WIDTH):
+            dtaps = dtaps + (tl.zeros((CHANNELS,), tl.float32),)
+        dbias_row = tl.zeros((CHANNELS,), tl.float32)
+
+        groups = tl.cdiv(tl.cdiv(steps, parts), STEPS)
+        end = (part + 1) * groups * STEPS
+        # The first of the next part's gradients, made here too: this part's rows were read by its steps.
+        _, _, later = sum_gradients(
+            x, x_token, dy, row_token, order, end, steps, c, channels, taps, bias_row, SILU, WIDTH, WIDTH
+        )
+        for back in range(groups):
+            token_list, rows, dsums = sum_gradients(
+                x, x_token, dy, row_token, order, end - (back + 1) * STEPS, steps, c, channels, taps, bias_row,
+                SILU, WIDTH, STEPS,
+            )  # fmt: skip
+            longer = ()
+            for j in tl.static_range(WIDTH):
+                dtap = dtaps[j]
+                for i in tl.static_range(STEPS):
+                    dtap += dsums[i] * rows[i + j]
+                longer = longer + (dtap,)
+            dtaps = longer
+            for i in tl.static_range(STEPS):
+                dbias_row += dsums[i]
+            dsums = dsums + later
+            for i in tl.static_range(STEPS):
+                # Tap j read this step at WIDTH - 1 - j steps later.
+                dx_row = taps[0] * dsums[i + WIDTH - 1]
+                for j in tl.static_range(1, WIDTH):
+                    dx_row += taps[j] * dsums[i + WIDTH - 1 - j]
+                store_row(dx, token_list[i + WIDTH - 1], row_token, c, channels, dx_row)
+            later = ()
+            for i in tl.static_range(WIDTH):
+                later = later + (dsums[i],)
+
+        shares += share.to(tl.int64) * (WIDTH + 1) * channels + c
         for j in tl.static_range(WIDTH):
-            tap = tl.load(weight + (k * WIDTH + j) * channels + c, mask=c < channels, other=0.0)
-            later = step + (WIDTH - 1) - j
-            rows += tap[None, :] * load_rows(dsums, tl.where(later < steps, later, -1), channels, c, channels)
-        row = directions * channels
-        store_rows(dx + b * tokens * row + k * channels, tokens_at(order, k, step, steps), row, c, channels, rows)
+            tl.store(shares + j * channels, dtaps[j], mask=c < channels)
+        tl.store(shares + WIDTH * channels, dbias_row, mask=c < channels)
 
 
 def conv(args: ConvArguments) -> Tensor:
     x = _contiguous_rows(args.x)
     y = output_rows(args.order, args.x.shape[1], args.output_shape, x.dtype, x.device)
-    forward_kernel[_grid(args)](
-        x, *_weights(args), args.order.contiguous(), y, *_sizes(args), x.stride(0), x.stride(1), **_switches(args)
+    groups = triton.cdiv(args.order.shape[1], _FORWARD["STEPS"])
+    forward_kernel[_grid(args, _FORWARD, groups)](
+        x,
+        *_weights(args),
+        args.order.contiguous(),
+        y,
+        *_sizes(args),
+        x.stride(0),
+        x.stride(1),
+        **_switches(args),
+        **_FORWARD,
     )
     return y
 
 
 def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, order, (weight, bias) = _contiguous_rows(args.x), args.order.contiguous(), _weights(args)
-    batch, _, directions, channels = args.output_shape
-    steps, width = order.shape[1], args.weight.shape[2]
-    shares = batch, directions, triton.cdiv(steps, _STEPS)
-
-    def floats(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=x.device)
-
-    dsums = floats(batch, directions, steps, channels)
-    dweight, dbias = floats(*shares, width, channels), floats(*shares, channels)
-    sums_backward_kernel[_grid(args)](
-        x, weight, bias, order, gradient.contiguous(), dsums, dweight, dbias,
-        *_sizes(args), x.stride(0), x.stride(1), **_switches(args),
-    )  # fmt: skip
-    dx = output_rows(order, args.x.shape[1], args.output_shape, device=x.device)
-    x_backward_kernel[_grid(args)](
-        weight, order, dsums, dx, *_sizes(args), WIDTH=width, STEPS=_STEPS, CHANNELS=_CHANNELS, num_warps=_WARPS
+    x, (weight, bias) = _contiguous_rows(args.x), _weights(args)
+    batch, tokens, directions, channels = args.output_shape
+    groups = triton.cdiv(args.order.shape[1], _BACKWARD["STEPS"])
+    parts = min(groups, triton.cdiv(_PROGRAMS, _grid(args, _BACKWARD, 1)[0]))
+    shares = torch.empty(
+        batch, parts, directions, args.weight.shape[2] + 1, channels, dtype=torch.float32, device=x.device
     )
+    dx = output_rows(args.order, tokens, args.output_shape, x.dtype, x.device)
+    backward_kernel[_grid(args, _BACKWARD, parts)](
+        x, weight, bias, args.order.contiguous(), gradient.contiguous(), dx, shares,
+        *_sizes(args), parts, x.stride(0), x.stride(1), **_switches(args), **_BACKWARD,
+    )  # fmt: skip
+    total = shares.sum((0, 1))  # every direction's taps, then its bias
     return (
-        dx.sum(2).to(x.dtype),
-        dweight.sum((0, 2)).transpose(1, 2).to(args.weight.dtype).contiguous(),
-        None if args.bias is None else dbias.sum((0, 2)).to(args.bias.dtype),
+        sum_directions(dx),
+        total[:, :-1].transpose(1, 2).to(args.weight.dtype).contiguous(),
+        None if args.bias is None else total[:, -1].to(args.bias.dtype).contiguous(),
     )
 
 
@@ -175,27 +234,18 @@ def _weights(args: ConvArguments) -> tuple[Tensor, Tensor]:
     return weight, weight if args.bias is None else args.bias.float().contiguous()
 
 
-def _grid(args: ConvArguments) -> tuple[int]:
+def _grid(args: ConvArguments, launch: dict[str, int], parts: int) -> tuple[int]:
     batch, _, directions, channels = args.output_shape
-    blocks = triton.cdiv(args.order.shape[1], _STEPS) * triton.cdiv(channels, _CHANNELS)
-    return (batch * directions * blocks,)
+    return (batch * directions * parts * triton.cdiv(channels, launch["CHANNELS"]),)
 
 
 def _sizes(args: ConvArguments) -> tuple[int, ...]:
     _, tokens, directions, channels = args.output_shape
-    steps = args.order.shape[1]
-    return tokens, directions, channels, steps, triton.cdiv(steps, _STEPS), triton.cdiv(channels, _CHANNELS)
+    return tokens, directions, channels, args.order.shape[1]
 
 
 def _switches(args: ConvArguments) -> dict[str, int]:
-    return {
-        "HAS_BIAS": args.bias is not None,
-        "SILU": args.silu,
-        "WIDTH": args.weight.shape[2],
-        "STEPS": _STEPS,
-        "CHANNELS": _CHANNELS,
-        "num_warps": _WARPS,
-    }
+    return {"HAS_BIAS": args.bias is not None, "SILU": args.silu, "WIDTH": args.weight.shape[2]}
 
 
 def _why_not(args: ConvArguments | None) -> str | None:

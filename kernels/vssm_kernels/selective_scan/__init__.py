@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import register
 from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
 from vssm_kernels.selective_scan.arguments import ScanArguments, check_shapes
+from vssm_kernels.sum_gate import sum_gate
 
 _registry = register("selective_scan", [native_cpu.BACKEND, triton_fused.BACKEND, chunked.BACKEND, reference.BACKEND])
 
@@ -74,10 +74,9 @@ def selective_scan(
     y = _scan(u, delta, A, B, C, D, delta_bias, order, args.segment)
     if not merge:
         return y
-    merged = y.sum(2, dtype=torch.promote_types(y.dtype, torch.float32))
     if z is not None:
-        merged = merged * F.silu(z.to(merged.dtype))
-    return merged.to(u.dtype)
+        return sum_gate(y, z)
+    return y.sum(2, dtype=torch.promote_types(y.dtype, torch.float32)).to(u.dtype)
 
 
 @torch.library.custom_op("vssm::selective_scan", mutates_args=())

@@ -1,0 +1,49 @@
+"""The gate behind a scan, and the sum over its directions: the public function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vssm_kernels.dispatch import forced_backend
+from vssm_kernels.gpu import why_no_triton
+from vssm_kernels.sum_gate import reference, triton_fused
+
+
+def sum_gate(y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * (sum of y over the directions) * silu(z), in float32 (float64 for float64 inputs), rounded once.
+
+    Plain torch wherever a compiler or a trace looks on, and away from GPUs: this is all that a compiler needs to fuse
+    it. Eager on a GPU it is one Triton kernel; `use_backend("reference")` asks for plain torch there too.
+
+    Args:
+        y: (batch, tokens, directions, channels), the output of a scan.
+        z: (batch, tokens, channels), any strides; half of a projection is read where it lies.
+        scale: 1 / directions makes the sum a mean.
+
+    Returns:
+        (batch, tokens, channels), in y's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Source: Mamba, arXiv 2312.00752; the mean of both directions in Vim, arXiv 2401.09417.
+
+    >>> import torch
+    >>> sum_gate(torch.ones(1, 3, 2, 4), torch.zeros(1, 3, 4)).shape
+    torch.Size([1, 3, 4])
+    """
+    if y.dim() != 4 or z.shape != (*y.shape[:2], y.shape[3]):
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} and z {tuple(z.shape)}; expected (batch, tokens, directions, channels) "
+            f"and (batch, tokens, channels)"
+        )
+    if _eager_on_gpu(y) and forced_backend() in (None, "triton") and why_no_triton(y, z) is None:
+        return triton_fused.SumGate.apply(y, z, scale)
+    return reference.sum_gate(y, z, scale)
+
+
+def _eager_on_gpu(y: Tensor) -> bool:
+    """False under compilers and traces, which would not see a kernel that is launched by hand."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(y) is not Tensor
+    return not traced and y.is_cuda

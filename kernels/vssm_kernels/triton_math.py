@@ -1,0 +1,17 @@
+"""Functions that Triton kernels share, in fewer instructions than Triton's own."""
+
+from __future__ import annotations
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # why_no_triton says so
+    triton = None
+
+if triton is not None:
+
+    @triton.jit
+    def sigmoid(x):
+        """1 / (1 + exp(-x)): squaring a reciprocal root takes fewer instructions than dividing, and is as exact."""
+        root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
+        return root * root
