@@ -25,9 +25,9 @@ try:
 except ImportError:  # why_no_triton says so
     triton = None
 
-# Steps in flight and channels of one program: 4 channels a thread.
+# Steps in flight and channels of one program: 4 channels a thread. More stages load the next groups ahead.
 _FORWARD = {"STEPS": 16, "CHANNELS": 128, "num_warps": 1}
-_BACKWARD = {"STEPS": 4, "CHANNELS": 128, "num_warps": 1}
+_BACKWARD = {"STEPS": 4, "CHANNELS": 128, "STAGES": 1, "num_warps": 1}
 _PROGRAMS = 1536  # the backward splits its walks until there are so many
 
 if triton is not None:
@@ -128,6 +128,7 @@ if triton is not None:
     def backward_kernel(
         x, weight, bias, order, dy, dx, shares, tokens, directions, channels, steps, parts, x_batch, x_token,
         HAS_BIAS: tl.constexpr, SILU: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr, CHANNELS: tl.constexpr,
+        STAGES: tl.constexpr,
     ):  # fmt: skip
         """Each direction's gradient of x, and this part's share of those of weight and bias."""
         channel_blocks = tl.cdiv(channels, CHANNELS)
@@ -154,7 +155,7 @@ if triton is not None:
         _, _, later = sum_gradients(
             x, x_token, dy, row_token, order, end, steps, c, channels, taps, bias_row, SILU, WIDTH, WIDTH
         )
-        for back in range(groups):
+        for back in tl.range(0, groups, num_stages=STAGES):
             token_list, rows, dsums = sum_gradients(
                 x, x_token, dy, row_token, order, end - (back + 1) * STEPS, steps, c, channels, taps, bias_row,
                 SILU, WIDTH, STEPS,
