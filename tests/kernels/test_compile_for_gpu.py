@@ -34,14 +34,13 @@ def build(kernel, warps, switches):
 def build_scan(kernel, launch, switches):
     options = launch.options()
     warps = options.pop("num_warps")
-    del options["maxnreg"]
     build(kernel, warps, {**switches, **options})
 
 for state, add, with_C in ((1, False, True), (16, False, True), (16, True, True), (4, False, False)):
     common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, ALIGN=8, WIDE=add)
     again, back = triton_fused._backward_launches(96, state)
     for checkpoint, launch in ((False, triton_fused._forward_launch(96, state)), (True, again)):
-        forward = {"CHECKPOINT": checkpoint, "ADD": add and not checkpoint, "UNIT": back.block_c, "EVERY": back.unroll}
+        forward = {"CHECKPOINT": checkpoint, "ADD": add and not checkpoint, "UNIT": back.block_c, "EXACT": add}
         build_scan(scan.forward_kernel, launch, {**common, **forward})
     build_scan(scan.backward_kernel, back, {**common, "ADD": add, "EXACT": add})
 for kernel, launch in ((conv.forward_kernel, conv._FORWARD), (conv.backward_kernel, conv._BACKWARD)):

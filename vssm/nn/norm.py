@@ -58,5 +58,6 @@ class BranchRMSNorm(nn.RMSNorm):
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """What a matrix product of x is computed in, by a module whose weights are like `weight`."""
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not so on meta
-    return torch.get_autocast_dtype(device) if autocast else weight.dtype
+    if device != "meta" and torch.is_autocast_enabled(device):  # asking raises on the meta device, which has none
+        return torch.get_autocast_dtype(device)
+    return weight.dtype

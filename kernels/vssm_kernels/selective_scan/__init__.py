@@ -76,6 +76,8 @@ def selective_scan(
         return y
     if z is not None:
         return sum_gate(y, z)
+    if y.shape[2] == 1:
+        return y.squeeze(2)
     return y.sum(2, dtype=torch.promote_types(y.dtype, torch.float32)).to(u.dtype)
 
 

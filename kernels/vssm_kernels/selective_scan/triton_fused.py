@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vssm_kernels.direction_sum import sum_directions
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.gpu import why_no_triton
 from vssm_kernels.orders import order_facts, output_rows
@@ -36,9 +37,6 @@ class _Launch(NamedTuple):
     unroll: int  # steps of a group
     warps: int
     vector: int  # neighbouring channels of a thread
-    registers: int | None = None  # of a thread, at most
-    ahead: int = 1
-    early: bool = False
 
     def options(self) -> dict[str, int | None]:
         return {
@@ -47,7 +45,6 @@ class _Launch(NamedTuple):
             "UNROLL": self.unroll,
             "VECTOR": self.vector,
             "num_warps": self.warps,
-            "maxnreg": self.registers,
         }
 
 
@@ -63,9 +60,9 @@ def _backward_launches(channels: int, state: int) -> tuple[_Launch, _Launch]:
     again = _forward_launch(channels, state)
     if again.block_n <= 2:
         return again, again
+    again = again._replace(unroll=4)
     block_c = max(16, min(again.block_c, 512 // again.block_n))
-    warps = max(1, min(8, again.block_n * block_c // 512))
-    return again, again._replace(block_c=block_c, warps=warps, unroll=2, vector=1)
+    return again, again._replace(block_c=block_c, warps=max(1, min(8, again.block_n * block_c // 512)), vector=1)
 
 
 def scan(args: ScanArguments) -> Tensor:
@@ -76,7 +73,7 @@ def scan(args: ScanArguments) -> Tensor:
     )
     launch = _forward_launch(args.channels, args.state)
     unused = args.delta  # a pointer that the kernel does not follow
-    _run_forward(args, launch, y, unused, unused, unused, units=0, unit=launch.block_c, every=launch.unroll, add=repeats)
+    _run_forward(args, launch, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
     return y.to(args.u.dtype)
 
 
@@ -101,8 +98,8 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
 
     # Read one group ahead, the walk back ends before the first: a spare group keeps that inside the buffer.
     checkpoints = floats((batch * directions * groups + 1) * units * tile)[units * tile :]
-    dC = rows(again_blocks if launch.early else blocks, batch, tokens, directions, args.state)
-    _run_forward(args, again, args.delta, gradient, dC, checkpoints, units=units, unit=launch.block_c, every=launch.unroll, add=repeats, early=launch.early and args.C is not None)
+    dC = rows(again_blocks, batch, tokens, directions, args.state)
+    _run_forward(args, again, args.delta, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats)
 
     du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
@@ -110,15 +107,15 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     dD, dbias = (floats(batch, directions, channels) for _ in range(2))
     kernels.backward_kernel[(batch * directions * blocks,)](
         args.u, args.delta, _rates(args), args.B, args.C if args.C is not None else args.B, *_small(args), checkpoints,
-        gradient, du, ddelta, dA, dB, dC, dD, dbias,
+        gradient, du, ddelta, dA, dB, dD, dbias,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
         pitch // launch.vector, units, tile // launch.vector,
         *_strides(args, gradient),
-        **_switches(args, gradient), ADD=repeats, AHEAD=launch.ahead, EARLY=launch.early,
+        **_switches(args, gradient), ADD=repeats,
         **launch.options(),
     )  # fmt: skip
     gradients = (
-        du.sum(2) if args.shared_input else du,
+        sum_directions(du) if args.shared_input else du,
         ddelta,
         dA.sum(0)[..., :channels].transpose(1, 2),
         dB.sum(0),
@@ -142,9 +139,7 @@ def _run_forward(
     *,
     units: int,
     unit: int,
-    every: int,
     add: bool,
-    early: bool = False,
 ) -> None:
     """The outputs into y, or where there are units of checkpoints, these and dC."""
     blocks = triton.cdiv(args.channels, launch.block_c)
@@ -154,7 +149,7 @@ def _run_forward(
         args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
         _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector,
         *_strides(args, gradient),
-        **_switches(args, gradient), ADD=add, CHECKPOINT=units > 0, UNIT=unit, EVERY=every, EARLY=early,
+        **_switches(args, gradient), ADD=add, CHECKPOINT=units > 0, UNIT=unit,
         **launch.options(),
     )  # fmt: skip
 

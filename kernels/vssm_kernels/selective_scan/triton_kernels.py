@@ -1,8 +1,8 @@
 """The selective scan's kernels in Triton; how they are launched is in triton_fused.py.
 
-A program holds its states as one (state, channels) tile of registers and is serial over the steps. It goes in groups of
-UNROLL steps and reads the rows of the next group, and the tokens of the one after, before it computes the present one:
-a load after a store cannot be moved above it by the compiler, so loads that should be in flight together stand together.
+A program holds its states as one (state, channels) tile of registers and is serial over the steps. It goes in groups
+of UNROLL steps and reads the rows of the next group, and the tokens of the one after, before it computes the present
+one: the compiler cannot move a load above a store, so loads that should be in flight together stand together.
 """
 
 from __future__ import annotations
@@ -157,15 +157,13 @@ def forward_kernel(
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
     SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHECKPOINT: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
-    EXACT: tl.constexpr, VECTOR: tl.constexpr, EARLY: tl.constexpr,
+    EXACT: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
-    EVERY: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a whole sequence, or with CHECKPOINT only the state before every EVERY steps, for the backward."""
+    """Outputs of a whole sequence, or with CHECKPOINT, for the backward, the state before every group, and dC."""
     b, k, block = program_indices(directions, blocks)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
-    tile = (n < state)[:, None] & (c < channels)[None, :]
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
     B_token, C_token = aligned(B_token, ALIGN), aligned(C_token, ALIGN)
@@ -179,10 +177,10 @@ def forward_kernel(
     else:
         y_token = directions * channels * state
         y_tile = y + b * tokens * y_token + k * channels * state + c[None, :] * state + n[:, None]
-    if EARLY:
-        dy += b * dy_batch + k * dy_direction + c
-        dC += (block * batch + b) * tokens * directions * state + k * state + n
-    groups = tl.cdiv(steps, EVERY)
+    if CHECKPOINT and HAS_C:
+        dy_lanes = dy + b * dy_batch + k * dy_direction + c
+        dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
+    groups = tl.cdiv(steps, UNROLL)
     checkpoint = checkpoint_tile(
         checkpoints, b * directions + k, block, 0, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, UNIT
     )
@@ -191,35 +189,37 @@ def forward_kernel(
     u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
     delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
     B_rows = load_rows(B, here, B_token, n, state, UNROLL)
-    if EARLY:
-        dy_rows = load_rows(dy, here, dy_token, c, channels, UNROLL)
-    if HAS_C and not CHECKPOINT:
-        C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+    if HAS_C:
+        if CHECKPOINT:
+            dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
+        else:
+            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
     ahead = walk(order, k, UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for start in range(0, steps, UNROLL):
         u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
         delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
         B_ahead = load_rows(B, ahead, B_token, n, state, UNROLL)
-        if EARLY:
-            dy_ahead = load_rows(dy, ahead, dy_token, c, channels, UNROLL)
-        if HAS_C and not CHECKPOINT:
-            C_ahead = load_rows(C, ahead, C_token, n, state, UNROLL)
+        if HAS_C:
+            if CHECKPOINT:
+                dy_ahead = load_rows(dy_lanes, ahead, dy_token, c, channels, UNROLL)
+            else:
+                C_ahead = load_rows(C, ahead, C_token, n, state, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
         if CHECKPOINT:
-            if start % EVERY == 0:
-                tl.store(checkpoint, h)
-                checkpoint += units * (unit_size * VECTOR)
+            tl.store(checkpoint, h)
+            checkpoint += units * (unit_size * VECTOR)
         for i in tl.static_range(UNROLL):
             u_t = u_rows[i].to(tl.float32)
             delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
             h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * B_rows[i].to(tl.float32)[:, None]
-            if EARLY:
-                dC_t = sum_over_channels(h * dy_rows[i].to(tl.float32)[None, :], EXACT, BLOCK_N, BLOCK_C)
-                put_row(dC, here[i], directions * state, inside(n, state, here[i]), dC_t, ADD)
-            if not CHECKPOINT:
+            if CHECKPOINT:
+                if HAS_C:
+                    dC_t = sum_over_channels(h * dy_rows[i].to(tl.float32)[None, :], EXACT, BLOCK_N, BLOCK_C)
+                    put_row(dC_lanes, here[i], directions * state, inside(n, state, here[i]), dC_t, ADD)
+            else:
                 c_here = inside(c, channels, here[i])
                 if HAS_C:
                     y_t = tl.sum(h * C_rows[i].to(tl.float32)[:, None], 0)
@@ -230,25 +230,26 @@ def forward_kernel(
                     put_row(y_tile, here[i], y_token, (n < state)[:, None] & c_here[None, :], h, ADD)
         here, ahead = ahead, after
         u_rows, delta_rows, B_rows = u_ahead, delta_ahead, B_ahead
-        if EARLY:
-            dy_rows = dy_ahead
-        if HAS_C and not CHECKPOINT:
-            C_rows = C_ahead
+        if HAS_C:
+            if CHECKPOINT:
+                dy_rows = dy_ahead
+            else:
+                C_rows = C_ahead
 
 
 @triton.jit(do_not_specialize=["pitch", "unit_size"])
 def backward_kernel(
     u, delta, A, B, C, D, bias, order, checkpoints,
-    dy, du, ddelta, dA, dB, dC, dD, dbias,
+    dy, du, ddelta, dA, dB, dD, dbias,
     tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
     SEGMENTED: tl.constexpr, ADD: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
     EXACT: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients, from the last UNROLL steps to the first; the adjoint is in README.md."""
+    """Gradients but dC, from the last UNROLL steps to the first; the adjoint is in README.md."""
     b, k, block = program_indices(directions, blocks)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
@@ -266,9 +267,7 @@ def backward_kernel(
     du += row
     ddelta += row
     dy += b * dy_batch + k * dy_direction
-    state_row = (block * batch + b) * tokens * directions * state + k * state + n
-    dB += state_row
-    dC += state_row
+    dB += (block * batch + b) * tokens * directions * state + k * state + n
     groups = tl.cdiv(steps, UNROLL)
     start = (groups - 1) * UNROLL
     checkpoint = checkpoint_tile(
@@ -276,51 +275,30 @@ def backward_kernel(
     )
 
     here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
-    if AHEAD >= 1:
-        u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
-        delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
-    if AHEAD >= 2:
-        B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
     if HAS_C:
         dy_lanes = dy + c
-        if AHEAD >= 2:
-            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
-        if AHEAD >= 1:
-            dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
+        dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
     else:
         dy_tile = dy + c[None, :] * state + n[:, None]
     before = walk(order, k, start - UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
-    if AHEAD >= 1:
-        h_checkpoint = tl.load(checkpoint)
+    h_checkpoint = tl.load(checkpoint)
     dh = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     dA_tile = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     dD_row = tl.zeros((BLOCK_C,), tl.float32)
     dbias_row = tl.zeros((BLOCK_C,), tl.float32)
     for _ in range(groups):
-        if AHEAD >= 1:
-            h = h_checkpoint
-            checkpoint -= units * (unit_size * VECTOR)
-            h_checkpoint = tl.load(checkpoint)
-            u_before = load_rows(u, before, u_token, c, channels, UNROLL)
-            delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
-        else:
-            h = tl.load(checkpoint)
-            checkpoint -= units * (unit_size * VECTOR)
-            u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
-            delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
-        if AHEAD >= 2:
-            B_before = load_rows(B, before, B_token, n, state, UNROLL)
-        else:
-            B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+        h = h_checkpoint
+        checkpoint -= units * (unit_size * VECTOR)
+        h_checkpoint = tl.load(checkpoint)
+        u_before = load_rows(u, before, u_token, c, channels, UNROLL)
+        delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
+        # Read here and not ahead: registers are short, and other programs have brought these rows near.
+        B_rows = load_rows(B, here, B_token, n, state, UNROLL)
         if HAS_C:
-            if AHEAD >= 2:
-                C_before = load_rows(C, before, C_token, n, state, UNROLL)
-            else:
-                C_rows = load_rows(C, here, C_token, n, state, UNROLL)
-            if AHEAD >= 1:
-                dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
-            else:
-                dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
+            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+            dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
         delta_list, decay_list, decayed_list = (), (), ()
@@ -341,10 +319,6 @@ def backward_kernel(
             if HAS_C:
                 dy_t = dy_rows[i].to(tl.float32)
                 dh += C_rows[i].to(tl.float32)[:, None] * dy_t[None, :]
-                if not EARLY:
-                    h = decayed_list[i] + (delta_t * u_t)[None, :] * B_t[:, None]
-                    dC_t = sum_over_channels(h * dy_t[None, :], EXACT, BLOCK_N, BLOCK_C)
-                    put_row(dC, token, directions * state, n_here, dC_t, ADD)
             else:
                 mask = n_in[:, None] & c_here[None, :]
                 dh += tl.load(dy_tile + token * dy_token, mask=mask, other=0.0).to(tl.float32)
@@ -367,14 +341,9 @@ def backward_kernel(
                 dh = tl.where((start + i) % segment == 0, 0.0, dh)
         start -= UNROLL
         here, before = before, earlier
-        if AHEAD >= 1:
-            u_rows, delta_rows = u_before, delta_before
-            if HAS_C:
-                dy_rows = dy_before
-        if AHEAD >= 2:
-            B_rows = B_before
-            if HAS_C:
-                C_rows = C_before
+        u_rows, delta_rows = u_before, delta_before
+        if HAS_C:
+            dy_rows = dy_before
 
     own = b * directions + k
     tl.store(dA + own * state * (pitch * VECTOR) + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
