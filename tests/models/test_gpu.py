@@ -5,7 +5,7 @@ import timm
 import torch
 
 import vssm  # noqa: F401
-from vssm_kernels.testing import assert_close
+from vssm_kernels.testing import assert_close, relative_error
 
 pytestmark = pytest.mark.gpu
 
@@ -54,27 +54,36 @@ def test_agrees_with_the_cpu_in_full_float32(model, monkeypatch):
     on_gpu, gpu_gradients = logits_and_gradients(model.cuda(), images().cuda())
     assert_close(on_gpu.cpu(), logits, "logits", tolerance=5e-5)
     for name, gradient in gradients.items():
-        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=1e-3)
+        # A ReLU of EfficientVMamba may be on for one machine and off for the other where its input is nearly zero.
+        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=5e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_agrees_with_eager(model, dtype):
+def test_compiled_agrees_with_eager(model):
     model, inputs = model.cuda(), images().cuda()
-    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-        logits, gradients = logits_and_gradients(model, inputs)
-        compiled = torch.compile(model, fullgraph=True)
-        again, compiled_gradients = logits_and_gradients(compiled, inputs)
-    narrow = dtype != torch.float32
-    assert_close(again.float(), logits.float(), "logits", tolerance=3e-2 if narrow else 5e-3)
+    logits, gradients = logits_and_gradients(model, inputs)
+    compiled_logits, compiled_gradients = logits_and_gradients(torch.compile(model, fullgraph=True), inputs)
+    assert_close(compiled_logits, logits, "logits", tolerance=5e-3)
     for name, gradient in gradients.items():
-        # Half precisions round differently where the compiler keeps float32 between operations.
-        actual = compiled_gradients[f"_orig_mod.{name}"]
-        assert_close(actual, gradient, name, tolerance=1e-1 if narrow else 2e-2)
+        assert_close(compiled_gradients[f"_orig_mod.{name}"], gradient, name, tolerance=2e-2)
+
+
+def test_compiled_under_autocast_is_as_exact_as_eager(model):
+    model, inputs = model.cuda(), images().cuda()
+    expected_logits, expected = logits_and_gradients(model, inputs)
+    with torch.autocast("cuda", torch.bfloat16):
+        _, eager = logits_and_gradients(model, inputs)
+        compiled = torch.compile(model, fullgraph=True)
+        for _ in range(2):  # the second run would show memory that the first left unwritten
+            logits, gradients = logits_and_gradients(compiled, inputs)
+            assert_close(logits.float(), expected_logits, "logits", tolerance=3e-2)
+            for name, gradient in expected.items():
+                allowed = 2 * relative_error(eager[name], gradient) + 5e-2
+                assert_close(gradients[f"_orig_mod.{name}"], gradient, name, allowed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_agrees_with_float32(model, dtype):
-    inputs, scale = images().cuda(), 2.0**12 if dtype == torch.float16 else 1.0  # as a loss scaler would
+    inputs, scale = images().cuda(), 2.0**16 if dtype == torch.float16 else 1.0  # where a loss scaler starts
     logits, gradients = logits_and_gradients(model.cuda(), inputs)
     with torch.autocast("cuda", dtype):
         narrow, narrow_gradients = logits_and_gradients(model, inputs, scale)
@@ -104,7 +113,8 @@ def test_a_short_training_under_autocast_learns_and_stays_finite(model, dtype):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_cuda_graph(model):
+def test_cuda_graph(model, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # a capture may choose other convolutions
     model, inputs = model.cuda(), images(1).cuda()
     with torch.no_grad():
         expected = model(inputs)

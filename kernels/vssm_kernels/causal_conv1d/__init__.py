@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vssm_kernels.causal_conv1d import native_cpu, reference, triton_fused
 from vssm_kernels.causal_conv1d.arguments import ConvArguments, check_shapes
-from vssm_kernels.dispatch import register
+from vssm_kernels.dispatch import operator, register
 
 _registry = register("causal_conv1d", [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
 
@@ -49,18 +49,18 @@ def causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor,
     return _conv(x, weight, bias, order, silu)
 
 
-@torch.library.custom_op("vssm::causal_conv1d", mutates_args=())
+@operator("vssm::causal_conv1d")
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor, silu: bool) -> Tensor:
     args = ConvArguments(x, weight, bias, order, silu)
     return _registry.choose(args).forward(args)
 
 
-@_conv.register_fake
+@torch.library.register_fake("vssm::causal_conv1d")
 def _(x, weight, bias, order, silu):
     return x.new_empty(ConvArguments(x, weight, bias, order, silu).output_shape)
 
 
-@torch.library.custom_op("vssm::causal_conv1d_backward", mutates_args=())
+@operator("vssm::causal_conv1d_backward")
 def _conv_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, order: Tensor, silu: bool
 ) -> list[Tensor]:
@@ -68,7 +68,7 @@ def _conv_backward(
     return [g for g in _registry.choose(args).backward(args, gradient) if g is not None]
 
 
-@_conv_backward.register_fake
+@torch.library.register_fake("vssm::causal_conv1d_backward")
 def _(gradient, x, weight, bias, order, silu):
     present = ConvArguments(x, weight, bias, order, silu).tensors()
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in present if t is not None]
@@ -85,4 +85,4 @@ def _autograd_backward(ctx, gradient):
     return (*gradients, *[None] * (5 - len(gradients)))
 
 
-_conv.register_autograd(_autograd_backward, setup_context=_setup_context)
+torch.library.register_autograd("vssm::causal_conv1d", _autograd_backward, setup_context=_setup_context)

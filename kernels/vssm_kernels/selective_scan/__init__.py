@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vssm_kernels.dispatch import register
+from vssm_kernels.dispatch import operator, register
 from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
 from vssm_kernels.selective_scan.arguments import ScanArguments, check_shapes
 from vssm_kernels.sum_gate import sum_gate
@@ -81,7 +81,7 @@ def selective_scan(
     return y.sum(2, dtype=torch.promote_types(y.dtype, torch.float32)).to(u.dtype)
 
 
-@torch.library.custom_op("vssm::selective_scan", mutates_args=())
+@operator("vssm::selective_scan")
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -97,12 +97,12 @@ def _scan(
     return _registry.choose(args).forward(args)
 
 
-@_scan.register_fake
+@torch.library.register_fake("vssm::selective_scan")
 def _(u, delta, A, B, C, D, delta_bias, order, segment):
     return u.new_empty(ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment).output_shape)
 
 
-@torch.library.custom_op("vssm::selective_scan_backward", mutates_args=())
+@operator("vssm::selective_scan_backward")
 def _scan_backward(
     gradient: Tensor,
     u: Tensor,
@@ -120,7 +120,7 @@ def _scan_backward(
     return [g for g, tensor in zip(gradients, args.tensors(), strict=True) if tensor is not None]
 
 
-@_scan_backward.register_fake
+@torch.library.register_fake("vssm::selective_scan_backward")
 def _(gradient, u, delta, A, B, C, D, delta_bias, order, segment):
     args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in args.tensors() if t is not None]
@@ -138,4 +138,4 @@ def _autograd_backward(ctx, gradient):
     return (*(None if tensor is None else next(gradients) for tensor in tensors), None, None)
 
 
-_scan.register_autograd(_autograd_backward, setup_context=_setup_context)
+torch.library.register_autograd("vssm::selective_scan", _autograd_backward, setup_context=_setup_context)

@@ -84,9 +84,9 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     device, pitch = args.u.device, _pitch(channels)
     if gradient.stride(-1) != 1:
         gradient = gradient.contiguous()
-    blocks, again_blocks = triton.cdiv(channels, launch.block_c), triton.cdiv(channels, again.block_c)
+    blocks, again_blocks = _cdiv(channels, launch.block_c), _cdiv(channels, again.block_c)
     units = again_blocks * (again.block_c // launch.block_c)
-    groups = triton.cdiv(args.steps, launch.unroll)
+    groups = _cdiv(args.steps, launch.unroll)
     tile = launch.block_n * launch.block_c
 
     def floats(*shape: int) -> Tensor:
@@ -104,14 +104,15 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
     dA = floats(batch, directions, args.state, pitch)
+    strides = _strides(args, gradient)
     dD, dbias = (floats(batch, directions, channels) for _ in range(2))
     kernels.backward_kernel[(batch * directions * blocks,)](
         args.u, args.delta, _rates(args), args.B, args.C if args.C is not None else args.B, *_small(args), checkpoints,
         gradient, du, ddelta, dA, dB, dD, dbias,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
         pitch // launch.vector, units, tile // launch.vector,
-        *_strides(args, gradient),
-        **_switches(args, gradient), ADD=repeats,
+        *strides,
+        **_switches(args, strides), ADD=repeats,
         **launch.options(),
     )  # fmt: skip
     gradients = (
@@ -142,16 +143,21 @@ def _run_forward(
     add: bool,
 ) -> None:
     """The outputs into y, or where there are units of checkpoints, these and dC."""
-    blocks = triton.cdiv(args.channels, launch.block_c)
+    blocks = _cdiv(args.channels, launch.block_c)
+    strides = _strides(args, gradient)
     kernels.forward_kernel[(args.batch * args.directions * blocks,)](
         args.u, args.delta, _rates(args), args.B, args.C if args.C is not None else args.B, *_small(args),
         y, gradient, dC, checkpoints,
         args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
         _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector,
-        *_strides(args, gradient),
-        **_switches(args, gradient), ADD=add, CHECKPOINT=units > 0, UNIT=unit,
+        *strides,
+        **_switches(args, strides), ADD=add, CHECKPOINT=units > 0, UNIT=unit,
         **launch.options(),
     )  # fmt: skip
+
+
+def _cdiv(size: int, block: int) -> int:
+    return -(-size // block)
 
 
 def _pitch(channels: int) -> int:
@@ -173,34 +179,32 @@ def _small(args: ScanArguments) -> list[Tensor]:
     return [D, bias, args.A if args.order is None else args.order.contiguous()]
 
 
-def _switches(args: ScanArguments, gradient: Tensor) -> dict[str, bool | int]:
-    C = args.B if args.C is None else args.C
-    state_strides = (*args.B.stride()[:3], *C.stride()[:3])
-    row = max(math.prod(args.output_shape[2:]), *(stride for stride in _strides(args, gradient)[1::3]))
+def _strides(args: ScanArguments, gradient: Tensor) -> tuple[int, ...]:
+    """(batch, token, direction) strides of u, delta, B, C and the gradient; the last dimension is contiguous."""
+    u = (*args.u.stride()[:2], 0) if args.shared_input else args.u.stride()[:3]
+    B = args.B.stride()[:3]
+    C = B if args.C is None else args.C.stride()[:3]
+    return (*u, *args.delta.stride()[:3], *B, *C, *gradient.stride()[:3])
+
+
+def _switches(args: ScanArguments, strides: tuple[int, ...]) -> dict[str, bool | int]:
+    row = max(math.prod(args.output_shape[2:]), *strides[1::3])  # the longest step from token to token
     return {
         "HAS_ORDER": args.order is not None,
         "HAS_D": args.D is not None,
         "HAS_BIAS": args.delta_bias is not None,
         "HAS_C": args.C is not None,
         "SEGMENTED": args.segment > 0,
-        "ALIGN": 8 if all(stride % 8 == 0 for stride in state_strides) else 1,
+        "ALIGN": 8 if math.gcd(*strides[6:12]) % 8 == 0 else 1,  # of B's and C's rows
         "WIDE": args.tokens * row >= 2**31,  # whether a sequence needs 64-bit offsets
         "EXACT": args.B.dtype == torch.float32 or torch.version.hip is not None,
     }
 
 
-def _strides(args: ScanArguments, gradient: Tensor) -> list[int]:
-    """(batch, token, direction) strides of u, delta, B, C and the gradient; the last dimension is contiguous."""
-    u = (args.u.stride(0), args.u.stride(1), 0) if args.shared_input else args.u.stride()[:3]
-    C = args.B if args.C is None else args.C
-    return [*u, *args.delta.stride()[:3], *args.B.stride()[:3], *C.stride()[:3], *gradient.stride()[:3]]
-
-
 def _with_contiguous_rows(args: ScanArguments) -> ScanArguments:
     rows = {"u": args.u, "delta": args.delta, "B": args.B, "C": args.C}
-    return args.replace(
-        **{name: t.contiguous() for name, t in rows.items() if t is not None and t.stride(-1) != 1 and t.shape[-1] > 1}
-    )
+    broken = {name: t for name, t in rows.items() if t is not None and t.stride(-1) != 1 and t.shape[-1] > 1}
+    return args.replace(**{name: t.contiguous() for name, t in broken.items()}) if broken else args
 
 
 def _why_not(args: ScanArguments | None) -> str | None:
