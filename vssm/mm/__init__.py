@@ -8,6 +8,6 @@ try:
 except ImportError as error:
     raise ImportError("training needs mmengine: pip install 'vssm[train]'") from error
 
-from vssm.mm import checkpoint, classifier, datasets, hooks, metrics, optim, runner
+from vssm.mm import backbone, checkpoint, classifier, datasets, hooks, metrics, optim, runner
 
-__all__ = ["checkpoint", "classifier", "datasets", "hooks", "metrics", "optim", "runner"]
+__all__ = ["backbone", "checkpoint", "classifier", "datasets", "hooks", "metrics", "optim", "runner"]

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,13 @@ class CheckpointError(ValueError):
 _HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
-def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> None:
+def load_checkpoint(
+    model: Backbone,
+    path: str | Path,
+    adapt: bool = False,
+    removed: Set[str] = frozenset(),
+    added: Set[str] = frozenset(),
+) -> None:
     """Load all of a checkpoint's weights into a model, or raise and leave the model as it is.
 
     Reads our own files, the official repositories' ones, and those of mmengine, with `weights_only`: no code in the
@@ -47,6 +53,9 @@ def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> N
         path: a .pth file, or .safetensors.
         adapt: allow another number of classes (the classifier keeps its initial weights) and another number of input
             channels (the stem's weights are summed or repeated), as timm's `pretrained=True` does.
+        removed: names of weights that the model had before parts of it were taken away; those in the file are left out.
+        added: names of weights that were put into the model after it was built; where the file has none of them, they
+            keep their initial values.
 
     Raises:
         CheckpointError: the file cannot be read, holds more than data, or its weights do not fit.
@@ -58,7 +67,7 @@ def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> N
     ...     load_checkpoint(model, f"{folder}/vim.pth")
     """
     state = read_checkpoint(path, model.weights_under)
-    model.load_state_dict(fit(state, model, source=str(path), adapt=adapt))
+    model.load_state_dict(fit(state, model, source=str(path), adapt=adapt, removed=removed, added=added))
 
 
 def read_checkpoint(path: str | Path, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
@@ -117,10 +126,22 @@ def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGH
     return state
 
 
-def fit(state: dict[str, Tensor], model: Backbone, source: str, adapt: bool) -> dict[str, Tensor]:
-    """A state dict under our names that the model can load as it stands. Raises CheckpointError where there is none."""
-    state = model.convert_checkpoint(state)
+def fit(
+    state: dict[str, Tensor],
+    model: Backbone,
+    source: str,
+    adapt: bool,
+    removed: Set[str] = frozenset(),
+    added: Set[str] = frozenset(),
+) -> dict[str, Tensor]:
+    """A state dict under our names that the model can load as it stands. Raises CheckpointError where there is none.
+
+    The arguments are those of `load_checkpoint`.
+    """
     expected = model.state_dict()
+    state = {name: value for name, value in model.convert_checkpoint(state).items() if name not in removed}
+    if added.isdisjoint(state):
+        state.update({name: expected[name] for name in added})
     if adapt:
         state = _adapt(state, expected, model)
     misshapen = [
