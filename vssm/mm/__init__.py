@@ -10,4 +10,4 @@ except ImportError as error:
 
 from vssm.mm import backbone, checkpoint, classifier, datasets, hooks, metrics, optim, runner
 
-__all__ = ["backbone", "checkpoint", "classifier", "datasets", "hooks", "metrics", "optim", "runner"]
+__all__ = ["backbone", "checkpoint", "classifier", "datasets", "hooks", "metrics", "mmcv_ops", "optim", "runner"]
