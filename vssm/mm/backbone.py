@@ -40,14 +40,15 @@ class VSSMBackbone(BaseModule):
         grad_checkpointing: recompute activations in the backward pass instead of keeping them.
         drop_path_rate: stochastic depth, rising linearly to this rate.
         pretrained: start from the published ImageNet weights, which are downloaded.
-        init_cfg: ``dict(type="Pretrained", checkpoint=...)`` with a file, or an address that is downloaded from: weights
-            of a classifier, a detector or a segmentor, of this library or in the official layout.
+        init_cfg: ``dict(type="Pretrained", checkpoint=...)`` with a file, or an address that is downloaded from; it
+            holds a classifier, a detector or a segmentor, of this library or in the official layout.
         **arguments: further ones of the model: ``img_size``, ``scan_order``, ``in_chans`` ...
 
     Raises:
         ConfigError: an unknown name or argument, indices or stages that the model does not have.
 
     Example:
+        >>> import torch
         >>> backbone = VSSMBackbone("vmamba_tiny", dims=(16, 32, 64, 128), depths=(1, 1, 1, 1))
         >>> [tuple(x.shape) for x in backbone(torch.zeros(1, 3, 64, 97))]
         [(1, 16, 16, 25), (1, 32, 8, 13), (1, 64, 4, 7), (1, 128, 2, 4)]
@@ -151,7 +152,8 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
     chosen = [i + count if i < 0 else i for i in out_indices]
     if not chosen or chosen != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < count:
         raise ConfigError(
-            f"backbone: out_indices are {tuple(out_indices)}; expected rising numbers from 0 to {count - 1} for {name!r}"
+            f"backbone: out_indices are {tuple(out_indices)}; expected rising numbers from 0 to {count - 1}, "
+            f"for as many maps of {name!r}"
         )
     return chosen
 
@@ -162,8 +164,8 @@ def _checkpoint(init_cfg: dict | None) -> str | None:
         return None
     if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
         raise ConfigError(
-            f"backbone: init_cfg is {to_plain(init_cfg)}; expected dict(type='Pretrained', checkpoint=FILE or ADDRESS), "
-            "or none: models initialise themselves as their papers say"
+            f"backbone: init_cfg is {to_plain(init_cfg)}; expected dict(type='Pretrained', checkpoint=FILE), or none: "
+            "models initialise themselves as their papers say"
         )
     return str(init_cfg["checkpoint"])
 
