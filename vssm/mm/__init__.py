@@ -8,6 +8,11 @@ try:
 except ImportError as error:
     raise ImportError("training needs mmengine: pip install 'vssm[train]'") from error
 
-from vssm.mm import backbone, checkpoint, classifier, datasets, hooks, metrics, optim, runner
+from vssm.mm import mmcv_ops
+
+# Before anything imports mmdet or mmseg, which import mmcv's operators.
+mmcv_ops.install()
+
+from vssm.mm import backbone, checkpoint, classifier, datasets, hooks, metrics, optim, runner  # noqa: E402
 
 __all__ = ["backbone", "checkpoint", "classifier", "datasets", "hooks", "metrics", "mmcv_ops", "optim", "runner"]
