@@ -13,6 +13,17 @@ from vssm.mm import mmcv_ops
 # Before anything imports mmdet or mmseg, which import mmcv's operators.
 mmcv_ops.install()
 
-from vssm.mm import backbone, checkpoint, classifier, datasets, hooks, metrics, optim, runner  # noqa: E402
+from vssm.mm import backbone, checkpoint, classifier, datasets, hooks, metrics, optim, pyramid, runner  # noqa: E402
 
-__all__ = ["backbone", "checkpoint", "classifier", "datasets", "hooks", "metrics", "mmcv_ops", "optim", "runner"]
+__all__ = [
+    "backbone",
+    "checkpoint",
+    "classifier",
+    "datasets",
+    "hooks",
+    "metrics",
+    "mmcv_ops",
+    "optim",
+    "pyramid",
+    "runner",
+]
