@@ -38,8 +38,6 @@ class ShapesDetectionDataset(CocoDataset):
         pipeline, test_mode, filter_cfg, indices: see mmengine's ``BaseDataset``.
     """
 
-    METAINFO = {"classes": KINDS, "palette": list(PALETTE)}
-
     def __init__(
         self,
         root: str | Path,
@@ -58,6 +56,7 @@ class ShapesDetectionDataset(CocoDataset):
             data_root=str(folder),
             ann_file=f"annotations/instances_{split}.json",
             data_prefix={"img": f"{split}/"},
+            metainfo={"classes": KINDS, "palette": list(PALETTE)},
             pipeline=pipeline,
             test_mode=test_mode,
             filter_cfg=filter_cfg,
