@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from vssm.mm.errors import ConfigError
 
+# For the norm_cfg of convolutional heads: dict(type="LN2d"), as detectron2 has it.
+MODELS.register_module("LN2d", module=LayerNorm2d)
+
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
