@@ -1,7 +1,7 @@
 """Every timm model as the backbone of mmdetection's and mmsegmentation's heads."""
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -23,6 +23,9 @@ class VSSMBackbone(BaseModule):
     Registered in mmengine's root registry, so that mmdet, mmseg and mmpretrain find it. What the maps do not need (the
     classifier, the final norm, later stages) is not there, so every parameter gets a gradient. Weights are read in
     `init_weights`, which a training calls and an evaluation does not.
+
+    Whole detectors and segmentors of the official repositories load too, by ``load_state_dict`` or mmengine's
+    ``load_from``: what lies under the backbone is renamed on the way.
 
     Images may have any size of at least one patch. Stems with a padded convolution round odd sizes up; the patch stems
     of Vim, vanilla VMamba, MSVMamba and EfficientVMamba do not read pixels beyond the last whole patch, so let the
@@ -72,7 +75,7 @@ class VSSMBackbone(BaseModule):
         super().__init__(init_cfg=init_cfg)
         self.name, self.pretrained, self.norm_eval = name, pretrained, norm_eval
         self.arguments = {**to_plain(arguments), "drop_path_rate": drop_path_rate}
-        self.checkpoint = _checkpoint(init_cfg)
+        self.checkpoint = _checkpoint_of(init_cfg)
         if pretrained and self.checkpoint:
             raise ConfigError("backbone: pretrained=True and init_cfg both name weights; give one of them")
 
@@ -95,6 +98,8 @@ class VSSMBackbone(BaseModule):
                 self.model.add_module(f"outnorm{i}", nn.LayerNorm(channels))
         self.added = set(self.model.state_dict()) - whole
 
+        if hasattr(self.model, "convert_checkpoint"):
+            self.register_load_state_dict_pre_hook(_rename_official)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self._freeze(frozen_stages)
 
@@ -117,9 +122,8 @@ class VSSMBackbone(BaseModule):
             whole = create_backbone(self.name, pretrained=True, **self.arguments).state_dict()
             self.model.load_state_dict({**self.model.state_dict(), **_without(whole, self.removed)})
         elif self.checkpoint:
-            models.load_checkpoint(
-                self.model, _local(self.checkpoint), adapt=True, removed=self.removed, added=self.added
-            )
+            path = _downloaded(self.checkpoint) if "://" in self.checkpoint else self.checkpoint
+            models.load_checkpoint(self.model, path, adapt=True, removed=self.removed, added=self.added)
 
     def train(self, mode: bool = True) -> "VSSMBackbone":
         """As in PyTorch, but what is frozen stays in evaluation mode, and with `norm_eval` BatchNorm too."""
@@ -158,7 +162,18 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
     return chosen
 
 
-def _checkpoint(init_cfg: dict | None) -> str | None:
+def _rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Before a state dict is loaded: the backbone's part of it under our names, where it has official ones."""
+    part = {name: value for name, value in state.items() if name.startswith(prefix)}
+    if any(name.startswith(f"{prefix}model.") for name in part):
+        return
+    for name in part:
+        del state[name]
+    converted = backbone.model.convert_checkpoint({name.removeprefix(prefix): part[name] for name in part})
+    state.update({f"{prefix}model.{name}": value for name, value in converted.items()})
+
+
+def _checkpoint_of(init_cfg: dict | None) -> str | None:
     """The file or address that an init_cfg names."""
     if init_cfg is None:
         return None
@@ -170,8 +185,15 @@ def _checkpoint(init_cfg: dict | None) -> str | None:
     return str(init_cfg["checkpoint"])
 
 
-def _local(checkpoint: str) -> str | Path:
-    return download_cached_file(checkpoint, check_hash=False) if "://" in checkpoint else checkpoint
+def _downloaded(address: str) -> str:
+    """The file behind an address, kept in torch's cache under the whole address: many are called epoch_12.pth."""
+    try:
+        return download_cached_file((address, re.sub(r"[^\w.]+", "_", address)), check_hash=False)
+    except OSError as error:
+        raise models.CheckpointError(
+            f"{address} could not be downloaded ({error}): check the address and the network, or fetch the file "
+            "otherwise and give its path"
+        ) from error
 
 
 def _without(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
