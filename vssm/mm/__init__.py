@@ -13,7 +13,18 @@ from vssm.mm import mmcv_ops
 # Before anything imports mmdet or mmseg, which import mmcv's operators.
 mmcv_ops.install()
 
-from vssm.mm import backbone, checkpoint, classifier, datasets, hooks, metrics, optim, pyramid, runner  # noqa: E402
+from vssm.mm import (  # noqa: E402
+    backbone,
+    checkpoint,
+    classifier,
+    datasets,
+    hooks,
+    metrics,
+    optim,
+    pyramid,
+    runner,
+    shapes_datasets,
+)
 
 __all__ = [
     "backbone",
@@ -26,4 +37,5 @@ __all__ = [
     "optim",
     "pyramid",
     "runner",
+    "shapes_datasets",
 ]
