@@ -84,7 +84,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
     assert not Path("touched").exists()
     torch.save({"state_dict": {"weight": torch.zeros(1000)}}, path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="damaged, incomplete"):
         read_checkpoint(path)
     path.write_text("not a checkpoint")
     with pytest.raises(CheckpointError, match=r"file\.pth"):
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_model_is_refused_whole(make_runner, tmp_path):
     other = {f"backbone.{name}": value for name, value in runner.model.backbone.state_dict().items()}
     other["backbone.head.weight"] = torch.zeros(7, 64)
     other["backbone.extra"] = other.pop("backbone.head.bias")
-    torch.save({"state_dict": other, "message_hub": {}}, tmp_path / "other.pth")
+    torch.save({"state_dict": other, "message_hub": {}, "meta": {"backbone": {}}}, tmp_path / "other.pth")
     before = runner.model.backbone.head.weight.clone()
     with pytest.raises(CheckpointError) as caught:
         runner.load_checkpoint(str(tmp_path / "other.pth"))

@@ -50,7 +50,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def train_parser() -> argparse.ArgumentParser:
     """The options of tools/train.py."""
     parser = argparse.ArgumentParser(
-        description="Train an image classifier.",
+        description="Train a classifier, a detector or a segmentor.",
         epilog="several GPUs: torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch",
     )
     add_common_arguments(parser)
@@ -79,6 +79,9 @@ def test_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="CHECKPOINT",
         help="a checkpoint of tools/train.py, or weights in the official layout of the model",
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation of detection (boxes only) and segmentation"
     )
     return parser
 

@@ -14,6 +14,7 @@ from vssm import models
 from vssm.mm.checkpoint import to_plain
 from vssm.mm.classifier import create_backbone
 from vssm.mm.errors import ConfigError
+from vssm.models._base import quarters
 
 
 @MODELS.register_module()
@@ -99,7 +100,7 @@ class VSSMBackbone(BaseModule):
         self.added = set(self.model.state_dict()) - whole
 
         if hasattr(self.model, "convert_checkpoint"):
-            self.register_load_state_dict_pre_hook(_rename_official)
+            self.register_load_state_dict_pre_hook(rename_official)
         self.model.set_grad_checkpointing(grad_checkpointing)
         self._freeze(frozen_stages)
 
@@ -152,7 +153,7 @@ class VSSMBackbone(BaseModule):
 def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[int]:
     """The numbers of the chosen maps of `count`, rising; negative ones count from the end."""
     if out_indices is None:
-        return sorted({max(count * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)})
+        return list(quarters(count))
     chosen = [i + count if i < 0 else i for i in out_indices]
     if not chosen or chosen != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < count:
         raise ConfigError(
@@ -162,7 +163,7 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
     return chosen
 
 
-def _rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+def rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before a state dict is loaded: the backbone's part of it under our names, where it has official ones."""
     part = {name: value for name, value in state.items() if name.startswith(prefix)}
     if any(name.startswith(f"{prefix}model.") for name in part):

@@ -10,9 +10,10 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
+from vssm import models
 from vssm.data import build_transform, read_rgb
 from vssm.data.transforms import Transform
-from vssm.mm.checkpoint import check_fits, load_backbone, read_checkpoint
+from vssm.mm.checkpoint import is_training, load_backbone, read_checkpoint
 from vssm.mm.classifier import create_backbone
 from vssm.mm.cli import make_directory
 from vssm.mm.errors import ConfigError
@@ -56,7 +57,7 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
         ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be had, too few labels.
     """
     saved = read_checkpoint(checkpoint) if checkpoint else {}
-    if "message_hub" in saved:
+    if is_training(saved):
         model, transform, names = _of_training(saved, name, checkpoint)
     elif name is None:
         raise ConfigError("which model? Name it with --model, or give a checkpoint of tools/train.py")
@@ -82,7 +83,7 @@ def _of_training(saved: dict, name: str | None, path: Path) -> tuple[nn.Module, 
     weights: dict[str, Tensor] = {
         key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)
     }
-    check_fits(model, weights, path)
+    models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
     model.load_state_dict(weights)
     classes = (saved["meta"].get("dataset_meta") or {}).get("classes")
     return model, build_transform(saved["meta"]["transform"]), classes

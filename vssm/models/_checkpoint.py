@@ -75,13 +75,18 @@ def read_checkpoint(path: str | Path, weights_under: Sequence[str] = WEIGHTS_UND
 
     Where the file holds more than weights, they are taken from under the first of `weights_under` that is there.
     """
+    return unwrap(read_file(path), str(path), weights_under)
+
+
+def read_file(path: str | Path) -> object:
+    """All that a file holds, on the CPU, without running any code that may be in it.
+
+    Raises:
+        CheckpointError: no such file, damaged, or with anything but tensors and plain values.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
-    return unwrap(_read(path), str(path), weights_under)
-
-
-def _read(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -108,7 +113,25 @@ def _first_line(error: Exception) -> str:
 
 
 def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
-    """The dict of weights inside a training checkpoint, without wrappers' prefixes."""
+    """The weights inside a training checkpoint, without wrappers' prefixes."""
+    state = weights_in(checkpoint, source, weights_under)
+    while inside := [(prefix, name) for prefix in _PREFIXES for name in state if name.startswith(prefix)]:
+        prefix = inside[0][0]
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
+
+
+def weights_in(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
+    """The weights inside a training checkpoint, by the names they have there.
+
+    Args:
+        checkpoint: what the file holds.
+        source: the file, for the error.
+        weights_under: they are taken from under the first of these keys that is there, else all is taken for weights.
+
+    Raises:
+        CheckpointError: there are no weights.
+    """
     for key in weights_under:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
@@ -119,11 +142,7 @@ def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGH
             f"{source} holds no weights: expected a dict of tensors, or one under {', '.join(weights_under)}; "
             f"found {found}"
         )
-    state = dict(checkpoint)
-    while inside := [(prefix, name) for prefix in _PREFIXES for name in state if name.startswith(prefix)]:
-        prefix = inside[0][0]
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return state
+    return dict(checkpoint)
 
 
 def fit(
@@ -144,24 +163,38 @@ def fit(
         state.update({name: expected[name] for name in added})
     if adapt:
         state = _adapt(state, expected, model)
-    misshapen = [
-        f"{name}: {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
+    check_fits(state, expected, source, type(model).__name__)
+    return state
+
+
+def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str) -> None:
+    """Refuse weights that a model would take only in part.
+
+    Args:
+        state: the weights.
+        expected: the model's own state dict.
+        source: where the weights come from, for the error.
+        model: what it is called in the error.
+
+    Raises:
+        CheckpointError: names the missing, unexpected and misshapen keys.
+    """
     problems = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
-        "misshapen": misshapen,
+        "misshapen": [
+            f"{name}: {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in expected
+            if name in state and state[name].shape != expected[name].shape
+        ],
     }
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
         hint = _directions_hint(state, expected)
-        raise CheckpointError(f"{source} does not fit {type(model).__name__}, nothing was loaded: {told}{hint}")
-    return state
+        raise CheckpointError(f"{source} does not fit {model}, nothing was loaded: {told}{hint}")
 
 
-def _directions_hint(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+def _directions_hint(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What to do where the weights are those of a scan order with another number of directions."""
     for name, value in expected.items():
         found = state.get(name)
