@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from vssm.data import StreamedImageDataset
 from vssm.mm.checkpoint import is_training, read_checkpoint, replace_atomically
 from vssm.mm.classifier import ImageClassifier
+from vssm.mm.data_check import check_dataset, check_maps_when_read
 from vssm.mm.errors import ConfigError, TrainingError
-from vssm.mm.weights import load_training, load_weights, unwrap
+from vssm.mm.weights import classes_of_heads, load_training, load_weights, unwrap
 from vssm.models import CheckpointError
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
@@ -57,6 +58,8 @@ class TaskRunner(Runner):
             if isinstance(unwrap(self.model), ImageClassifier):
                 dataloader = {"collate_fn": {"type": "default_collate"}, **dataloader}
         try:
+            if isinstance(dataloader, dict) and isinstance(dataloader["dataset"], dict):
+                check_dataset(dataloader["dataset"])
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"data: {error}") from error
@@ -68,6 +71,7 @@ class TaskRunner(Runner):
                 "choose a smaller batch_size, or drop_last=False"
             )
         check_classes(unwrap(self.model), loader.dataset)
+        check_maps_when_read(loader.dataset)
         return loader
 
     def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
@@ -164,17 +168,12 @@ def check_classes(model: nn.Module, dataset: object) -> None:
         wrong = ["backbone"] if count is not None and count > own else []
     else:
         count = len((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
-        heads = {name: part.num_classes for name, part in model.named_modules() if _is_classes_head(name, part)}
+        heads = classes_of_heads(model)
         wrong = [name for name, classes in heads.items() if count and classes != count]
         own = heads[wrong[0]] if wrong else None
     if wrong:
         options = " and ".join(f"model.{name}.num_classes={count}" for name in wrong)
         raise ConfigError(f"the data have {count} classes, but the model {own}: set {options}")
-
-
-def _is_classes_head(name: str, part: nn.Module) -> bool:
-    """A head that tells the classes of the data apart; a region proposal head knows one, object."""
-    return "head" in name and "rpn" not in name and "loss" not in name and hasattr(part, "num_classes")
 
 
 def _is_short(record: logging.LogRecord) -> bool:
