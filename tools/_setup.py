@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # albumentations asks the network for a newer version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-# mmengine reads a base config of another package by pkg_resources, which warns of its age each time.
+# Of the mm packages' age, not of the user's doing; what matters there is logged.
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+warnings.filterwarnings("ignore", module=r"mm(cv|det|engine|seg)\b")
 
 # A checkout that is not installed; an installed vssm comes first. With PYTHONPATH=. vssm is found, but not its kernels.
 if importlib.util.find_spec("vssm_kernels") is None:

@@ -147,8 +147,9 @@ def _typed_parts(node: object, place: str, implied: str | None = None) -> Iterat
 
 def _check_part(place: str, part: dict, extra: Iterable[str], scope: str) -> None:
     name = part["type"]
-    if "." in name or "::" in name or "_scope_" in part:
+    if "." in name or "::" in name:
         return  # of another package's registry
+    scope = part.get("_scope_", scope)  # mmengine marks what comes from a base config of another package
     foreign, registries = scope != "mmengine", _registries(scope)
     target = next((found for each in registries if (found := each.get(name)) is not None), None)
     if target is None:
@@ -161,7 +162,7 @@ def _check_part(place: str, part: dict, extra: Iterable[str], scope: str) -> Non
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if takes_any or (foreign and not target.__module__.startswith(CHECKED)):
         return
-    given = [key for key in part if key not in ("type", *extra)]
+    given = [key for key in part if key not in ("type", "_scope_", *extra)]
     _check_names(f"{place} ({name})", "argument", given, parameters)
 
 

@@ -1,5 +1,6 @@
-"""What tools/predict.py does: the best classes of images, printed and drawn."""
+"""What tools/predict.py does: the classes, objects or class maps of images, drawn and written as JSON."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from vssm import models
 from vssm.data import build_transform, read_rgb
 from vssm.data.transforms import Transform
+from vssm.mm import scenes
 from vssm.mm.checkpoint import is_training, load_backbone, read_checkpoint
 from vssm.mm.classifier import create_backbone
 from vssm.mm.cli import make_directory
 from vssm.mm.errors import ConfigError
+from vssm.mm.scenes import ScenePredictor
 from vssm.viz import draw_predictions
 
 
@@ -43,11 +46,13 @@ class Predictor:
         return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Path | None = None) -> Predictor:
+def load_predictor(
+    name: str | None, checkpoint: Path | None = None, labels: Path | None = None
+) -> Predictor | ScenePredictor:
     """Build a model with its weights.
 
     Args:
-        name: a timm model; None for a checkpoint that tells.
+        name: a timm model, or a configuration file of detection or segmentation; None for a checkpoint that tells.
         checkpoint: written by tools/train.py, or weights in the model's official layout; None downloads the published
             weights.
         labels: a file with the name of a class on each line; None for the checkpoint's, or ImageNet's for a model
@@ -56,7 +61,11 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
     Raises:
         ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be had, too few labels.
     """
+    if name is not None and name.endswith(".py"):
+        return scenes.of_config(name, checkpoint)
     saved = read_checkpoint(checkpoint) if checkpoint else {}
+    if is_training(saved) and saved["meta"]["backbone"] is None:
+        return scenes.of_training(saved, checkpoint)
     if is_training(saved):
         model, transform, names = _of_training(saved, name, checkpoint)
     elif name is None:
@@ -114,8 +123,18 @@ def _labels(count: int, path: Path | None, names: Sequence[str] | None) -> Seque
     return names
 
 
-def predict_files(predictor: Predictor, paths: Sequence[Path], picture: Path) -> list[list[tuple[str, float]]]:
-    """The best classes of each image file, and a picture of them all.
+def predict_files(predictor: Predictor | ScenePredictor, paths: Sequence[Path], picture: Path) -> list[dict]:
+    """What a model finds in each image file; drawn, and written as JSON beside the picture.
+
+    Args:
+        predictor: a classifier draws one picture of all images; a detector or segmentor one of each, with the image's
+            name after the picture's where there are several.
+        paths: of the images.
+        picture: the file to write.
+
+    Returns:
+        For each image its path as ``image``, the picture, and ``classes`` (pairs of a class and its probability, best
+        first; or a class and its share of the pixels) or ``objects``.
 
     Raises:
         BadImageError: a file that cannot be read as an image.
@@ -123,6 +142,23 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], picture: Path) ->
     """
     images = [read_rgb(str(path), str(path)) for path in paths]
     make_directory(picture.parent, "--out")
-    predictions = [predictor(image) for image in images]
-    draw_predictions(images, predictions, path=picture)
-    return predictions
+    if isinstance(predictor, Predictor):
+        predictions = [predictor(image) for image in images]
+        draw_predictions(images, predictions, path=picture)
+        found = [{"picture": str(picture), "classes": best} for best in predictions]
+    else:
+        pictures = _pictures(picture, paths)
+        found = [{"picture": str(file), **predictor(image, file)} for image, file in zip(images, pictures, strict=True)]
+    results = [{"image": str(path), **each} for path, each in zip(paths, found, strict=True)]
+    picture.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def _pictures(picture: Path, paths: Sequence[Path]) -> list[Path]:
+    """A file for each image; images of one name in several folders get a number."""
+    if len(paths) == 1:
+        return [picture]
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{number}" for number, name in enumerate(names)]
+    return [picture.with_name(f"{picture.stem}_{name}{picture.suffix}") for name in names]

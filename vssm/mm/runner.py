@@ -4,10 +4,12 @@ import logging
 import re
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
@@ -87,6 +89,12 @@ class TaskRunner(Runner):
         library.handlers = list(logger.handlers)
         library.setLevel(logging.INFO)
         return logger
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Put the model on its device; on the CPU, which has no SyncBatchNorm, with each process's own statistics."""
+        return super().wrap_model(
+            model_wrapper_cfg, model if torch.cuda.is_available() else revert_sync_batchnorm(model)
+        )
 
     def register_default_hooks(self, hooks: dict[str, Hook | dict | None] | None = None) -> None:
         """Register mmengine's hooks and the config's; None removes one, by mmengine only one of its own."""

@@ -18,6 +18,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def classes_of_heads(model: nn.Module) -> dict[str, int]:
+    """The number of classes of each head of a detector or segmentor that tells the data's classes apart.
+
+    A region proposal head is left out: it knows one class, object.
+    """
+    parts = {name: part for name, part in model.named_modules() if "head" in name and hasattr(part, "num_classes")}
+    return {name: part.num_classes for name, part in parts.items() if "rpn" not in name and "loss" not in name}
+
+
 def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     """Load the weights of a training's checkpoint, all of them or none.
 
