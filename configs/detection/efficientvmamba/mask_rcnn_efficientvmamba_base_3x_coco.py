@@ -1,8 +1,7 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/efficientvmamba/mask_rcnn_efficientvmamba_base_3x_coco.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 36 epochs; about 15 hours on A100 cards (an estimate from its FLOPs).
 # Score: 45.0 box AP, 40.8 mask AP (published, arXiv 2403.09977).
-# Official: float16, and for tiny and small depths and widths that the released classifiers do not have. Here:
-# bfloat16, and the released ones. The paper names other learning rates and drop paths than the official configs,
+# Official: float16. Here: bfloat16. The paper names another learning rate and drop path than the official configs,
 # which are followed here.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
