@@ -50,7 +50,9 @@ def coco(root: str, **options: object) -> dict:
 def test_missing_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = coco("data/coco/")
-    for wrapped in (config, dict(type="RepeatDataset", times=2, dataset=config)):
+    # mmengine notes beside `type` the package whose base a part comes from.
+    inherited = {**config, "_scope_": "mmdet"}
+    for wrapped in (config, dict(type="RepeatDataset", times=2, dataset=inherited)):
         with pytest.raises(DataError) as caught:
             check_dataset(wrapped)
         for part in ("data/coco/annotations/instances_train2017.json", "data/coco/train2017", "cocodataset.org"):

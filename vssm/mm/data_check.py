@@ -56,9 +56,8 @@ def _leaves(config: dict) -> Iterator[dict]:
 
 def _unread(target: type[BaseDataset], config: dict) -> BaseDataset:
     """The data set with its paths joined and nothing read."""
-    return target(
-        **{key: value for key, value in {**config, "pipeline": [], "lazy_init": True}.items() if key != "type"}
-    )
+    options = {key: value for key, value in config.items() if key not in ("type", "_scope_")}
+    return target(**{**options, "pipeline": [], "lazy_init": True})
 
 
 def _source(target: type) -> str:
