@@ -69,6 +69,30 @@ def test_every_registry_builds_it(registry: object) -> None:
     assert [y.shape[1] for y in backbone(torch.zeros(1, 3, 32, 32))] == [32, 128]
 
 
+def test_timms_own_models_fit_in(tmp_path: Path) -> None:
+    """For comparisons: maps, strides, freezing, and weights of a file through timm's own reader."""
+    import timm
+
+    classifier = timm.create_model("resnet10t", num_classes=3)
+    torch.save(classifier.state_dict(), file := tmp_path / "resnet.pth")
+    backbone = VSSMBackbone(
+        "resnet10t",
+        out_indices=(1, 2, 3, 4),
+        frozen_stages=0,
+        pretrained=True,
+        num_classes=3,
+        pretrained_cfg_overlay={"file": str(file), "num_classes": 3},
+    )
+    backbone.init_weights()
+    assert torch.equal(backbone.model.layer1[0].conv1.weight, classifier.layer1[0].conv1.weight)
+    assert [tuple(y.shape[1:]) for y in backbone(torch.zeros(1, 3, 64, 96))] == [
+        (channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert backbone.strides == [4, 8, 16, 32]
+    assert not backbone.model.conv1[0].weight.requires_grad and backbone.model.layer1[0].conv1.weight.requires_grad
+
+
 def test_fewer_maps_leave_later_stages_out() -> None:
     backbone = build(out_indices=(0, -3), output_norm=False)
     assert backbone.out_indices == [0, 1] and len(backbone.model.stages) == 2
@@ -158,6 +182,7 @@ def test_drop_path_rises_to_its_rate() -> None:
         ({"name": "vmamba_tiny", "out_indices": ()}, "rising"),
         ({"name": "vmamba_tiny", "frozen_stages": 5}, "frozen_stages is 5; expected -1 for none, .* up to 4"),
         ({"name": "vmamba_tiny", "init_cfg": {"type": "Kaiming"}}, "expected dict.type='Pretrained'"),
+        ({"name": "resnet10t", "init_cfg": {"type": "Pretrained", "checkpoint": "x"}}, "pretrained_cfg_overlay"),
         ({"name": "vmamba_tiny", "pretrained": True, "init_cfg": {"type": "Pretrained", "checkpoint": "x"}}, "one of"),
     ],
 )

@@ -101,6 +101,11 @@ class VSSMBackbone(BaseModule):
 
         if hasattr(self.model, "convert_checkpoint"):
             self.register_load_state_dict_pre_hook(rename_official)
+        elif self.checkpoint:
+            raise ConfigError(
+                f"backbone: init_cfg is for the models of this library, and {name!r} is timm's: give "
+                "pretrained=True, with pretrained_cfg_overlay=dict(file=FILE) for a file of your own"
+            )
         self.model.set_grad_checkpointing(grad_checkpointing)
         self._freeze(frozen_stages)
 
