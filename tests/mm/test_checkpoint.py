@@ -4,11 +4,13 @@ import errno
 import pickle
 from pathlib import Path
 
+import numpy
 import pytest
 import timm
 import torch
+from mmengine.logging import MessageHub
 
-from vssm.mm.checkpoint import latest_checkpoint, read_checkpoint, replace_atomically
+from vssm.mm.checkpoint import is_training, latest_checkpoint, read_checkpoint, replace_atomically
 from vssm.mm.errors import TrainingError
 from vssm.models import CheckpointError
 
@@ -117,3 +119,18 @@ def test_a_checkpoint_of_another_model_is_refused_whole(make_runner, tmp_path):
     for part in ("1 missing (backbone.head.bias)", "1 unexpected (backbone.extra)", "1 misshapen"):
         assert part in str(caught.value)
     assert torch.equal(runner.model.backbone.head.weight, before)
+
+
+def test_mmengines_own_checkpoints_are_read_without_running_what_they_name(tmp_path):
+    """As the official detectors are: logged values as NumPy arrays in objects that name functions by getattr."""
+    hub = MessageHub.get_instance("test_foreign_checkpoint")
+    hub.update_scalar("train/loss", numpy.float64(0.5))
+    hub.update_info("iter", numpy.int64(3))
+    weights = {"backbone.weight": torch.ones(2)}
+    torch.save({"state_dict": weights, "message_hub": hub.state_dict(), "meta": {}}, tmp_path / "foreign.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "foreign.pth", weights_only=True)
+    checkpoint = read_checkpoint(tmp_path / "foreign.pth")
+    assert torch.equal(checkpoint["state_dict"]["backbone.weight"], weights["backbone.weight"])
+    assert not is_training(checkpoint)
+    assert not callable(checkpoint["message_hub"]["log_scalars"]["train/loss"])

@@ -35,6 +35,31 @@ class CheckpointError(ValueError):
 _HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
+class _Ignored:
+    """Stands in a file for what is not needed: takes any arguments and any state, and keeps and calls nothing."""
+
+    def __new__(cls, *_: object) -> _Ignored:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Nothing is kept."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing is kept."""
+
+
+# The official detectors and segmentors are mmengine's checkpoints: logged values as NumPy arrays, in objects that name
+# functions by getattr, which is not called here.
+_IGNORED = [
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "_codecs.encode",
+]
+
+
 def load_checkpoint(
     model: Backbone,
     path: str | Path,
@@ -92,7 +117,7 @@ def read_file(path: str | Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals([*_HARMLESS, *((_Ignored, name) for name in _IGNORED)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
