@@ -1,7 +1,7 @@
 # Command: python tools/train.py configs/detection/vmamba/mask_rcnn_vmamba_demo_shapes.py
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
-    '../../_base_/datasets/shapes_detection.py',
+    '../../_base_/datasets/shapes_detection_albu.py',
     '../../_base_/schedules/shapes_detection.py',
     '../../_base_/detection_runtime.py',
 ]

@@ -1,7 +1,7 @@
 # Command: python tools/train.py configs/segmentation/vmamba/upernet_vmamba_demo_shapes.py
 _base_ = [
     '../../_base_/models/upernet.py',
-    '../../_base_/datasets/shapes_segmentation.py',
+    '../../_base_/datasets/shapes_segmentation_albu.py',
     '../../_base_/schedules/shapes_segmentation.py',
     '../../_base_/segmentation_runtime.py',
 ]
