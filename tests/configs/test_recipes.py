@@ -139,7 +139,7 @@ def test_pipelines_and_optimiser_are_built(recipe):
     init_default_scope(config.default_scope)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         assert len(Compose([TRANSFORMS.build(step) for step in loader.dataset.pipeline]).transforms) > 2
-    model = nn.ModuleDict({"backbone": shallow(config).backbone, "head": nn.Conv2d(3, 3, 1)})
+    model = nn.ModuleDict({"backbone": shallow(config, "meta").backbone, "head": nn.Conv2d(3, 3, 1, device="meta")})
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     assert set(groups) == set(model.parameters())
@@ -150,8 +150,8 @@ def test_pipelines_and_optimiser_are_built(recipe):
     assert (len(rates) > 1) == ("layer_decay" in config.optim_wrapper.paramwise_cfg)
 
 
-def shallow(config: Config) -> nn.Module:
-    """The model with one block a stage, and heads for small images."""
+def shallow(config: Config, device: str = "cpu") -> nn.Module:
+    """The model with one block a stage, and few regions to train its heads on."""
     model = config.model
     if model.backbone.name.startswith("vim"):
         maps = len(model.backbone.out_indices)
@@ -163,7 +163,7 @@ def shallow(config: Config) -> nn.Module:
         stages = model.train_cfg.rcnn if isinstance(model.train_cfg.rcnn, list) else [model.train_cfg.rcnn]
         for stage in stages:
             stage.sampler.num = 4
-    return build_model(config, "cpu")
+    return build_model(config, device)
 
 
 @every_kind
