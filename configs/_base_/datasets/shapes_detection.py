@@ -2,7 +2,7 @@
 # kind. CocoMetric finds the truth among each image's `instances`.
 _set = dict(type='ShapesDetectionDataset', root='data', train=2000, val=300, image_size=96, seed=0)
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=2,
     drop_last=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

@@ -2,7 +2,7 @@
 # reduce_zero_label=True ignores it, as ADE20K does, and leaves ten classes.
 _set = dict(type='ShapesSegmentationDataset', root='data', train=2000, val=300, image_size=96, seed=0)
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=2,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

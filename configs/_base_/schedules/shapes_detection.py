@@ -1,4 +1,4 @@
-# A short training of a detector from scratch on the embedded set: 3 epochs of 125 steps, cosine by steps with a short
+# A short training of a detector from scratch on the embedded set: 3 epochs of 250 steps, cosine by steps with a short
 # warm-up, a rate that suits few steps, gradients clipped.
 _base_ = './coco_1x.py'
 

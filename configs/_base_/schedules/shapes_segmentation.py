@@ -3,7 +3,7 @@
 _base_ = './ade20k_160k.py'
 
 train_cfg = dict(max_iters=1200, val_interval=400)
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(_delete_=True, max_norm=10.0))
+optim_wrapper = dict(optimizer=dict(lr=3e-3), clip_grad=dict(_delete_=True, max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=50, by_epoch=False),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=1200, by_epoch=False),

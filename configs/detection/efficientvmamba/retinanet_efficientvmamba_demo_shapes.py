@@ -16,5 +16,10 @@ model = dict(
         num_classes=10,
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32, 64])),
     test_cfg=dict(nms_pre=200, max_per_img=20))
+train_cfg = dict(max_epochs=6)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, begin=0, end=50, by_epoch=False),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=6, convert_to_iter_based=True),
+]
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator
