@@ -18,7 +18,12 @@ SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
 
 
 def benchmark_config(
-    config: Config, size: tuple[int, int], batch: int, device: torch.device, dtype: torch.dtype
+    config: Config,
+    size: tuple[int, int],
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    seconds: float = 2.0,
 ) -> list[dict[str, object]]:
     """Two rows of results: the backbone's, and the whole model's, which ends in boxes, masks or a class map.
 
@@ -28,6 +33,7 @@ def benchmark_config(
         batch: images at once.
         device: where the time is taken; operations are counted on the meta device.
         dtype: float32, or a half precision under autocast.
+        seconds: how long each of the two is timed; at least five batches.
     """
     backbone_flops, flops = model_flops(build_model(config, "meta"), *size)
     torch.manual_seed(0)
@@ -42,7 +48,7 @@ def benchmark_config(
                 module(image, *arguments)
 
         functions = [lambda image=image: run(image) for image in images]
-        seconds = median_time(functions, device, seconds=2.0)
+        median = median_time(functions, device, seconds)
         return {
             "part": part,
             "size": f"{size[0]}x{size[1]}",
@@ -50,8 +56,8 @@ def benchmark_config(
             "dtype": str(dtype).removeprefix("torch."),
             "parameters_m": sum(parameter.numel() for parameter in module.parameters()) / 1e6,
             "gflops": counted.total / 1e9,
-            "ms": 1e3 * seconds,
-            "images_per_second": batch / seconds,
+            "ms": 1e3 * median,
+            "images_per_second": batch / median,
             "peak_gib": peak_memory(functions[0], device),
         }
 
