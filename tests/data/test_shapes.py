@@ -56,7 +56,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
 
 def test_several_processes_draw_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = fingerprint(ensure_shapes(tmp_path / "alone", **SMALL))
-    monkeypatch.setattr("vssm.data.shapes._LEAST_IMAGES_PER_WORKER", 5)
+    monkeypatch.setattr("vssm.data.shapes._LEAST_PIXELS_PER_WORKER", 5 * SMALL["image_size"] ** 2)
     monkeypatch.setattr("vssm.data.shapes._cores", lambda: 2)
     assert fingerprint(ensure_shapes(tmp_path / "together", **SMALL)) == alone
 
@@ -123,14 +123,14 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ensure_shapes(tmp_path / "file", **SMALL)
 
 
-@pytest.mark.parametrize("images_per_worker", [5, 500])
+@pytest.mark.parametrize("pixels_per_worker", [5_000, 2_000_000])
 def test_a_full_disk_is_told_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_worker: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels_per_worker: int
 ) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vssm.data.shapes._LEAST_IMAGES_PER_WORKER", images_per_worker)
+    monkeypatch.setattr("vssm.data.shapes._LEAST_PIXELS_PER_WORKER", pixels_per_worker)
     monkeypatch.setattr("vssm.data.layouts.write_image", full)
     with pytest.raises(OSError, match=r"cannot be written to .*No space left on device; choose another") as caught:
         ensure_shapes(tmp_path, **SMALL)
