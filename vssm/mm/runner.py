@@ -39,9 +39,9 @@ class TaskRunner(Runner):
         """
         try:
             return super().from_cfg(cfg)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             told = str(error).strip("'\"")
-            if not re.search("is not in the .* registry|unexpected keyword|missing .* required", told):
+            if not re.search("is not in the .* registry|unexpected keyword|missing .* required|all None or not", told):
                 raise
             raise ConfigError(f"the config cannot be built: {told.partition('. Please check')[0]}") from error
 
