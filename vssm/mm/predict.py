@@ -62,10 +62,10 @@ def load_predictor(
         ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be had, too few labels.
     """
     if name is not None and name.endswith(".py"):
-        return scenes.of_config(name, checkpoint)
+        return scenes.of_config(name, checkpoint, _read_labels(labels))
     saved = read_checkpoint(checkpoint) if checkpoint else {}
     if is_training(saved) and saved["meta"]["backbone"] is None:
-        return scenes.of_training(saved, checkpoint)
+        return scenes.of_training(saved, checkpoint, _read_labels(labels))
     if is_training(saved):
         model, transform, names = _of_training(saved, name, checkpoint)
     elif name is None:
@@ -110,17 +110,21 @@ def _published(name: str) -> nn.Module:
 
 
 def _labels(count: int, path: Path | None, names: Sequence[str] | None) -> Sequence[str]:
-    if path is not None:
-        if not path.is_file():
-            raise ConfigError(f"there is no file of labels {path}")
-        names = path.read_text().splitlines()
-    elif names is None and count == 1000:
+    names = _read_labels(path) or names
+    if names is None and count == 1000:
         names = ImageNetInfo().label_descriptions()
     elif names is None:
         names = [f"class {index}" for index in range(count)]
     if len(names) != count:
         raise ConfigError(f"the model has {count} classes, but there are {len(names)} labels")
     return names
+
+
+def _read_labels(path: Path | None) -> list[str] | None:
+    """The lines of a file of labels; None where none is given."""
+    if path is not None and not path.is_file():
+        raise ConfigError(f"there is no file of labels {path}")
+    return None if path is None else path.read_text().splitlines()
 
 
 def predict_files(predictor: Predictor | ScenePredictor, paths: Sequence[Path], picture: Path) -> list[dict]:

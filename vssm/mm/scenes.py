@@ -88,16 +88,16 @@ def run_lengths(mask: np.ndarray) -> dict:
     return {"size": code["size"], "counts": code["counts"].decode()}
 
 
-def of_training(saved: dict, path: Path) -> ScenePredictor:
+def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> ScenePredictor:
     """A predictor from what a checkpoint of tools/train.py says of itself."""
     meta = saved["meta"]
     check_scope(meta["scope"])
     model = _build(meta["model"], meta["scope"])
     load_training(model, saved, path)
-    return _predictor(model, meta["pipeline"], meta.get("dataset_meta") or {})
+    return _predictor(model, meta["pipeline"], meta.get("dataset_meta") or {}, labels)
 
 
-def of_config(config_file: str, path: Path | None) -> ScenePredictor:
+def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None) -> ScenePredictor:
     """A predictor from a config of detection or segmentation, and a file of weights."""
     config = load_config(config_file)
     scope = config.get("default_scope") or "mmengine"
@@ -107,7 +107,7 @@ def of_config(config_file: str, path: Path | None) -> ScenePredictor:
         raise ConfigError(f"--model {config_file} says nothing of weights: give them with --checkpoint")
     model = _build(to_plain(config.model), scope)
     load_weights(model, path)
-    return _predictor(model, to_plain(config.test_dataloader.dataset.pipeline), _described(config))
+    return _predictor(model, to_plain(config.test_dataloader.dataset.pipeline), _described(config), labels)
 
 
 def _build(model: dict, scope: str) -> nn.Module:
@@ -122,11 +122,13 @@ def _described(config: Config) -> dict:
     return {**own, **data.get("metainfo", {})}
 
 
-def _predictor(model: nn.Module, pipeline: Sequence[dict], described: dict) -> ScenePredictor:
+def _predictor(
+    model: nn.Module, pipeline: Sequence[dict], described: dict, labels: Sequence[str] | None
+) -> ScenePredictor:
     count = next(iter(classes_of_heads(model).values()))
-    names = described.get("classes") or [f"class {i}" for i in range(count)]
+    names = labels or described.get("classes") or [f"class {i}" for i in range(count)]
     if len(names) != count:
-        raise ConfigError(f"the model has {count} classes, but its data set names {len(names)}")
+        raise ConfigError(f"the model has {count} classes, but there are {len(names)} labels")
     colours = [tuple(colour) for colour in described.get("palette") or distinct_colours(count)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model if device == "cuda" else revert_sync_batchnorm(model)
