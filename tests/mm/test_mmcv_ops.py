@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from vssm.mm import mmcv_ops
 mmcv_ops.install()
 ops = pytest.importorskip("mmcv.ops")
 
+ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -321,6 +323,20 @@ def test_compiled_operators_come_first(tmp_path):
     code = "import vssm.mm, mmcv._ext; assert mmcv._ext.compiled and not hasattr(mmcv._ext, 'nms')"
     path = [str(tmp_path), *filter(None, sys.path)]
     subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {path!r}; {code}"], check=True)
+
+
+def test_classification_needs_no_mm_packages():
+    """A fresh process, with the extra `train` alone."""
+    absent = ("mmcv", "mmdet", "mmseg", "pycocotools", "ftfy", "regex")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import vssm.mm, vssm.mm.cli, vssm.mm.predict"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code += (
+        "; from vssm.mm.config import load_config; "
+        "load_config('configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "ConfigError" in done.stderr and "pip install 'vssm[train,mm]'" in done.stderr
 
 
 def test_a_torchvision_for_the_cpu_beside_a_gpu_is_refused(monkeypatch):

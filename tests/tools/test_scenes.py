@@ -23,7 +23,8 @@ CONFIG = """
 _base_ = [{model!r}, {base!r} + '/datasets/shapes_{task}.py', {base!r} + '/{task}_runtime.py']
 _set = dict(root={data!r}, train=16, val=10, image_size=64)
 train_dataloader = dict(
-    batch_size=8, num_workers=0, drop_last=True, dataset=_set, sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
+    batch_size=8, num_workers=0, drop_last=True, dataset=_set,
+    sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
 val_dataloader = dict(batch_size=5, num_workers=0, dataset=_set)
 test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, {evaluator})
@@ -212,6 +213,7 @@ def test_a_checkpoint_of_another_head_is_one_sentence(task, work, config_of, tmp
         ("model.bakbone=1", "bakbone"),
         ("train_dataloader.dataset.spilt=train", "did you mean 'split'"),
         ("train_dataloader.batch_size=33", "fewer than one batch of 33"),
+        ("train_dataloader.sampler.type=InfiniteSampler", "an epoch would never end"),
     ],
 )
 def test_bad_configs_are_one_sentence(task, config_of, tmp_path, capfd, option, told):

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -95,6 +96,20 @@ class TaskRunner(Runner):
         model = super().build_model(model)
         keep_regions_exact(model)
         return model
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the loop.
+
+        Raises:
+            ConfigError: it counts epochs, and the sampler has no end.
+        """
+        loop = super().build_train_loop(loop)
+        if isinstance(loop, EpochBasedTrainLoop) and isinstance(loop.dataloader.sampler, InfiniteSampler):
+            raise ConfigError(
+                "an epoch would never end: train_cfg counts epochs and train_dataloader.sampler is an InfiniteSampler; "
+                "choose DefaultSampler, or train_cfg=dict(type='IterBasedTrainLoop', max_iters=...)"
+            )
+        return loop
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Put the model on its device; on the CPU, which has no SyncBatchNorm, with each process's own statistics."""
