@@ -96,7 +96,7 @@ class FiniteLossHook(Hook):
         Raises:
             TrainingError: names the step, the epoch, and the last good checkpoint.
         """
-        loss = float(outputs["loss"])
+        loss = float(outputs["loss"].detach())
         if not numpy.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} at step {runner.iter + 1} (epoch {runner.epoch + 1}): training stopped; "
