@@ -103,6 +103,27 @@ def test_learning_rate_falls_until_the_end(recipe):
     assert not warmup.by_epoch and warmup.end <= 1500
 
 
+# Learning rate, weight decay, layer decay, drop path, share of the training after which the rate first falls.
+PUBLISHED = {
+    "mask_rcnn": (1e-4, 0.05, None, 0.1, 8 / 12),
+    "mask_rcnn_3x": (1e-4, 0.05, None, 0.2, 27 / 36),
+    "cascade_mask_rcnn_vim": (1e-4, 0.1, 0.837, 0.1, 163889 / 184375),
+    "upernet": (6e-5, 0.01, None, 0.1, 1500 / 160000),
+    "upernet_vim": (2e-4, 0.1, 0.92, 0.1, 1500 / 60000),
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_bases_add_up_to_what_is_published(kind):
+    """A recipe is put together from shared parts: a change for one must not change the others."""
+    config = load(KINDS[kind])
+    optimizer, backbone, decay = config.optim_wrapper.optimizer, config.model.backbone, config.param_scheduler[1]
+    falls = decay.milestones[0] if "milestones" in decay else decay.begin
+    layer_decay = config.optim_wrapper.paramwise_cfg.get("layer_decay")
+    stated = (optimizer.lr, optimizer.weight_decay, layer_decay, backbone.drop_path_rate, falls / decay.end)
+    assert stated == PUBLISHED[kind]
+
+
 @functools.cache
 def counted(model: str, scope: str, size: tuple[int, int]) -> tuple[int, float]:
     """Parameters, and GFLOPs at a size, of a model; 1x and 3x have the same."""
