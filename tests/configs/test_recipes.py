@@ -97,10 +97,21 @@ def test_head_states_command_cost_and_score(recipe):
 def test_learning_rate_falls_until_the_end(recipe):
     config = load(recipe)
     warmup, decay = config.param_scheduler
-    length = config.train_cfg.get("max_epochs") or config.train_cfg.max_iters
-    assert decay.end == length and decay.by_epoch == ("max_epochs" in config.train_cfg)
+    by_epoch = "max_epochs" in config.train_cfg
+    length = config.train_cfg.max_epochs if by_epoch else config.train_cfg.max_iters
+    assert decay.end == length and decay.by_epoch == by_epoch
     assert all(milestone < length for milestone in decay.get("milestones", ()))
     assert not warmup.by_epoch and warmup.end <= 1500
+
+
+@every_recipe
+def test_saves_evaluates_and_logs_in_the_unit_that_the_training_counts(recipe):
+    config = load(recipe)
+    by_epoch = "max_epochs" in config.train_cfg
+    checkpoint = config.default_hooks.checkpoint
+    assert checkpoint.get("by_epoch", True) == config.log_processor.by_epoch == by_epoch
+    assert checkpoint.interval == config.train_cfg.val_interval
+    assert checkpoint.save_best == ("mIoU" if config.default_scope == "mmseg" else "coco/bbox_mAP")
 
 
 # Learning rate, weight decay, layer decay, drop path, share of the training after which the rate first falls.

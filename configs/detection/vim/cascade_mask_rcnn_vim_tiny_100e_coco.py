@@ -5,7 +5,7 @@ _base_ = [
     '../../_base_/models/cascade_mask_rcnn_vim.py',
     '../../_base_/datasets/coco_lsj.py',
     '../../_base_/schedules/vim_coco_100e.py',
-    '../../_base_/detection_runtime.py',
+    '../../_base_/detection_runtime_by_steps.py',
 ]
 
 model = dict(
