@@ -72,8 +72,9 @@ def _check_detection(target: type[BaseDataset], config: dict) -> None:
     dataset = _unread(target, config)
     file, images = Path(dataset.ann_file), Path(dataset.data_prefix["img"])
     check_present([file, images], _source(target))
-    empty_left_out = not dataset.test_mode and (dataset.filter_cfg or {}).get("filter_empty_gt", False)
-    check_coco(file, images, dataset.metainfo["classes"], empty_left_out)
+    if _reads_as(target, CocoDataset):
+        empty_left_out = not dataset.test_mode and (dataset.filter_cfg or {}).get("filter_empty_gt", False)
+        check_coco(file, images, dataset.metainfo["classes"], empty_left_out)
 
 
 def _check_segmentation(target: type[BaseDataset], config: dict) -> None:
@@ -82,10 +83,18 @@ def _check_segmentation(target: type[BaseDataset], config: dict) -> None:
     if not issubclass(target, BaseSegDataset):
         return
     dataset = _unread(target, config)
-    images, maps = (Path(dataset.data_prefix[key]) for key in ("img_path", "seg_map_path"))
-    check_present([images, maps, *([Path(dataset.ann_file)] if dataset.ann_file else [])], _source(target))
-    if not dataset.ann_file:
-        check_class_maps(images, maps, dataset.img_suffix, dataset.seg_map_suffix)
+    folders = [Path(folder) for folder in dataset.data_prefix.values() if folder]
+    check_present([*folders, *([Path(dataset.ann_file)] if dataset.ann_file else [])], _source(target))
+    maps = dataset.data_prefix.get("seg_map_path")
+    if maps and not dataset.ann_file and _reads_as(target, BaseSegDataset):
+        check_class_maps(Path(dataset.data_prefix["img_path"]), Path(maps), dataset.img_suffix, dataset.seg_map_suffix)
+
+
+def _reads_as(target: type[BaseDataset], parent: type[BaseDataset]) -> bool:
+    """Whether a data set leaves it to its parent how its files are read: LVIS and panoptic COCO do not."""
+    return all(
+        getattr(target, name, None) is getattr(parent, name, None) for name in ("load_data_list", "parse_data_info")
+    )
 
 
 def check_maps_when_read(dataset: Dataset) -> None:
