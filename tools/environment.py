@@ -89,7 +89,7 @@ def pip(directory: str, *arguments: str) -> None:
 def make(directory: str, key: str) -> None:
     if os.path.exists(directory) and os.listdir(directory) and not os.path.exists(note(directory)):
         stop(f"{directory} exists and was not made by make. Name another place: make test VENV=.venv-vssm")
-    print(f"making the environment in {directory}: 2 to 4 minutes, 6 GB", flush=True)
+    print(f"making the environment in {directory}: 2 to 3 minutes, 6 GB", flush=True)
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory)
     write("unfinished\n", note(directory))
