@@ -1,4 +1,4 @@
-"""Measure kernels and models: python tools/benchmark.py {kernels,models} [--help].
+"""Measure kernels, models, detectors and segmentors: python tools/benchmark.py {kernels,models,heads} [--help].
 
 Every kernel is compared with the reference before it is timed. Times are medians, with rotating buffers, after a
 warm-up; peers run in the same call, so that ratios hold whatever the machine.
@@ -6,6 +6,10 @@ warm-up; peers run in the same call, so that ratios hold whatever the machine.
     python tools/benchmark.py kernels --cases vim_tiny vmamba_s1_stage1 --csv kernels.csv
     python tools/benchmark.py kernels --cases vmamba_s1_stage1 --orders all --csv orders.csv
     python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
+    python tools/benchmark.py heads configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py
+
+Operations are those of one image, counted by the convention in vssm/bench/flops.py; beside them stands what is
+published of a model at 224 pixels, and of a detector or segmentor, if anything (model_cards/results.yaml).
 """
 
 import argparse
@@ -15,6 +19,7 @@ from pathlib import Path
 
 import _setup  # noqa: F401
 import torch
+import yaml
 
 from vssm.bench import (
     KERNEL_CASES,
@@ -30,6 +35,7 @@ from vssm.bench import (
 from vssm.bench.models import graph_latency
 from vssm.scan import order_named, order_names
 
+RESULTS = Path(__file__).resolve().parents[1] / "model_cards" / "results.yaml"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +60,13 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument("--graph", action="store_true", help="also one image as a CUDA graph")
     models.add_argument("--plot", type=Path, help="PNG of the time per image over the size")
 
-    for command in (kernels, models):
+    heads = commands.add_parser("heads", help="detectors and segmentors, and their backbones alone")
+    heads.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="configs/detection/... or segmentation/")
+    heads.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"),
+                       help="pixels (default: 800 1280 for detection, 512 2048 for segmentation)")  # fmt: skip
+    heads.add_argument("--batch", type=int, default=1, help="default: %(default)s")
+
+    for command in (kernels, models, heads):
         command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
         command.add_argument("--device", type=torch.device, help="default: a GPU if there is one")
         command.add_argument("--csv", type=Path, help="write the results with device, versions, commit and command")
@@ -75,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = environment(device)
     print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
-    rows = (run_kernels if arguments.command == "kernels" else run_models)(arguments, device)
+    rows = {"kernels": run_kernels, "models": run_models, "heads": run_heads}[arguments.command](arguments, device)
     print_table(rows)
     if arguments.csv:
         write_csv(arguments.csv, rows, facts)
@@ -113,15 +125,40 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> list[dict
         for size in arguments.sizes:
             for compiled in (False, True) if arguments.compile else (False,):
                 for training in (False, True) if arguments.train else (False,):
-                    rows.append(
-                        benchmark_model(
-                            name, size, arguments.batch, device, dtype, compiled=compiled, training=training
-                        )
+                    row = benchmark_model(
+                        name, size, arguments.batch, device, dtype, compiled=compiled, training=training
                     )
+                    rows.append(row | (published(name) if size == 224 else {}))
                     print(f"  {name} {size} done", file=sys.stderr)
             if arguments.graph and device.type == "cuda":
                 rows.append(graph_latency(name, size, device, dtype))
     return rows
+
+
+def run_heads(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+    from vssm.mm.complexity import SIZES, benchmark_config
+    from vssm.mm.config import load_config
+
+    rows = []
+    for path in arguments.configs:
+        config = load_config(path)
+        size = tuple(arguments.size or SIZES[config.default_scope])
+        backbone, whole = benchmark_config(config, size, arguments.batch, device, DTYPES[arguments.dtype])
+        stated = published(path.stem) if size == SIZES[config.default_scope] else {}
+        rows += [{"config": path.stem, **backbone}, {"config": path.stem, **whole, **stated}]
+        print(f"  {path.stem} done", file=sys.stderr)
+    return rows
+
+
+def published(name: str) -> dict[str, object]:
+    """What authors state of a model at its input size, or of the whole model that a recipe trains, if anything."""
+    for family in yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["families"].values():
+        entries = {Path(row["recipe"]).stem: row for row in family["downstream"]} | family["models"]
+        entry = entries.get(family.get("aliases", {}).get(name, name))
+        if entry:
+            stated = entry.get("published", {})
+            return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}
+    return {}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST = (3, 10)
-EXTRAS = "train,dev"
+EXTRAS = "train,mm,dev"
 
 
 def read(*parts: str) -> str:

@@ -33,7 +33,8 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def models(results: dict, families: list[str]) -> str:
     """Size, published accuracy and parity of every model."""
-    head = ["model", "parameters", "input", "GFLOPs, published", "top-1, published", "parity with the official code"]
+    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published"]
+    head += ["parity with the official code"]
     rows = []
     for family in families:
         entry = results["families"][family]
@@ -43,7 +44,8 @@ def models(results: dict, families: list[str]) -> str:
             published = model["published"]
             parity = "recorded outputs reproduced" if "parity" in model else "same code, no record"
             size = f"{model['parameters'] / 1e6:.2f} M"
-            rows.append([title, size, model["input"], published.get("flops"), published["top1"], parity])
+            flops = [f"{model['gflops']:.2f}", published.get("flops")]
+            rows.append([title, size, model["input"], *flops, published["top1"], parity])
     return markdown(head, rows)
 
 
@@ -58,13 +60,24 @@ def weights(results: dict, families: list[str]) -> str:
 
 
 def downstream(results: dict, families: list[str]) -> str:
-    """Published detection and segmentation results."""
-    rows = [
-        [f"`{row['model']}`", row["task"], row["score"], row["source"]]
-        for family in families
-        for row in results["families"][family]["downstream"]
-    ]
-    return markdown(["backbone", "task", "published score", "source"], rows)
+    """Detection and segmentation: recipes, sizes, and what is published of them. Links are those of a model card."""
+    head = ["backbone", "recipe", "parameters", "GFLOPs, counted", "GFLOPs, published", "score, published", "weights"]
+    rows = []
+    for family in families:
+        for row in results["families"][family]["downstream"]:
+            published = row.get("published", {})
+            rows.append(
+                [
+                    f"`{row['model']}`",
+                    f"[{row['task']}](../{row['recipe']})",
+                    f"{row['parameters'] / 1e6:.1f} M",
+                    row["gflops"],
+                    published.get("flops"),
+                    f"{published['score']} ({row['source']})" if published else "none",
+                    f"<{row['weights']}>" if "weights" in row else None,
+                ]
+            )
+    return markdown(head, rows)
 
 
 def measured(results: dict, families: list[str]) -> str:

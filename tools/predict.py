@@ -1,4 +1,4 @@
-"""Print the five best classes of images, and draw them: python tools/predict.py IMAGE... --model NAME [--help]."""
+"""Say and draw what is in images: python tools/predict.py IMAGE... --checkpoint FILE [--help]."""
 
 import argparse
 import sys
@@ -12,12 +12,20 @@ from vssm.mm.predict import load_predictor, predict_files
 
 def main(arguments: argparse.Namespace) -> None:
     predictor = load_predictor(arguments.model, arguments.checkpoint, arguments.labels)
-    predictions = predict_files(predictor, arguments.images, arguments.out)
-    for path, best in zip(arguments.images, predictions, strict=True):
-        print(path)
-        for label, probability in best:
-            print(f"  {probability:6.1%}  {label}")
-    print(f"picture: {arguments.out}")
+    for result in predict_files(predictor, arguments.images, arguments.out):
+        print(result["image"], "->", result["picture"])
+        for line in lines(result):
+            print(f"  {line}")
+    print(f"results: {arguments.out.with_suffix('.json')}")
+
+
+def lines(result: dict) -> list[str]:
+    """A result of `predict_files` in words."""
+    if "objects" in result:
+        return [f"{each['score']:6.1%}  {each['label']:<16} at {each['box']}" for each in result["objects"]]
+    classes = result["classes"]
+    pairs = classes.items() if isinstance(classes, dict) else classes
+    return [f"{share:6.1%}  {name}" for name, share in pairs]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train an image classifier: python tools/train.py CONFIG [--help]."""
+"""Train a classifier, a detector or a segmentor: python tools/train.py CONFIG [--help]."""
 
 import sys
 

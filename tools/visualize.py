@@ -14,7 +14,7 @@ from torch import nn
 from vssm.data import ensure_shapes, read_rgb
 from vssm.data.transforms import Transform
 from vssm.mm.arguments import visualize_parser
-from vssm.mm.checkpoint import read_checkpoint
+from vssm.mm.checkpoint import is_training, read_checkpoint
 from vssm.mm.classifier import create_backbone
 from vssm.mm.cli import make_directory, run_tool
 from vssm.mm.errors import ConfigError, UserError
@@ -78,7 +78,7 @@ def load_models(arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module | N
 def backbone_arguments(arguments: argparse.Namespace) -> dict:
     """As the checkpoint was trained with, or the named model."""
     saved = read_checkpoint(arguments.checkpoint) if arguments.checkpoint else {}
-    if "message_hub" in saved:
+    if is_training(saved):
         return {**saved["meta"]["backbone"], "pretrained": False}
     if arguments.model is None:
         raise ConfigError("which model? Name it with --model, or give a checkpoint of tools/train.py")

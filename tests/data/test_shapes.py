@@ -1,6 +1,5 @@
-"""The embedded set: the same pixels from the same seed, whole or not at all, with fitting annotations."""
+"""The embedded set: the same pixels from the same seed, whole or not at all."""
 
-import json
 import multiprocessing
 from hashlib import sha256
 from pathlib import Path
@@ -35,7 +34,6 @@ def test_layout_and_counts(folder: Path) -> None:
         assert tuple(sorted(path.name for path in (folder / split).iterdir())) == KINDS
         for kind in KINDS:
             assert len(list((folder / split / kind).iterdir())) == count // len(KINDS)
-        assert len(list((folder / "segmentation" / split).iterdir())) == count
     suffixes = {file.suffix for file in (folder / "train").glob("*/*")}
     assert suffixes == {".jpg", ".png"}
     for file in (folder / "train").glob("*/*"):
@@ -53,12 +51,12 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
     other = fingerprint(ensure_shapes(tmp_path / "a", **SMALL, seed=1))
     assert first == again
     images = [name for name in first if name.startswith(("train", "val"))]
-    assert all(first[name] != other.get(name) for name in images)
+    assert len(images) == 30 and all(first[name] != other.get(name) for name in images)
 
 
 def test_several_processes_draw_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = fingerprint(ensure_shapes(tmp_path / "alone", **SMALL))
-    monkeypatch.setattr("vssm.data.shapes._LEAST_IMAGES_PER_WORKER", 5)
+    monkeypatch.setattr("vssm.data.shapes._LEAST_PIXELS_PER_WORKER", 5 * SMALL["image_size"] ** 2)
     monkeypatch.setattr("vssm.data.shapes._cores", lambda: 2)
     assert fingerprint(ensure_shapes(tmp_path / "together", **SMALL)) == alone
 
@@ -85,7 +83,7 @@ def test_an_interrupted_drawing_leaves_nothing_and_is_made_up_for(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         ensure_shapes(tmp_path, **SMALL, progress=interrupt)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
-    assert len(fingerprint(ensure_shapes(tmp_path, **SMALL))) == 2 * 30 + 3
+    assert len(fingerprint(ensure_shapes(tmp_path, **SMALL))) == 30 + 1
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
@@ -101,7 +99,7 @@ def test_processes_that_ask_at_once_get_one_whole_set(tmp_path: Path) -> None:
         results = [pool.apply_async(ensure_shapes, (tmp_path,), SMALL) for _ in range(2)]
         folders = [result.get(timeout=240) for result in results]
     assert folders[0] == folders[1]
-    assert len(fingerprint(folders[0])) == 2 * 30 + 3
+    assert len(fingerprint(folders[0])) == 30 + 1
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folders[0]]
 
 
@@ -125,66 +123,19 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ensure_shapes(tmp_path / "file", **SMALL)
 
 
-@pytest.mark.parametrize("images_per_worker", [5, 500])
+@pytest.mark.parametrize("pixels_per_worker", [5_000, 2_000_000])
 def test_a_full_disk_is_told_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_worker: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels_per_worker: int
 ) -> None:
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vssm.data.shapes._LEAST_IMAGES_PER_WORKER", images_per_worker)
-    monkeypatch.setattr("vssm.data.shapes._write_image", full)
+    monkeypatch.setattr("vssm.data.shapes._LEAST_PIXELS_PER_WORKER", pixels_per_worker)
+    monkeypatch.setattr("vssm.data.layouts.write_image", full)
     with pytest.raises(OSError, match=r"cannot be written to .*No space left on device; choose another") as caught:
         ensure_shapes(tmp_path, **SMALL)
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
-
-
-def test_annotations_fit_the_class_maps(folder: Path) -> None:
-    annotations = json.loads((folder / "annotations" / "train.json").read_text())
-    assert [category["name"] for category in annotations["categories"]] == list(KINDS)
-    maps = {
-        image["id"]: np.asarray(Image.open(folder / "segmentation" / "train" / f"{Path(image['file_name']).stem}.png"))
-        for image in annotations["images"]
-    }
-    rebuilt = {key: np.zeros_like(classes) for key, classes in maps.items()}
-    for annotation in annotations["annotations"]:
-        mask = decode(annotation["segmentation"])
-        assert not rebuilt[annotation["image_id"]][mask].any(), "visible masks overlap"
-        rebuilt[annotation["image_id"]][mask] = annotation["category_id"]
-        rows, columns = np.nonzero(mask)
-        left, top, width, height = annotation["bbox"]
-        assert (columns.min(), rows.min()) == (left, top)
-        assert (columns.max() + 1, rows.max() + 1) == (left + width, top + height)
-        assert mask.sum() == annotation["area"] > 0
-    for key, classes in maps.items():
-        assert np.array_equal(rebuilt[key], classes)
-
-
-def test_the_label_is_the_kind_of_the_largest_shape(folder: Path) -> None:
-    annotations = json.loads((folder / "annotations" / "train.json").read_text())
-    for image in annotations["images"]:
-        assert (folder / "train" / image["file_name"]).is_file()
-        shapes = [shape for shape in annotations["annotations"] if shape["image_id"] == image["id"]]
-        largest = max(shapes, key=lambda shape: shape["bbox"][2] * shape["bbox"][3])
-        assert KINDS[largest["category_id"] - 1] == Path(image["file_name"]).parent.name
-    assert len(annotations["annotations"]) > 2 * len(annotations["images"]), "there are smaller shapes besides"
-
-
-def decode(segmentation: dict) -> np.ndarray:
-    """The mask of COCO's uncompressed run lengths, read the plain way."""
-    height, width = segmentation["size"]
-    values = [position % 2 == 1 for position, length in enumerate(segmentation["counts"]) for _ in range(length)]
-    return np.array(values).reshape(width, height).T
-
-
-def test_run_lengths_are_read_by_pycocotools(folder: Path) -> None:
-    mask_api = pytest.importorskip("pycocotools.mask")
-    annotations = json.loads((folder / "annotations" / "val.json").read_text())
-    for annotation in annotations["annotations"][:20]:
-        segmentation = annotation["segmentation"]
-        encoded = mask_api.frPyObjects(segmentation, *segmentation["size"])
-        assert np.array_equal(mask_api.decode(encoded).astype(bool), decode(segmentation))
 
 
 def test_outlines_lie_within_their_radius_and_fill_it() -> None:

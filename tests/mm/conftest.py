@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from vssm.mm.config import load_config
-from vssm.mm.runner import ClassificationRunner
+from vssm.mm.runner import TaskRunner
 
 RUNTIME = Path(__file__).resolve().parents[2] / "configs/_base_/default_runtime.py"
 _count = itertools.count()
@@ -55,12 +55,12 @@ def small_config(config_file: Path, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def make_runner(small_config: Config) -> Callable[..., ClassificationRunner]:
+def make_runner(small_config: Config) -> Callable[..., TaskRunner]:
     """Build a runner, with options of the config changed."""
 
-    def make(**options: object) -> ClassificationRunner:
+    def make(**options: object) -> TaskRunner:
         small_config.merge_from_dict({name.replace("__", "."): value for name, value in options.items()})
         small_config.experiment_name = f"test_{next(_count)}"
-        return ClassificationRunner.from_cfg(small_config)
+        return TaskRunner.from_cfg(small_config)
 
     return make

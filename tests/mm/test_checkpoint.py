@@ -4,11 +4,13 @@ import errno
 import pickle
 from pathlib import Path
 
+import numpy
 import pytest
 import timm
 import torch
+from mmengine.logging import MessageHub
 
-from vssm.mm.checkpoint import latest_checkpoint, read_checkpoint, replace_atomically
+from vssm.mm.checkpoint import is_training, latest_checkpoint, read_checkpoint, replace_atomically
 from vssm.mm.errors import TrainingError
 from vssm.models import CheckpointError
 
@@ -84,7 +86,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
     assert not Path("touched").exists()
     torch.save({"state_dict": {"weight": torch.zeros(1000)}}, path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match="cut short"):
+    with pytest.raises(CheckpointError, match="damaged, incomplete"):
         read_checkpoint(path)
     path.write_text("not a checkpoint")
     with pytest.raises(CheckpointError, match=r"file\.pth"):
@@ -110,10 +112,25 @@ def test_a_checkpoint_of_another_model_is_refused_whole(make_runner, tmp_path):
     other = {f"backbone.{name}": value for name, value in runner.model.backbone.state_dict().items()}
     other["backbone.head.weight"] = torch.zeros(7, 64)
     other["backbone.extra"] = other.pop("backbone.head.bias")
-    torch.save({"state_dict": other, "message_hub": {}}, tmp_path / "other.pth")
+    torch.save({"state_dict": other, "message_hub": {}, "meta": {"backbone": {}}}, tmp_path / "other.pth")
     before = runner.model.backbone.head.weight.clone()
     with pytest.raises(CheckpointError) as caught:
         runner.load_checkpoint(str(tmp_path / "other.pth"))
     for part in ("1 missing (backbone.head.bias)", "1 unexpected (backbone.extra)", "1 misshapen"):
         assert part in str(caught.value)
     assert torch.equal(runner.model.backbone.head.weight, before)
+
+
+def test_mmengines_own_checkpoints_are_read_without_running_what_they_name(tmp_path):
+    """As the official detectors are: logged values as NumPy arrays in objects that name functions by getattr."""
+    hub = MessageHub.get_instance("test_foreign_checkpoint")
+    hub.update_scalar("train/loss", numpy.float64(0.5))
+    hub.update_info("iter", numpy.int64(3))
+    weights = {"backbone.weight": torch.ones(2)}
+    torch.save({"state_dict": weights, "message_hub": hub.state_dict(), "meta": {}}, tmp_path / "foreign.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "foreign.pth", weights_only=True)
+    checkpoint = read_checkpoint(tmp_path / "foreign.pth")
+    assert torch.equal(checkpoint["state_dict"]["backbone.weight"], weights["backbone.weight"])
+    assert not is_training(checkpoint)
+    assert not callable(checkpoint["message_hub"]["log_scalars"]["train/loss"])

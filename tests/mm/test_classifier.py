@@ -7,7 +7,7 @@ from vssm.mm.classifier import ClassificationPreprocessor, ImageClassifier
 from vssm.mm.config import load_config
 from vssm.mm.errors import ConfigError
 from vssm.mm.metrics import TopAccuracy
-from vssm.mm.runner import ClassificationRunner
+from vssm.mm.runner import TaskRunner
 from vssm.nn import SelectiveScan
 from vssm.scan import order as order_module
 
@@ -58,7 +58,7 @@ def test_a_config_trains_along_any_order(config_file, tmp_path, monkeypatch):
     text += "    depths=(1, 1), scan_order=['snake_of_a_config', 'windows(2)'])\n"
     config_file.write_text(text)
     config = load_config(config_file, {"work_dir": str(tmp_path / "work"), "experiment_name": "any_order"})
-    runner = ClassificationRunner.from_cfg(config)
+    runner = TaskRunner.from_cfg(config)
     runner.train()
     scans = [module for module in runner.model.modules() if isinstance(module, SelectiveScan)]
     assert {scan.directions for scan in scans} == {3}

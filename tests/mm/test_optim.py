@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 
+from vssm.mm.backbone import VSSMBackbone
 from vssm.mm.config import set_precision
+from vssm.mm.errors import ConfigError
 from vssm.mm.optim import GroupMatcherOptimWrapperConstructor
 
 OPTIMIZER = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.05}
@@ -44,6 +46,65 @@ def test_parameters_outside_the_backbone_are_trained_too():
     groups = groups_by_name(model, layer_decay=0.9)
     assert set(groups) == {name for name, _ in model.named_parameters()}
     assert groups["head.weight"]["lr"] == 1e-3
+
+
+def with_head(**backbone):
+    """In the place of a detector: a backbone under its head, whose parameters have names like a backbone's."""
+    head = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 2)])})
+    return torch.nn.ModuleDict({"blocks": head, "backbone": VSSMBackbone(**backbone)})
+
+
+@pytest.mark.parametrize("output_norm", [True, False])
+@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
+def test_detectors_have_the_layers_of_their_backbone(name, output_norm):
+    """The head and the output norms have the full rate; the backbone's last block one step less, with or without."""
+    size = {"depth": 3} if name == "vim_tiny" else {"dims": (16, 32), "depths": (2, 1)}
+    model = with_head(name=name, output_norm=output_norm, **size)
+    groups = groups_by_name(model, layer_decay=0.5)
+    assert set(groups) == {n for n, _ in model.named_parameters()}
+    if name == "vim_tiny":
+        layers = ["pos_embed", *(f"blocks.{i}.norm.weight" for i in range(3))]
+    else:
+        layers = [
+            "stem.conv1.weight",
+            "stages.0.blocks.0.norm.weight",
+            "stages.0.blocks.1.norm.weight",
+            "stages.1.downsample.conv.weight",  # one layer with the block that follows
+        ]
+    rates = [groups[f"backbone.model.{n}"]["lr"] for n in layers]
+    assert rates == [1e-3 * 0.5 ** (len(layers) - i) for i in range(len(layers))]
+    full = {n for n, group in groups.items() if group["lr"] == 1e-3}
+    assert full == {n for n in groups if n.startswith("blocks.") or "outnorm" in n}
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.9])
+@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
+def test_detectors_have_the_weight_decay_of_their_backbone(name, layer_decay):
+    size = {"depth": 2} if name == "vim_tiny" else {"dims": (16, 32), "depths": (1, 1)}
+    model = with_head(name=name, **size)
+    groups = groups_by_name(model, layer_decay=layer_decay)
+    listed = {f"backbone.model.{n}" for n in model["backbone"].model.no_weight_decay()}
+    assert listed <= set(groups) and any(n.endswith(".D") for n in listed)
+    for n, parameter in model.named_parameters():
+        excluded = parameter.ndim <= 1 or n in listed
+        assert groups[n]["weight_decay"] == (0.0 if excluded else 0.05), n
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = with_head(name="vmamba_tiny", dims=(16, 32), depths=(1, 1), frozen_stages=1)
+    groups = groups_by_name(model, layer_decay=0.5)
+    assert set(groups) == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert groups["backbone.model.stages.1.blocks.0.norm.weight"]["lr"] == 5e-4
+
+
+def test_options_that_would_be_ignored_are_refused():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match="paramwise_cfg has custom_keys; expected layer_decay alone"):
+        groups_by_name(model, custom_keys={"norm": {"decay_mult": 0.0}})
+    with pytest.raises(ConfigError, match=r"needs a model with layers .* Linear has none"):
+        groups_by_name(model, layer_decay=0.9)
+    with pytest.raises(ConfigError, match="no lr"):
+        GroupMatcherOptimWrapperConstructor({"optimizer": {"type": "AdamW"}}, {"layer_decay": 0.9})
 
 
 def test_bfloat16_on_this_machine(make_runner):

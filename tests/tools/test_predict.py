@@ -1,5 +1,6 @@
 """tools/predict.py and tools/demo.py, as a user calls them."""
 
+import json
 from pathlib import Path
 
 import numpy
@@ -47,7 +48,9 @@ def test_labels(weights, images, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"name {i}" for i in range(1000)))
     predictor = load_predictor("vim_tiny", weights, labels)
-    ((best, probability), *_) = predict_files(predictor, images[:1], tmp_path / "out.png")[0]
+    (result,) = predict_files(predictor, images[:1], tmp_path / "out.png")
+    assert json.loads((tmp_path / "out.json").read_text())[0]["image"] == result["image"] == str(images[0])
+    best, probability = result["classes"][0]
     assert best.startswith("name ") and 0 < probability < 1
     labels.write_text("one\ntwo")
     with pytest.raises(ConfigError, match="1000 classes, but there are 2 labels"):

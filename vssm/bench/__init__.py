@@ -1,5 +1,6 @@
 """Measuring: correctness first, then medians of time, peak memory, and what the machine could do at best."""
 
+from vssm.bench.flops import Flops, count_flops
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
 from vssm.bench.models import benchmark_model
 from vssm.bench.report import environment, print_table, write_csv, write_plot
@@ -8,10 +9,12 @@ from vssm.bench.timing import Ceilings, median_time
 __all__ = [
     "KERNEL_CASES",
     "Ceilings",
+    "Flops",
     "KernelCase",
     "benchmark_kernel",
     "benchmark_model",
     "benchmark_orders",
+    "count_flops",
     "environment",
     "median_time",
     "print_table",

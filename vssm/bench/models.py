@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vssm.models  # noqa: F401  (registers the models)
+from vssm.bench.flops import Flops, count_flops
 from vssm.bench.timing import median_time, peak_memory
 
 
@@ -57,6 +58,7 @@ def benchmark_model(
         "mode": "train" if training else "infer",
         "compiled": compiled,
         "parameters_m": parameters / 1e6,
+        "gflops": model_flops(name, size, arguments).total / 1e9,
         "ms": 1e3 * median,
         "images_per_second": batch / median,
         "peak_gib": peak_memory(functions[0], device),
@@ -78,6 +80,13 @@ def graph_latency(name: str, size: int, device: torch.device, dtype: torch.dtype
         run(image)
     seconds = median_time([graph.replay], device)
     return {"model": name, "size": size, "batch": 1, "mode": "graph", "ms": 1e3 * seconds}
+
+
+def model_flops(name: str, size: int, arguments: Mapping[str, object] | None = None) -> Flops:
+    """Operations for one image, by the convention in `vssm.bench.flops`."""
+    with torch.device("meta"):
+        model, image = _create(name, size, arguments or {}).eval(), torch.empty(1, 3, size, size)
+    return count_flops(lambda: model(image))
 
 
 def check_finite(output: Tensor, name: str) -> None:

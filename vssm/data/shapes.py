@@ -1,10 +1,7 @@
 """The embedded set: images of ten kinds of shapes, drawn from a seed on first use, so that everything runs offline.
 
-FOLDER/train/<kind>/<id>.jpg or .png    the ImageFolder layout; the label is the kind of the large shape in front
-FOLDER/val/<kind>/...
-FOLDER/annotations/{train,val}.json     every shape's box and visible mask, in the COCO format (run lengths)
-FOLDER/segmentation/{train,val}/<id>.png    class maps: 0 is background, 1 + label a shape
-FOLDER/parameters.json                  what the set was drawn from
+The same scenes serve all tasks, each in its own layout (see vssm.data.layouts). Beside them lies parameters.json, which
+says what the set was drawn from.
 """
 
 from __future__ import annotations
@@ -13,17 +10,20 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
 from torch.utils.data import DataLoader, Dataset
 
-from vssm.data.coco import Annotation, CocoWriter, annotations_of
-from vssm.data.scene import Scene, draw_scene
+from vssm.data.layouts import IMAGE_FOLDER, Layout
+from vssm.data.scene import draw_scene
 from vssm.data.silhouettes import KINDS
 
 _logger = logging.getLogger(__name__)
@@ -31,9 +31,8 @@ _logger = logging.getLogger(__name__)
 # Raise it with any change of what is drawn: sets of other versions are then drawn anew, in folders of their own.
 VERSION = 1
 _PARAMETERS_FILE = "parameters.json"
-_PNG_SHARE = 0.3
-# Fewer images are drawn faster in this process than others start.
-_LEAST_IMAGES_PER_WORKER = 500
+# Fewer pixels are drawn faster in this process than others start: 500 images of 64 pixels, 8 of 512.
+_LEAST_PIXELS_PER_WORKER = 2_000_000
 
 Progress = Callable[[int, int], None]
 
@@ -58,8 +57,8 @@ class ShapesParameters:
             raise ValueError(f"shapes cannot be told apart below 16 pixels; got image_size={self.image_size}")
 
     @property
-    def folder(self) -> str:
-        return f"shapes_v{self.version}_{self.image_size}px_{self.train}+{self.val}_seed{self.seed}"
+    def name(self) -> str:
+        return f"v{self.version}_{self.image_size}px_{self.train}+{self.val}_seed{self.seed}"
 
 
 def ensure_shapes(
@@ -69,6 +68,7 @@ def ensure_shapes(
     val: int = 1000,
     image_size: int = 64,
     seed: int = 0,
+    layout: Layout = IMAGE_FOLDER,
     progress: Progress | None = None,
 ) -> Path:
     """Return the folder of the embedded set, drawing it first where it is not there yet.
@@ -80,11 +80,13 @@ def ensure_shapes(
         root: folder that holds embedded sets, one folder for each choice of the other arguments.
         train, val: number of images in either part.
         image_size: side of the square images in pixels.
-        seed: same seed, same pixels.
-        progress: called with (images drawn, images in all) after each image; by default each tenth is logged.
+        seed: same seed, same scenes.
+        layout: of the files: IMAGE_FOLDER, COCO or ADE20K of vssm.data.layouts.
+        progress: called with (images drawn, images in all) after each image; by default a bar on a terminal, and
+            elsewhere each tenth is logged.
 
     Returns:
-        The folder, in the layout above.
+        The folder.
 
     Raises:
         ValueError: fewer images than kinds, or too small ones.
@@ -97,14 +99,15 @@ def ensure_shapes(
     """
     parameters = ShapesParameters(train, val, image_size, seed)
     root = Path(root).expanduser()
-    folder = root / parameters.folder
+    folder = root / f"{layout.name}_{parameters.name}"
     if _is_complete(folder, parameters):
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{parameters.folder}.lock"):
+        with FileLock(root / f".{folder.name}.lock"):
             if not _is_complete(folder, parameters):
-                _draw_atomically(folder, parameters, progress or _log_tenths)
+                with _shown(progress) as shown:
+                    _draw_atomically(folder, layout, parameters, shown)
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[-1]  # of a drawing process comes its whole traceback
         raise OSError(
@@ -125,14 +128,16 @@ def _is_complete(folder: Path, parameters: ShapesParameters) -> bool:
     return True
 
 
-def _draw_atomically(folder: Path, parameters: ShapesParameters, progress: Progress) -> None:
+def _draw_atomically(folder: Path, layout: Layout, parameters: ShapesParameters, progress: Progress) -> None:
     """Called under the lock, so an unfinished folder here was left by a process that has died."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
+    total = parameters.train + parameters.val
     try:
-        done = 0
-        for part, (split, count) in enumerate((("train", parameters.train), ("val", parameters.val))):
-            done = _draw_split(unfinished, split, part, count, parameters, done, progress)
+        _draw_split(_Drawing(unfinished, "train", parameters.train, 0, layout, parameters), progress, 0, total)
+        _draw_split(
+            _Drawing(unfinished, "val", parameters.val, 1, layout, parameters), progress, parameters.train, total
+        )
         (unfinished / _PARAMETERS_FILE).write_text(json.dumps(asdict(parameters), indent=2) + "\n")
         unfinished.rename(folder)
     except BaseException:
@@ -140,46 +145,37 @@ def _draw_atomically(folder: Path, parameters: ShapesParameters, progress: Progr
         raise
 
 
-def _draw_split(
-    folder: Path, split: str, part: int, count: int, parameters: ShapesParameters, done: int, progress: Progress
-) -> int:
-    """Draw one part of the set; returns how many images have been drawn altogether."""
-    (folder / "segmentation" / split).mkdir(parents=True)
-    for kind in KINDS:
-        (folder / split / kind).mkdir(parents=True)
-    coco = CocoWriter(KINDS)
+def _draw_split(drawing: _Drawing, progress: Progress, done: int, total: int) -> None:
+    """Draw one part of the set, of which `done` of `total` images are drawn."""
+    for name in drawing.layout.folders(drawing.split):
+        (drawing.folder / name).mkdir(parents=True, exist_ok=True)
     # A loader only to draw in several processes: what it yields has been written by then.
-    workers = min(_cores(), count // _LEAST_IMAGES_PER_WORKER)
-    for file_name, shapes in DataLoader(
-        _Drawing(folder, split, part, count, parameters), batch_size=None, num_workers=workers
-    ):
-        coco.add(file_name, parameters.image_size, shapes)
-        done += 1
-        progress(done, parameters.train + parameters.val)
-    coco.write(folder / "annotations" / f"{split}.json")
-    return done
+    workers = min(_cores(), len(drawing) * drawing.parameters.image_size**2 // _LEAST_PIXELS_PER_WORKER)
+    records = []
+    for record in DataLoader(drawing, batch_size=None, num_workers=workers):
+        records.append(record)
+        progress(done + len(records), total)
+    drawing.layout.finish(drawing.folder, drawing.split, records)
 
 
 @dataclass(frozen=True)
 class _Drawing(Dataset):
-    """Item i draws and writes image i of a split, and gives its file name and the annotations of its shapes."""
+    """Item i draws and writes scene i of a split, and gives what the layout wants to know of it in the end."""
 
     folder: Path
     split: str
-    part: int
     count: int
+    part: int
+    layout: Layout
     parameters: ShapesParameters
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[str, list[Annotation]]:
+    def __getitem__(self, index: int) -> Any:
         random = np.random.default_rng([self.parameters.seed, self.part, index])
-        kind = index % len(KINDS)
-        scene = draw_scene(random, kind, self.parameters.image_size)
-        file = _write_image(random, scene, self.folder / self.split / KINDS[kind] / f"{index:06d}")
-        Image.fromarray(scene.class_map()).save(self.folder / "segmentation" / self.split / f"{index:06d}.png")
-        return file.relative_to(self.folder / self.split).as_posix(), annotations_of(scene)
+        scene = draw_scene(random, index % len(KINDS), self.parameters.image_size)
+        return self.layout.write(self.folder, self.split, index, scene, random)
 
 
 def _cores() -> int:
@@ -189,16 +185,16 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _write_image(random: np.random.Generator, scene: Scene, stem: Path) -> Path:
-    """Write a PNG or a JPEG, by chance; returns the file."""
-    image = Image.fromarray(scene.image)
-    if random.random() < _PNG_SHARE:
-        file = stem.with_suffix(".png")
-        image.save(file)
-    else:
-        file = stem.with_suffix(".jpg")
-        image.save(file, quality=int(random.integers(80, 96)))
-    return file
+@contextmanager
+def _shown(progress: Progress | None) -> Iterator[Progress]:
+    """What shows the progress of a drawing: what the caller gave, a bar on a terminal, lines in the log."""
+    console = Console(stderr=True)
+    if progress is not None or not console.is_terminal:
+        yield progress or _log_tenths
+        return
+    with ProgressBar(console=console) as bar:
+        task = bar.add_task("drawing the embedded set", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _log_tenths(done: int, total: int) -> None:

@@ -8,6 +8,34 @@ try:
 except ImportError as error:
     raise ImportError("training needs mmengine: pip install 'vssm[train]'") from error
 
-from vssm.mm import checkpoint, classifier, datasets, hooks, metrics, optim, runner
+from vssm.mm import mmcv_ops
 
-__all__ = ["checkpoint", "classifier", "datasets", "hooks", "metrics", "optim", "runner"]
+# Before anything imports mmdet or mmseg, which import mmcv's operators.
+mmcv_ops.install()
+
+from vssm.mm import (  # noqa: E402
+    backbone,
+    checkpoint,
+    classifier,
+    datasets,
+    hooks,
+    metrics,
+    optim,
+    pyramid,
+    runner,
+    shapes_datasets,
+)
+
+__all__ = [
+    "backbone",
+    "checkpoint",
+    "classifier",
+    "datasets",
+    "hooks",
+    "metrics",
+    "mmcv_ops",
+    "optim",
+    "pyramid",
+    "runner",
+    "shapes_datasets",
+]

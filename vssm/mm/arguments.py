@@ -50,7 +50,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def train_parser() -> argparse.ArgumentParser:
     """The options of tools/train.py."""
     parser = argparse.ArgumentParser(
-        description="Train an image classifier.",
+        description="Train a classifier, a detector or a segmentor.",
         epilog="several GPUs: torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch",
     )
     add_common_arguments(parser)
@@ -80,17 +80,23 @@ def test_parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="a checkpoint of tools/train.py, or weights in the official layout of the model",
     )
+    parser.add_argument(
+        "--tta", action="store_true", help="test-time augmentation of detection (boxes only) and segmentation"
+    )
     return parser
 
 
 def predict_parser() -> argparse.ArgumentParser:
     """The options of tools/predict.py."""
-    parser = argparse.ArgumentParser(description="Print the five best classes of images, and draw them.")
+    parser = argparse.ArgumentParser(
+        description="Find the best classes of images, or the objects or the class of each pixel, and draw them."
+    )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="a timm model, such as vim_tiny; may be left out for a checkpoint of tools/train.py",
+        help="a timm model, such as vim_tiny, or a configuration file of detection or segmentation; "
+        "may be left out for a checkpoint of tools/train.py",
     )
     parser.add_argument(
         "--checkpoint",
@@ -100,7 +106,11 @@ def predict_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions.png"), metavar="FILE", help="the picture (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("predictions.png"),
+        metavar="FILE",
+        help="the picture; a JSON of results is written beside it (default: %(default)s)",
     )
     return parser
 

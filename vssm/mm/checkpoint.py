@@ -1,8 +1,6 @@
 """Checkpoints that hold tensors and plain values only, are written whole or not at all, and fit or are refused."""
 
 import os
-import pickle
-import re
 from pathlib import Path
 
 import numpy
@@ -66,10 +64,17 @@ class PlainCheckpointHook(CheckpointHook):
                 f"no checkpoint written; {last_good(runner)}"
             )
         model = getattr(runner.model, "module", runner.model)
-        # What tools/predict.py builds from; the config beside it is code, which is not run.
-        checkpoint["meta"]["backbone"] = getattr(model, "arguments", None)
         evaluation = runner.cfg.get("test_dataloader") or runner.cfg.get("val_dataloader") or {}
-        checkpoint["meta"]["transform"] = to_plain(evaluation.get("dataset", {}).get("transform"))
+        dataset = evaluation.get("dataset", {})
+        # What tools/predict.py builds from; the config beside it is code, which is not run.
+        checkpoint["meta"].update(
+            backbone=getattr(model, "arguments", None),
+            transform=to_plain(dataset.get("transform")),
+            scope=runner.cfg.get("default_scope") or "mmengine",
+            model=to_plain(runner.cfg.model),
+            pipeline=to_plain(dataset.get("pipeline")),
+            dataset_meta=to_plain(checkpoint["meta"].get("dataset_meta")),
+        )
         hub = checkpoint["message_hub"]
         hub["runtime_info"] = to_plain(hub["runtime_info"])
         hub["log_scalars"] = {name: _history_to_plain(buffer) for name, buffer in hub["log_scalars"].items()}
@@ -154,45 +159,15 @@ def read_checkpoint(path: str | Path) -> dict:
     Raises:
         CheckpointError: no such file, truncated, not a checkpoint, or with anything but tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint file {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise CheckpointError(
-            f"{path} is refused: a checkpoint holds tensors and plain values only, and loading anything else could "
-            f"run foreign code (found: {found[1] if found else 'a file that is not PyTorch'})"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is not a checkpoint, or is cut short: {str(error).splitlines()[0]}"
-        ) from error
+    checkpoint = models.read_file(path)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict with the weights")
     return checkpoint
 
 
-def check_fits(model: nn.Module, state_dict: dict[str, Tensor], path: str | Path) -> None:
-    """Refuse weights that a model would take only in part.
-
-    Raises:
-        CheckpointError: names the missing, unexpected and misshapen keys.
-    """
-    own = model.state_dict()
-    problems = {
-        "missing": [key for key in own if key not in state_dict],
-        "unexpected": [key for key in state_dict if key not in own],
-        "misshapen": [
-            f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
-            for key, value in state_dict.items()
-            if key in own and value.shape != own[key].shape
-        ],
-    }
-    told = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in problems.items() if keys]
-    if told:
-        raise CheckpointError(f"{path} is a checkpoint of another model: {', '.join(told)} keys")
+def is_training(checkpoint: dict) -> bool:
+    """Whether a checkpoint is one of `PlainCheckpointHook`, with all that a training goes on from."""
+    return "message_hub" in checkpoint and "backbone" in checkpoint.get("meta", {})
 
 
 def to_plain(value: object) -> object:
@@ -200,8 +175,8 @@ def to_plain(value: object) -> object:
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return value.item() if isinstance(value, numpy.generic) else value
+        return type(value)(to_plain(item) for item in value)
+    return value.tolist() if isinstance(value, numpy.generic | numpy.ndarray) else value
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
@@ -214,12 +189,8 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
         models.load_checkpoint(backbone, path)
     else:
         weights = models.read_checkpoint(path)
-        check_fits(backbone, weights, path)
+        models.check_fits(weights, backbone.state_dict(), str(path), type(backbone).__name__)
         backbone.load_state_dict(weights)
-
-
-def _some(keys: list[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
 
 
 def replace_atomically(temporary: str | Path, final: str | Path) -> None:

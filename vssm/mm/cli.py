@@ -20,7 +20,8 @@ from vssm.mm.config import check_precision, load_config, set_precision, without_
 from vssm.mm.distributed import start_processes
 from vssm.mm.errors import ConfigError, UserError
 from vssm.mm.hooks import ProgressBarHook
-from vssm.mm.runner import ClassificationRunner
+from vssm.mm.runner import TaskRunner
+from vssm.mm.tta import use_tta
 from vssm.models import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def run_training(arguments: argparse.Namespace) -> None:
         config.auto_scale_lr.enable = True
     if arguments.resume is not None:
         set_resume(config, arguments.resume)
-    runner = ClassificationRunner.from_cfg(config)
+    runner = TaskRunner.from_cfg(config)
     try:
         runner.train()
     finally:
@@ -102,11 +103,13 @@ def run_training(arguments: argparse.Namespace) -> None:
 def run_test(arguments: argparse.Namespace) -> dict[str, float]:
     """Evaluate as the arguments of `test_parser` say; returns the metrics."""
     config = prepare_config(arguments)
+    if arguments.tta:
+        use_tta(config)
     config.load_from = str(arguments.checkpoint)
     amp = arguments.amp or "off"
     check_precision(amp)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
-    runner = ClassificationRunner.from_cfg(config)
+    runner = TaskRunner.from_cfg(config)
     runner.compile_model()
     with torch.autocast(get_device(), dtype=dtype, enabled=dtype is not None):
         return runner.test()

@@ -1,6 +1,7 @@
 """Configuration files: read, checked against what they configure, and joined with the command line."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,7 +35,10 @@ IMPLIED_TYPES = {
     "optim_wrapper": "OptimWrapper",
     "log_processor": "LogProcessor",
 }
-REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+# Top-level names of mmdet's and mmseg's own bases are free; from this likeness on, one is a misspelt option.
+MISSPELT = 0.88
+# Beside mmdet and mmseg, the packages whose classes have their arguments checked: those two pass arguments on.
+CHECKED = ("vssm.", "mmengine.runner", "mmengine.hooks", "mmengine.optim", "mmengine.visualization", "torch.optim.")
 # Arguments that a section takes beside those of its class.
 EXTRA_ARGUMENTS = {
     "train_cfg": ("by_epoch",),
@@ -72,7 +76,10 @@ def read_config(path: str | Path, options: dict | None = None) -> Config:
         config.merge_from_dict(options or {})
     except SyntaxError as error:
         raise ConfigError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
-    except (AttributeError, ImportError, KeyError, NameError, OSError, TypeError, ValueError) as error:
+    except ImportError as error:
+        hint = "; detection and segmentation need: pip install 'vssm[train,mm]'" if _of_mm(error) else ""
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}{hint}") from error
+    except (AttributeError, KeyError, NameError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     return config
 
@@ -85,16 +92,48 @@ def check_config(config: Config) -> None:
     Raises:
         ConfigError: names the place, and the nearest known name.
     """
+    scope = config.get("default_scope") or "mmengine"
     known = {*inspect.signature(Runner.__init__).parameters, *RUNTIME_OPTIONS} - {"self", "cfg"}
-    check_names("the config", "option", [key for key in config if not key.startswith("_")], known)
+    options = [key for key in config if not key.startswith("_")]
+    if scope != "mmengine":
+        options = [key for key in options if difflib.get_close_matches(key, known, n=1, cutoff=MISSPELT)]
+    check_names("the config", "option", options, known)
     for section in ("train_dataloader", "val_dataloader", "test_dataloader"):
         check_names(section, "option", config.get(section) or (), DATALOADER_OPTIONS)
     loop = "EpochBasedTrainLoop" if (config.get("train_cfg") or {}).get("by_epoch") else "IterBasedTrainLoop"
     implied = {**IMPLIED_TYPES, "train_cfg": loop}
+    check_scope(scope)
     for section, node in config.items():
         if not section.startswith("_"):
             for place, part in _typed_parts(node, section, implied.get(section)):
-                _check_part(place, part, EXTRA_ARGUMENTS.get(section, ()))
+                _check_part(place, part, EXTRA_ARGUMENTS.get(section, ()), scope)
+
+
+def check_scope(scope: str) -> None:
+    """See that the package is there whose classes a config names.
+
+    Args:
+        scope: "mmengine", or "mmdet" or "mmseg" for detection and segmentation.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        importlib.import_module(f"{scope}.registry")
+    except ImportError as error:
+        raise ConfigError(
+            f"default_scope={scope!r}: {error}; detection and segmentation need: pip install 'vssm[train,mm]'"
+        ) from error
+
+
+def _registries(scope: str) -> list[registry.Registry]:
+    """Where the classes of a config are looked up: the package's own registries first."""
+    modules = [importlib.import_module(f"{package}.registry") for package in dict.fromkeys((scope, "mmengine"))]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, registry.Registry)]
+
+
+def _of_mm(error: ImportError) -> bool:
+    return any(name in str(error) for name in ("mmcv", "mmdet", "mmseg"))
 
 
 def _typed_parts(node: object, place: str, implied: str | None = None) -> Iterator[tuple[str, dict]]:
@@ -104,24 +143,30 @@ def _typed_parts(node: object, place: str, implied: str | None = None) -> Iterat
         if isinstance(name, str):
             yield place, {**node, "type": name}
         for key, value in node.items():
-            # Transforms have names of their own, which vssm.data checks.
-            if key != "transform":
+            # Transforms of timm and albumentations have names of their own, which vssm.data checks.
+            if key != "transform" and name != "Albu":
                 yield from _typed_parts(value, f"{place}.{key}")
     elif isinstance(node, list | tuple):
         for index, value in enumerate(node):
             yield from _typed_parts(value, f"{place}[{index}]")
 
 
-def _check_part(place: str, part: dict, extra: Iterable[str]) -> None:
+def _check_part(place: str, part: dict, extra: Iterable[str], scope: str) -> None:
     name = part["type"]
     if "." in name or "::" in name:
         return  # of another package's registry
-    target = next((found for each in REGISTRIES if (found := each.get(name)) is not None), None)
+    scope = part.get("_scope_", scope)  # mmengine marks what comes from a base config of another package
+    foreign, registries = scope != "mmengine", _registries(scope)
+    target = next((found for each in registries if (found := each.get(name)) is not None), None)
     if target is None:
-        names = {key for each in REGISTRIES for key in each.module_dict}
-        raise ConfigError(f"{place}: there is no {name!r} to build{_nearest(name, names)}")
+        names = {key for each in registries for key in each.module_dict}
+        # mmdet and mmseg also have types that are in no registry, such as the functions nms and soft_nms.
+        if not foreign or difflib.get_close_matches(name, names, n=1, cutoff=MISSPELT):
+            raise ConfigError(f"{place}: there is no {name!r} to build{_nearest(name, names)}")
+        return
     parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if takes_any or (foreign and not target.__module__.startswith(CHECKED)):
         return
     given = [key for key in part if key not in ("type", "_scope_", *extra)]
     check_names(f"{place} ({name})", "argument", given, parameters)

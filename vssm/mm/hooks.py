@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vssm.data import StreamedImageDataset
 from vssm.mm.checkpoint import last_good
+from vssm.mm.datasets import seed_albumentations
 from vssm.mm.errors import ConfigError, TrainingError
 
 
@@ -31,12 +32,12 @@ class EpochHook(Hook):
     priority = "VERY_HIGH"
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed Python, NumPy and PyTorch.
+        """Seed Python, NumPy and PyTorch. A training that counts steps is one epoch.
 
         Raises:
-            ConfigError: the data workers are persistent.
+            ConfigError: the data workers are persistent, and there are several epochs.
         """
-        if getattr(runner.train_dataloader, "persistent_workers", False):
+        if runner.max_epochs > 1 and getattr(runner.train_dataloader, "persistent_workers", False):
             raise ConfigError(
                 "train_dataloader.persistent_workers=True carries random state from epoch to epoch, so that a resumed "
                 "training would differ: leave it out"
@@ -47,6 +48,7 @@ class EpochHook(Hook):
         numpy.random.seed(seed)
         torch.manual_seed(seed)
         dataset = runner.train_dataloader.dataset
+        seed_albumentations(dataset, seed)
         if isinstance(dataset, StreamedImageDataset):
             dataset.set_epoch(runner.epoch)
 
@@ -94,7 +96,7 @@ class FiniteLossHook(Hook):
         Raises:
             TrainingError: names the step, the epoch, and the last good checkpoint.
         """
-        loss = float(outputs["loss"])
+        loss = float(outputs["loss"].detach())
         if not numpy.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} at step {runner.iter + 1} (epoch {runner.epoch + 1}): training stopped; "

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 
 import torch
 from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.models._manipulate import group_with_matcher
 from torch import nn
+
+from vssm.mm.errors import ConfigError
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -28,15 +31,22 @@ class Bfloat16OptimWrapper(OptimWrapper):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupMatcherOptimWrapperConstructor:
-    """Builds the optimiser with timm's parameter groups.
+    """Builds the optimiser with parameter groups that follow the backbone's own methods.
 
-    No weight decay for one-dimensional parameters, biases, and the names that the model's ``no_weight_decay()``
-    lists; with ``layer_decay`` the learning rate shrinks from the head to the stem, by the layers that the model's
-    ``group_matcher`` names.
+    Serves classifiers, detectors and segmentors alike: no weight decay for one-dimensional parameters (norms, biases)
+    anywhere, nor for those that the backbone's ``no_weight_decay()`` lists; with ``layer_decay`` the learning rate
+    shrinks from the backbone's last layer to its stem, by the layers that its ``group_matcher`` names, while all that
+    is no layer of it (heads, necks, output norms) has the full rate.
+
+    For other rules, such as weight decay on biases but not on norms, take mmengine's ``DefaultOptimWrapperConstructor``
+    with ``custom_keys``.
 
     Args:
         optim_wrapper_cfg: ``dict(type, optimizer, clip_grad, accumulative_counts)``.
         paramwise_cfg: ``dict(layer_decay=0.92)``, or None for one learning rate.
+
+    Raises:
+        ConfigError: another option in `paramwise_cfg`, or layer decay without a learning rate or layers.
 
     Example:
         >>> import timm
@@ -50,36 +60,60 @@ class GroupMatcherOptimWrapperConstructor:
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         self.wrapper = {"type": "OptimWrapper", **optim_wrapper_cfg}
         self.optimizer = dict(self.wrapper.pop("optimizer"))
-        self.layer_decay = (paramwise_cfg or {}).get("layer_decay")
+        options = dict(paramwise_cfg or {})
+        self.layer_decay = options.pop("layer_decay", None)
+        if options:
+            raise ConfigError(
+                f"optim_wrapper.paramwise_cfg has {', '.join(options)}; expected layer_decay alone: for other options "
+                "leave out the constructor, which makes it mmengine's"
+            )
+        if self.layer_decay is not None and "lr" not in self.optimizer:
+            raise ConfigError("optim_wrapper.optimizer has no lr; expected one, for layer_decay to scale")
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the wrapper around an optimiser of the model's parameters."""
-        model = getattr(model, "module", model)
-        groups = self.param_groups(timm_model(model))
-        grouped = {id(parameter) for group in groups for parameter in group["params"]}
-        others = [p for p in model.parameters() if p.requires_grad and id(p) not in grouped]
-        if others:
-            groups.append({"params": others})
+        groups = self.param_groups(getattr(model, "module", model))
         optimizer = OPTIMIZERS.build(self.optimizer, default_args={"params": groups})
         return OPTIM_WRAPPERS.build(self.wrapper, default_args={"optimizer": optimizer})
 
     def param_groups(self, model: nn.Module) -> list[dict]:
-        """timm's groups, with the scale of each layer turned into its learning rate."""
-        decay = self.optimizer.get("weight_decay", 0.0)
-        no_decay = getattr(model, "no_weight_decay", set)()
-        if self.layer_decay is None:
-            return param_groups_weight_decay(model, decay, no_weight_decay_list=no_decay)
-        groups = param_groups_layer_decay(model, decay, no_weight_decay_list=no_decay, layer_decay=self.layer_decay)
-        return [
-            {
-                "params": group["params"],
-                "weight_decay": group["weight_decay"],
-                "lr": self.optimizer["lr"] * group["lr_scale"],
-            }
-            for group in groups
+        """The trainable parameters, by layer and by whether they have weight decay."""
+        path, backbone = timm_model(model)
+        prefix = f"{path}." if path else ""
+        # By the names that the backbone knows; other parameters have names that none of its patterns match.
+        parameters = [
+            (name.removeprefix(prefix) if name.startswith(prefix) else f"/{name}", parameter)
+            for name, parameter in model.named_parameters()
         ]
+        undecayed = getattr(backbone, "no_weight_decay", set)()
+        scales = self._scales(parameters, backbone)
+        groups: dict[tuple, dict] = {}
+        for name, parameter in parameters:
+            if not parameter.requires_grad:
+                continue
+            decayed = parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in undecayed)
+            options = {"weight_decay": self.optimizer.get("weight_decay", 0.0) if decayed else 0.0}
+            if self.layer_decay is not None:
+                options["lr"] = self.optimizer["lr"] * scales[name]
+            groups.setdefault(tuple(options.items()), {"params": [], **options})["params"].append(parameter)
+        return list(groups.values())
+
+    def _scales(self, parameters: list[tuple[str, nn.Parameter]], backbone: nn.Module) -> dict[str, float]:
+        """By what each parameter's learning rate is multiplied; 1 for those of the last layer, which is the head's."""
+        if self.layer_decay is None:
+            return {}
+        if not hasattr(backbone, "group_matcher"):
+            raise ConfigError(
+                f"layer_decay needs a model with layers (a group_matcher), but {type(backbone).__name__} has none: "
+                "leave out paramwise_cfg.layer_decay"
+            )
+        layers = group_with_matcher(parameters, backbone.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values())
+        return {name: self.layer_decay ** (last - layer) for name, layer in layers.items()}
 
 
-def timm_model(model: nn.Module) -> nn.Module:
-    """The first part of a model that speaks timm's contract (has a ``group_matcher``), or the model itself."""
-    return next((module for module in model.modules() if hasattr(module, "group_matcher")), model)
+def timm_model(model: nn.Module) -> tuple[str, nn.Module]:
+    """The first part of a model that speaks timm's contract (has a ``group_matcher``), or the model itself, and where
+    it is."""
+    parts = ((path, part) for path, part in model.named_modules() if hasattr(part, "group_matcher"))
+    return next(parts, ("", model))

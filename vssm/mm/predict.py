@@ -1,5 +1,6 @@
-"""What tools/predict.py does: the best classes of images, printed and drawn."""
+"""What tools/predict.py does: the classes, objects or class maps of images, drawn and written as JSON."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,15 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
+from vssm import models
 from vssm.data import build_transform, read_rgb
 from vssm.data.transforms import Transform
-from vssm.mm.checkpoint import check_fits, load_backbone, read_checkpoint
+from vssm.mm import scenes
+from vssm.mm.checkpoint import is_training, load_backbone, read_checkpoint
 from vssm.mm.classifier import create_backbone
 from vssm.mm.cli import make_directory
 from vssm.mm.errors import ConfigError
+from vssm.mm.scenes import ScenePredictor
 from vssm.viz import draw_predictions
 
 
@@ -42,11 +46,13 @@ class Predictor:
         return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Path | None = None) -> Predictor:
+def load_predictor(
+    name: str | None, checkpoint: Path | None = None, labels: Path | None = None
+) -> Predictor | ScenePredictor:
     """Build a model with its weights.
 
     Args:
-        name: a timm model; None for a checkpoint that tells.
+        name: a timm model, or a configuration file of detection or segmentation; None for a checkpoint that tells.
         checkpoint: written by tools/train.py, or weights in the model's official layout; None downloads the published
             weights.
         labels: a file with the name of a class on each line; None for the checkpoint's, or ImageNet's for a model
@@ -55,8 +61,12 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
     Raises:
         ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be had, too few labels.
     """
+    if name is not None and name.endswith(".py"):
+        return scenes.of_config(name, checkpoint, _read_labels(labels))
     saved = read_checkpoint(checkpoint) if checkpoint else {}
-    if "message_hub" in saved:
+    if is_training(saved) and saved["meta"]["backbone"] is None:
+        return scenes.of_training(saved, checkpoint, _read_labels(labels))
+    if is_training(saved):
         model, transform, names = _of_training(saved, name, checkpoint)
     elif name is None:
         raise ConfigError("which model? Name it with --model, or give a checkpoint of tools/train.py")
@@ -82,7 +92,7 @@ def _of_training(saved: dict, name: str | None, path: Path) -> tuple[nn.Module, 
     weights: dict[str, Tensor] = {
         key.removeprefix(prefix): value for key, value in saved["state_dict"].items() if key.startswith(prefix)
     }
-    check_fits(model, weights, path)
+    models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
     model.load_state_dict(weights)
     classes = (saved["meta"].get("dataset_meta") or {}).get("classes")
     return model, build_transform(saved["meta"]["transform"]), classes
@@ -100,11 +110,8 @@ def _published(name: str) -> nn.Module:
 
 
 def _labels(count: int, path: Path | None, names: Sequence[str] | None) -> Sequence[str]:
-    if path is not None:
-        if not path.is_file():
-            raise ConfigError(f"there is no file of labels {path}")
-        names = path.read_text().splitlines()
-    elif names is None and count == 1000:
+    names = _read_labels(path) or names
+    if names is None and count == 1000:
         names = ImageNetInfo().label_descriptions()
     elif names is None:
         names = [f"class {index}" for index in range(count)]
@@ -113,8 +120,25 @@ def _labels(count: int, path: Path | None, names: Sequence[str] | None) -> Seque
     return names
 
 
-def predict_files(predictor: Predictor, paths: Sequence[Path], picture: Path) -> list[list[tuple[str, float]]]:
-    """The best classes of each image file, and a picture of them all.
+def _read_labels(path: Path | None) -> list[str] | None:
+    """The lines of a file of labels; None where none is given."""
+    if path is not None and not path.is_file():
+        raise ConfigError(f"there is no file of labels {path}")
+    return None if path is None else path.read_text().splitlines()
+
+
+def predict_files(predictor: Predictor | ScenePredictor, paths: Sequence[Path], picture: Path) -> list[dict]:
+    """What a model finds in each image file; drawn, and written as JSON beside the picture.
+
+    Args:
+        predictor: a classifier draws one picture of all images; a detector or segmentor one of each, with the image's
+            name after the picture's where there are several.
+        paths: of the images.
+        picture: the file to write.
+
+    Returns:
+        For each image its path as ``image``, the picture, and ``classes`` (pairs of a class and its probability, best
+        first; or a class and its share of the pixels) or ``objects``.
 
     Raises:
         BadImageError: a file that cannot be read as an image.
@@ -122,6 +146,23 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], picture: Path) ->
     """
     images = [read_rgb(str(path), str(path)) for path in paths]
     make_directory(picture.parent, "--out")
-    predictions = [predictor(image) for image in images]
-    draw_predictions(images, predictions, path=picture)
-    return predictions
+    if isinstance(predictor, Predictor):
+        predictions = [predictor(image) for image in images]
+        draw_predictions(images, predictions, path=picture)
+        found = [{"picture": str(picture), "classes": best} for best in predictions]
+    else:
+        pictures = _pictures(picture, paths)
+        found = [{"picture": str(file), **predictor(image, file)} for image, file in zip(images, pictures, strict=True)]
+    results = [{"image": str(path), **each} for path, each in zip(paths, found, strict=True)]
+    picture.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def _pictures(picture: Path, paths: Sequence[Path]) -> list[Path]:
+    """A file for each image; images of one name in several folders get a number."""
+    if len(paths) == 1:
+        return [picture]
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{name}_{number}" for number, name in enumerate(names)]
+    return [picture.with_name(f"{picture.stem}_{name}{picture.suffix}") for name in names]

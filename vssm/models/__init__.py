@@ -1,6 +1,13 @@
 """One file per family; importing this package registers every model with timm."""
 
-from vssm.models._checkpoint import CheckpointError, load_checkpoint, read_checkpoint
+from vssm.models._checkpoint import (
+    CheckpointError,
+    check_fits,
+    load_checkpoint,
+    read_checkpoint,
+    read_file,
+    weights_in,
+)
 from vssm.models.efficientvmamba import EfficientVMamba
 from vssm.models.msvmamba import MSVMamba
 from vssm.models.vim import Vim
@@ -12,6 +19,9 @@ __all__ = [
     "MSVMamba",
     "VMamba",
     "Vim",
+    "check_fits",
     "load_checkpoint",
     "read_checkpoint",
+    "read_file",
+    "weights_in",
 ]

@@ -1,6 +1,7 @@
-"""timm's contract for a vision backbone, once for pyramids and once for plain (one-stride) models.
+"""timm's contract for a vision backbone: what all have in common, pyramids, and what builds a model by name.
 
-A family builds its stem, its blocks and its norm; everything a user calls is here.
+A family builds its stem, its blocks and its norm; everything a user calls is here, and for plain (one-stride) models in
+`_plain`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, get_device_dtype
-from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq
+from timm.models import build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import WEIGHTS_UNDER, check_obtainable, fit, load_checkpoint, unwrap
@@ -69,6 +70,34 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+
+
+def make_stages(
+    block: Callable[[int, int, float], nn.Module],
+    dims: Sequence[int],
+    depths: Sequence[int],
+    downsample: Callable[..., nn.Module],
+    drop_path_rate: float,
+    **dd: Any,
+) -> list[Stage]:
+    """The stages of a pyramid; stochastic depth rises linearly from block to block.
+
+    Args:
+        block: makes one from the number of its stage, its channels and its rate of drop path.
+        dims, depths: channels and number of blocks of each stage.
+        downsample: makes what a stage begins with, except the first, from numbers of channels.
+        drop_path_rate: of the last block.
+        **dd: device and dtype.
+    """
+    rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+    return [
+        Stage(
+            downsample(dims[i - 1], dim, **dd) if i > 0 else nn.Identity(),
+            [block(i, dim, next(rates)) for _ in range(depth)],
+            channels=dim,
+        )
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
+    ]
 
 
 class Pyramid(Backbone):
@@ -145,8 +174,8 @@ class Pyramid(Backbone):
             output_fmt: "NCHW" or "NHWC".
             intermediates_only: return the list of maps alone.
         """
-        _check_format(output_fmt)
-        taken = _taken(indices, len(self.stages))
+        check_format(output_fmt)
+        taken = chosen(indices, len(self.stages))
         stages = self.stages[: max(taken) + 1] if stop_early else self.stages
         x = self.stem(image)
         maps = []
@@ -154,7 +183,7 @@ class Pyramid(Backbone):
             x = stage(x)
             if i in taken:
                 maps.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
-        maps = [_as_format(m, output_fmt) for m in maps]
+        maps = [as_format(m, output_fmt) for m in maps]
         if intermediates_only:
             return maps
         return self.norm(x) if len(stages) == len(self.stages) else x, maps
@@ -163,7 +192,7 @@ class Pyramid(Backbone):
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove what the chosen stages' maps do not need; returns the chosen stages' numbers."""
-        taken = _taken(indices, len(self.stages))
+        taken = chosen(indices, len(self.stages))
         ends_early = max(taken) < len(self.stages) - 1
         self.stages = self.stages[: max(taken) + 1]
         if ends_early:
@@ -192,149 +221,6 @@ class Pyramid(Backbone):
         """Parameter groups from stem to head, for layer-wise learning rates."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
-
-class Plain(Backbone):
-    """Patch embedding, blocks of one size, norm, pooling, classifier: tokens (batch, tokens, channels) throughout.
-
-    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs, and says in
-    `patch_tokens` and `class_token` which tokens are which.
-
-    Args:
-        num_features: channels of the tokens.
-        stride: pixels from one patch to the next.
-        depth: number of blocks.
-        in_chans, num_classes, global_pool ("token", "avg", "max" or ""), drop_rate: as everywhere in timm.
-    """
-
-    classifier = "head"
-    blocks: nn.Sequential
-    norm: nn.Module
-
-    def __init__(
-        self,
-        num_features: int,
-        stride: int,
-        depth: int,
-        in_chans: int,
-        num_classes: int,
-        global_pool: str,
-        drop_rate: float,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.in_chans, self.num_classes = in_chans, num_classes
-        self.num_features = self.head_hidden_size = num_features
-        self.global_pool = _check_pool(global_pool)
-        self.grad_checkpointing = False
-        self.feature_info = [
-            {"num_chs": num_features, "reduction": stride, "module": f"blocks.{i}"} for i in range(depth)
-        ]
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = _linear(num_features, num_classes, device=device, dtype=dtype)
-
-    def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
-        """Tokens for the first block, and the height and width of the grid of patches."""
-        raise NotImplementedError
-
-    def patch_tokens(self, tokens: Tensor) -> Tensor:
-        """The tokens of the grid, in raster order."""
-        raise NotImplementedError
-
-    def class_token(self, tokens: Tensor) -> Tensor:
-        """(batch, channels)."""
-        raise NotImplementedError
-
-    def forward_features(self, image: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> (batch, tokens, num_features), normed."""
-        tokens, height, width = self.embed(image)
-        for block in self.blocks:
-            tokens = self._run(block, tokens, height, width)
-        return self.norm(tokens)
-
-    def _run(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
-        if self.grad_checkpointing:
-            return checkpoint(block, tokens, height, width)
-        return block(tokens, height, width)
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        pooled = self.head_drop(self._pool(features))
-        return pooled if pre_logits else self.head(pooled)
-
-    def _pool(self, tokens: Tensor) -> Tensor:
-        match self.global_pool:
-            case "token":
-                return self.class_token(tokens)
-            case "avg":
-                return self.patch_tokens(tokens).mean(1)
-            case "max":
-                return self.patch_tokens(tokens).amax(1)
-            case _:
-                return tokens
-
-    def forward_intermediates(
-        self,
-        image: Tensor,
-        indices: Indices = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps after chosen blocks, and the final features.
-
-        Args:
-            image: (batch, channels, height, width).
-            indices: which blocks; an integer means the last so many, None all.
-            norm: apply the final norm to every map.
-            stop_early: leave out the blocks after the last chosen one.
-            output_fmt: "NCHW" or "NHWC".
-            intermediates_only: return the list of maps alone.
-        """
-        _check_format(output_fmt)
-        taken = _taken(indices, len(self.blocks))
-        tokens, height, width = self.embed(image)
-        maps = []
-        for i, block in enumerate(self.blocks[: max(taken) + 1] if stop_early else self.blocks):
-            tokens = self._run(block, tokens, height, width)
-            if i in taken:
-                patches = self.patch_tokens(self.norm(tokens) if norm else tokens)
-                maps.append(_as_format(patches.unflatten(1, (height, width)).to(image.dtype), output_fmt))
-        return maps if intermediates_only else (self.norm(tokens), maps)
-
-    def prune_intermediate_layers(
-        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Remove what the chosen blocks' maps do not need; returns the chosen blocks' numbers."""
-        taken = _taken(indices, len(self.blocks))
-        self.blocks = self.blocks[: max(taken) + 1]
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return taken
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier (none for 0 classes), and another pooling where given."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = _check_pool(global_pool)
-        self.head = _linear(self.num_features, num_classes, **get_device_dtype(self)).train(self.training)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping their activations."""
-        self.grad_checkpointing = enable
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups from stem to head, for layer-wise learning rates."""
-        return {
-            "stem": r"^cls_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
 
 
 def build(
@@ -370,31 +256,30 @@ def _filter_state(state: dict[str, Tensor], model: Backbone) -> dict[str, Tensor
     return fit(unwrap(state, "the checkpoint", model.weights_under), model, source="the checkpoint", adapt=True)
 
 
-def _linear(in_features: int, num_classes: int, **dd: Any) -> nn.Module:
-    return nn.Linear(in_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
-
-
-def _check_pool(global_pool: str) -> str:
-    if global_pool not in ("", "token", "avg", "max"):
-        raise ValueError(f'global_pool is {global_pool!r}; expected "token", "avg", "max", or "" for none')
-    return global_pool
-
-
-def _taken(indices: Indices, count: int) -> list[int]:
+def chosen(indices: Indices, count: int) -> list[int]:
     """Numbers of the chosen stages or blocks: all for None, the last n for an integer n; negative ones count from the
     end."""
     if indices is None:
         return list(range(count))
-    chosen = range(-indices, 0) if isinstance(indices, int) else indices
-    if not chosen or not all(-count <= index < count for index in chosen):
+    numbers = range(-indices, 0) if isinstance(indices, int) else indices
+    if not numbers or not all(-count <= index < count for index in numbers):
         raise ValueError(f"indices are {indices}; expected some of 0 to {count - 1}, or how many of the last {count}")
-    return [index % count for index in chosen]
+    return [index % count for index in numbers]
 
 
-def _check_format(output_fmt: str) -> None:
+def quarters(count: int) -> tuple[int, ...]:
+    """Four of `count` stages or blocks, each the last of a quarter; fewer where there are fewer.
+
+    >>> quarters(24), quarters(4), quarters(2)
+    ((5, 11, 17, 23), (0, 1, 2, 3), (0, 1))
+    """
+    return tuple(sorted({max(count * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}))
+
+
+def check_format(output_fmt: str) -> None:
     if output_fmt not in ("NCHW", "NHWC"):
         raise ValueError(f'output_fmt is {output_fmt!r}; expected "NCHW" or "NHWC"')
 
 
-def _as_format(channels_last: Tensor, output_fmt: str) -> Tensor:
+def as_format(channels_last: Tensor, output_fmt: str) -> Tensor:
     return channels_last.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else channels_last

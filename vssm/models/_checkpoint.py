@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,38 @@ class CheckpointError(ValueError):
 _HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
-def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> None:
+class _Ignored:
+    """Stands in a file for what is not needed: takes any arguments and any state, and keeps and calls nothing."""
+
+    def __new__(cls, *_: object) -> _Ignored:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Nothing is kept."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing is kept."""
+
+
+# The official detectors and segmentors are mmengine's checkpoints: logged values as NumPy arrays, in objects that name
+# functions by getattr, which is not called here.
+_IGNORED = [
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "_codecs.encode",
+]
+
+
+def load_checkpoint(
+    model: Backbone,
+    path: str | Path,
+    adapt: bool = False,
+    removed: Set[str] = frozenset(),
+    added: Set[str] = frozenset(),
+) -> None:
     """Load all of a checkpoint's weights into a model, or raise and leave the model as it is.
 
     Reads our own files, the official repositories' ones, and those of mmengine, with `weights_only`: no code in the
@@ -47,6 +78,9 @@ def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> N
         path: a .pth file, or .safetensors.
         adapt: allow another number of classes (the classifier keeps its initial weights) and another number of input
             channels (the stem's weights are summed or repeated), as timm's `pretrained=True` does.
+        removed: names of weights that the model had before parts of it were taken away; those in the file are left out.
+        added: names of weights that were put into the model after it was built; where the file has none of them, they
+            keep their initial values.
 
     Raises:
         CheckpointError: the file cannot be read, holds more than data, or its weights do not fit.
@@ -58,7 +92,7 @@ def load_checkpoint(model: Backbone, path: str | Path, adapt: bool = False) -> N
     ...     load_checkpoint(model, f"{folder}/vim.pth")
     """
     state = read_checkpoint(path, model.weights_under)
-    model.load_state_dict(fit(state, model, source=str(path), adapt=adapt))
+    model.load_state_dict(fit(state, model, source=str(path), adapt=adapt, removed=removed, added=added))
 
 
 def read_checkpoint(path: str | Path, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
@@ -66,19 +100,24 @@ def read_checkpoint(path: str | Path, weights_under: Sequence[str] = WEIGHTS_UND
 
     Where the file holds more than weights, they are taken from under the first of `weights_under` that is there.
     """
+    return unwrap(read_file(path), str(path), weights_under)
+
+
+def read_file(path: str | Path) -> object:
+    """All that a file holds, on the CPU, without running any code that may be in it.
+
+    Raises:
+        CheckpointError: no such file, damaged, or with anything but tensors and plain values.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
-    return unwrap(_read(path), str(path), weights_under)
-
-
-def _read(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals([*_HARMLESS, *((_Ignored, name) for name in _IGNORED)]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -99,7 +138,25 @@ def _first_line(error: Exception) -> str:
 
 
 def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
-    """The dict of weights inside a training checkpoint, without wrappers' prefixes."""
+    """The weights inside a training checkpoint, without wrappers' prefixes."""
+    state = weights_in(checkpoint, source, weights_under)
+    while inside := [(prefix, name) for prefix in _PREFIXES for name in state if name.startswith(prefix)]:
+        prefix = inside[0][0]
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state
+
+
+def weights_in(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGHTS_UNDER) -> dict[str, Tensor]:
+    """The weights inside a training checkpoint, by the names they have there.
+
+    Args:
+        checkpoint: what the file holds.
+        source: the file, for the error.
+        weights_under: they are taken from under the first of these keys that is there, else all is taken for weights.
+
+    Raises:
+        CheckpointError: there are no weights.
+    """
     for key in weights_under:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
@@ -110,37 +167,59 @@ def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGH
             f"{source} holds no weights: expected a dict of tensors, or one under {', '.join(weights_under)}; "
             f"found {found}"
         )
-    state = dict(checkpoint)
-    while inside := [(prefix, name) for prefix in _PREFIXES for name in state if name.startswith(prefix)]:
-        prefix = inside[0][0]
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return dict(checkpoint)
+
+
+def fit(
+    state: dict[str, Tensor],
+    model: Backbone,
+    source: str,
+    adapt: bool,
+    removed: Set[str] = frozenset(),
+    added: Set[str] = frozenset(),
+) -> dict[str, Tensor]:
+    """A state dict under our names that the model can load as it stands. Raises CheckpointError where there is none.
+
+    The arguments are those of `load_checkpoint`.
+    """
+    expected = model.state_dict()
+    state = {name: value for name, value in model.convert_checkpoint(state).items() if name not in removed}
+    if added.isdisjoint(state):
+        state.update({name: expected[name] for name in added})
+    if adapt:
+        state = _adapt(state, expected, model)
+    check_fits(state, expected, source, type(model).__name__)
     return state
 
 
-def fit(state: dict[str, Tensor], model: Backbone, source: str, adapt: bool) -> dict[str, Tensor]:
-    """A state dict under our names that the model can load as it stands. Raises CheckpointError where there is none."""
-    state = model.convert_checkpoint(state)
-    expected = model.state_dict()
-    if adapt:
-        state = _adapt(state, expected, model)
-    misshapen = [
-        f"{name}: {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
+def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str) -> None:
+    """Refuse weights that a model would take only in part.
+
+    Args:
+        state: the weights.
+        expected: the model's own state dict.
+        source: where the weights come from, for the error.
+        model: what it is called in the error.
+
+    Raises:
+        CheckpointError: names the missing, unexpected and misshapen keys.
+    """
     problems = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
-        "misshapen": misshapen,
+        "misshapen": [
+            f"{name}: {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in expected
+            if name in state and state[name].shape != expected[name].shape
+        ],
     }
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
         hint = _directions_hint(state, expected)
-        raise CheckpointError(f"{source} does not fit {type(model).__name__}, nothing was loaded: {told}{hint}")
-    return state
+        raise CheckpointError(f"{source} does not fit {model}, nothing was loaded: {told}{hint}")
 
 
-def _directions_hint(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+def _directions_hint(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What to do where the weights are those of a scan order with another number of directions."""
     for name, value in expected.items():
         found = state.get(name)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vssm.models import vmamba
-from vssm.models._base import Pyramid, Stage, build
+from vssm.models._base import Pyramid, build, make_stages
 from vssm.models._cfg import imagenet_cfg
 from vssm.nn import BranchLayerNorm, PatchMerging, PatchStem
 from vssm.scan import OrderFunction, atrous
@@ -126,22 +126,14 @@ class EfficientVMamba(Pyramid):
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
 
-        def block(stage: int, dim: int) -> nn.Module:
+        def block(stage: int, dim: int, drop_path: float) -> nn.Module:
             if stage >= scanned_stages:
-                return InvertedResidual(dim, drop_path=next(rates), **dd)
+                return InvertedResidual(dim, drop_path, **dd)
             mixer = vmamba.SS2D(dim, state, expansion, conv_bias=True, gated=True, scan_order=scan_order, **dd)
-            return EVSSBlock(mixer, dim, drop_path=next(rates), **dd)
+            return EVSSBlock(mixer, dim, drop_path, **dd)
 
-        stages = [
-            Stage(
-                PatchMerging(dims[i - 1], dim, **dd) if i > 0 else nn.Identity(),
-                [block(i, dim) for _ in range(depth)],
-                channels=dim,
-            )
-            for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
-        ]
+        stages = make_stages(block, dims, depths, PatchMerging, drop_path_rate, **dd)
         super().__init__(
             PatchStem(in_chans, dims[0], norm=nn.LayerNorm, **dd),
             stages,

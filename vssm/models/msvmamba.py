@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vssm.models import vmamba
-from vssm.models._base import Pyramid, Stage, build
+from vssm.models._base import Pyramid, build, make_stages
 from vssm.models._cfg import imagenet_cfg
 from vssm.nn import (
     BranchLayerNorm,
@@ -209,20 +209,12 @@ class MSVMamba(Pyramid):
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
 
-        def block(dim: int) -> MSBlock:
+        def block(stage: int, dim: int, drop_path: float) -> MSBlock:
             mixed = mixer(dim, expansion, gated, scan_order, **dd)
-            return MSBlock(mixed, dim, mlp_ratio, post_norm, drop_path=next(rates), **dd)
+            return MSBlock(mixed, dim, mlp_ratio, post_norm, drop_path, **dd)
 
-        stages = [
-            Stage(
-                downsample(dims[i - 1], dim, **dd) if i > 0 else nn.Identity(),
-                [block(dim) for _ in range(depth)],
-                channels=dim,
-            )
-            for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
-        ]
+        stages = make_stages(block, dims, depths, downsample, drop_path_rate, **dd)
         super().__init__(
             stem(in_chans, dims[0], **dd),
             stages,

@@ -25,8 +25,9 @@ from timm.layers import (
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from vssm.models._base import Plain, build
+from vssm.models._base import build, quarters
 from vssm.models._cfg import imagenet_cfg
+from vssm.models._plain import Plain
 from vssm.nn import BranchRMSNorm, OrderTable, PatchStem, SelectiveScan, concrete
 from vssm.ops import causal_conv1d
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
@@ -285,9 +286,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     # Four maps by default, after every quarter of the depth, as in the official segmentation: 5, 11, 17, 23.
-    depth = kwargs.get("depth", 24)
-    quarters = tuple(sorted({max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}))
-    return build(Vim, variant, pretrained, default_indices=quarters, **kwargs)
+    return build(Vim, variant, pretrained, default_indices=quarters(kwargs.get("depth", 24)), **kwargs)
 
 
 @register_model

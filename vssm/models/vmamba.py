@@ -21,7 +21,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vssm.models._base import Pyramid, Stage, build
+from vssm.models._base import Pyramid, build, make_stages
 from vssm.models._cfg import imagenet_cfg
 from vssm.nn import (
     BranchLayerNorm,
@@ -142,20 +142,12 @@ class VMamba(Pyramid):
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
 
-        def block(dim: int) -> VSSBlock:
+        def block(stage: int, dim: int, drop_path: float) -> VSSBlock:
             mixer = SS2D(dim, state, expansion, conv_bias, gated, scan_order, **dd)
-            return VSSBlock(mixer, dim, mlp_ratio, drop_path=next(rates), **dd)
+            return VSSBlock(mixer, dim, mlp_ratio, drop_path, **dd)
 
-        stages = [
-            Stage(
-                downsample(dims[i - 1], dim, **dd) if i > 0 else nn.Identity(),
-                [block(dim) for _ in range(depth)],
-                channels=dim,
-            )
-            for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
-        ]
+        stages = make_stages(block, dims, depths, downsample, drop_path_rate, **dd)
         super().__init__(
             stem(in_chans, dims[0], **dd),
             stages,

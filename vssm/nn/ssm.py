@@ -102,32 +102,16 @@ class SelectiveScan(nn.Module):
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the tokens select: delta (batch, tokens, directions, channels), before bias and softplus, B and C
-        (batch, tokens, directions, state).
-
-        All directions go through one matrix product to B, C and the low-rank step size, and through another from that
-        to delta. Where directions have inputs of their own the weights are block-diagonal: multiplying the zeros costs
-        less than products of one direction, whose rows would be too short for a GPU's tensor cores.
-        """
-        shared = tokens.dim() == 3
-        weight = torch.cat(
-            [
-                self._directions_of(self.x_proj[:, self.rank :], shared),
-                self._directions_of(self.x_proj[:, : self.rank], shared),
-            ]
-        )
-        projected = F.linear(tokens.flatten(2), weight)
-        states = 2 * self.directions * self.state
-        BC, step = projected.split([states, self.directions * self.rank], dim=-1)
-        B, C = BC.unflatten(-1, (self.directions, 2, self.state)).unbind(-2)
-        delta = F.linear(step, self._directions_of(self.dt_proj, shared=False))
-        return delta.unflatten(-1, (self.directions, -1)), B, C
-
-    def _directions_of(self, weight: Tensor, shared: bool) -> Tensor:
-        """(directions, outputs, inputs) as one matrix, of outputs x inputs where the input is shared by the
-        directions, block-diagonal where each has its own."""
-        if shared or self.directions == 1:
-            return weight.flatten(0, 1)
-        return torch.block_diag(*weight)
+        (batch, tokens, directions, state)."""
+        steps, states = self.x_proj.split([self.rank, 2 * self.state], dim=1)
+        if tokens.dim() == 3:  # one matrix product for all directions
+            weight = torch.cat([states.flatten(0, 1), steps.flatten(0, 1)])
+            BC, step = F.linear(tokens, weight).split([states[..., 0].numel(), steps[..., 0].numel()], dim=-1)
+            BC, step = (rows.unflatten(-1, (self.directions, -1)) for rows in (BC, step))
+        else:
+            BC, step = _each_direction(tokens, states), _each_direction(tokens, steps)
+        B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
+        return _each_direction(step, self.dt_proj), B, C
 
     def rates(self) -> Tensor:
         """A, the rates of decay: (directions, channels, state), negative."""
@@ -136,6 +120,15 @@ class SelectiveScan(nn.Module):
     def extra_repr(self) -> str:
         channels = self.x_proj.shape[2]
         return f"channels={channels}, directions={self.directions}, state={self.state}, rank={self.rank}"
+
+
+def _each_direction(rows: Tensor, weight: Tensor) -> Tensor:
+    """(batch, tokens, directions, inputs) times (directions, outputs, inputs), each direction with its own weight."""
+    if rows.is_cuda:
+        # One product with a block-diagonal weight: the rows of a single direction are too short for tensor cores, and
+        # multiplying by zeros costs less than that.
+        return F.linear(rows.flatten(2), torch.block_diag(*weight)).unflatten(-1, (weight.shape[0], -1))
+    return torch.einsum("btki,koi->btko", rows, weight)
 
 
 def _wide(parameter: Tensor) -> Tensor:

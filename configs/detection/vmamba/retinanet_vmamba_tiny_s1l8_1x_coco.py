@@ -1,0 +1,13 @@
+# Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/vmamba/retinanet_vmamba_tiny_s1l8_1x_coco.py --launcher pytorch
+# Cost: 8 GPUs x 2 images, 12 epochs; about 7 hours on A100 cards (an estimate from its FLOPs).
+# Score: none is published.
+_base_ = [
+    '../../_base_/models/retinanet.py',
+    '../../_base_/datasets/coco_detection.py',
+    '../../_base_/schedules/coco_1x.py',
+    '../../_base_/detection_runtime.py',
+]
+
+model = dict(
+    backbone=dict(name='vmamba_tiny_s1l8', drop_path_rate=0.2, pretrained=True),
+    neck=dict(in_channels=[192, 384, 768]))

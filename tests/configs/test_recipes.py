@@ -1,0 +1,266 @@
+"""The recipes of detection and segmentation are read, built, counted and step once, and agree with what they state."""
+
+import functools
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import mmengine.config.utils
+import numpy as np
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.structures import InstanceData, PixelData
+from PIL import Image
+from torch import nn
+
+from vssm.mm.complexity import SIZES, build_model, data_samples, model_flops
+from vssm.mm.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())["families"]
+ROWS = {row["recipe"]: row for family in RESULTS.values() for row in family["downstream"]}
+RECIPES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for task in ("detection", "segmentation")
+    for path in (ROOT / "configs" / task).rglob("*.py")
+    if not path.stem.endswith("_shapes")
+)
+# One of each kind of head, of pipeline and of schedule.
+KINDS = {
+    "mask_rcnn": "configs/detection/efficientvmamba/mask_rcnn_efficientvmamba_tiny_1x_coco.py",
+    "mask_rcnn_3x": "configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_3x_coco.py",
+    "retinanet": "configs/detection/efficientvmamba/retinanet_efficientvmamba_small_1x_coco.py",
+    "cascade_mask_rcnn": "configs/detection/vmamba/cascade_mask_rcnn_vmamba_tiny_s1l8_3x_coco.py",
+    "cascade_mask_rcnn_vim": "configs/detection/vim/cascade_mask_rcnn_vim_tiny_100e_coco.py",
+    "upernet": "configs/segmentation/msvmamba/upernet_msvmamba_nano_160k_ade20k.py",
+    "upernet_vim": "configs/segmentation/vim/upernet_vim_tiny_60k_ade20k.py",
+}
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: Path(recipe).stem)
+every_kind = pytest.mark.parametrize("recipe", KINDS.values(), ids=list(KINDS))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_the_index_of_a_package_once():
+    """For each base in another package, mmengine reads a hundred files: a second for each recipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmengine.config.utils, "load", functools.cache(mmengine.config.utils.load))
+        yield
+
+
+@functools.cache
+def loaded(recipe: str) -> Config:
+    config = load_config(ROOT / recipe)
+    # Weights to start from are downloads; their loading has tests of its own.
+    for name in ("pretrained", "init_cfg"):
+        config.model.backbone.pop(name, None)
+    return config
+
+
+def load(recipe: str) -> Config:
+    return deepcopy(loaded(recipe))
+
+
+def head(recipe: str) -> str:
+    return (ROOT / recipe).read_text().split("_base_ =")[0]
+
+
+def image_size(config: Config) -> tuple[int, int]:
+    """What operations are counted at: the usual size of the task, or the only one that the recipe has."""
+    fixed = config.model.backbone.get("img_size")
+    return (fixed, fixed) if fixed and config.default_scope == "mmdet" else SIZES[config.default_scope]
+
+
+def test_every_recipe_has_its_results():
+    assert sorted(ROWS) == RECIPES
+
+
+@every_recipe
+def test_head_states_command_cost_and_score(recipe):
+    config, row = load(recipe), ROWS[recipe]
+    command, cost, score = head(recipe).splitlines()[:3]
+    gpus, images, length, unit = re.match(r"# Cost: (\d+) GPUs x (\d+) images, (\d+) (epochs|steps)", cost).groups()
+    assert command == f"# Command: torchrun --nproc-per-node {gpus} tools/train.py {recipe} --launcher pytorch"
+    assert int(images) == config.train_dataloader.batch_size
+    assert int(gpus) * int(images) == config.auto_scale_lr.base_batch_size
+    assert int(length) == config.train_cfg["max_epochs" if unit == "epochs" else "max_iters"]
+    stated = f"# Score: {row['published']['score']}" if "published" in row else "# Score: none is published."
+    assert score.startswith(stated)
+
+
+@every_recipe
+def test_learning_rate_falls_until_the_end(recipe):
+    config = load(recipe)
+    warmup, decay = config.param_scheduler
+    by_epoch = "max_epochs" in config.train_cfg
+    length = config.train_cfg.max_epochs if by_epoch else config.train_cfg.max_iters
+    assert decay.end == length and decay.by_epoch == by_epoch
+    assert all(milestone < length for milestone in decay.get("milestones", ()))
+    assert not warmup.by_epoch and warmup.end <= 1500
+
+
+@every_recipe
+def test_saves_evaluates_and_logs_in_the_unit_that_the_training_counts(recipe):
+    config = load(recipe)
+    by_epoch = "max_epochs" in config.train_cfg
+    checkpoint = config.default_hooks.checkpoint
+    assert checkpoint.get("by_epoch", True) == config.log_processor.by_epoch == by_epoch
+    assert checkpoint.interval == config.train_cfg.val_interval
+    assert checkpoint.save_best == ("mIoU" if config.default_scope == "mmseg" else "coco/bbox_mAP")
+
+
+# Learning rate, weight decay, layer decay, drop path, share of the training after which the rate first falls.
+PUBLISHED = {
+    "mask_rcnn": (1e-4, 0.05, None, 0.1, 8 / 12),
+    "mask_rcnn_3x": (1e-4, 0.05, None, 0.2, 27 / 36),
+    "cascade_mask_rcnn_vim": (1e-4, 0.1, 0.837, 0.1, 163889 / 184375),
+    "upernet": (6e-5, 0.01, None, 0.1, 1500 / 160000),
+    "upernet_vim": (2e-4, 0.1, 0.92, 0.1, 1500 / 60000),
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_bases_add_up_to_what_is_published(kind):
+    """A recipe is put together from shared parts: a change for one must not change the others."""
+    config = load(KINDS[kind])
+    optimizer, backbone, decay = config.optim_wrapper.optimizer, config.model.backbone, config.param_scheduler[1]
+    falls = decay.milestones[0] if "milestones" in decay else decay.begin
+    layer_decay = config.optim_wrapper.paramwise_cfg.get("layer_decay")
+    stated = (optimizer.lr, optimizer.weight_decay, layer_decay, backbone.drop_path_rate, falls / decay.end)
+    assert stated == PUBLISHED[kind]
+
+
+@functools.cache
+def counted(model: str, scope: str, size: tuple[int, int]) -> tuple[int, float]:
+    """Parameters, and GFLOPs at a size, of a model; 1x and 3x have the same."""
+    built = build_model(Config.fromstring(f"model = {model}\ndefault_scope = {scope!r}", ".py"), "meta")
+    return sum(parameter.numel() for parameter in built.parameters()), model_flops(built, *size)[1].total / 1e9
+
+
+@every_recipe
+def test_sizes_are_those_of_the_model(recipe):
+    """At full size, on the meta device, through backbone, neck and heads."""
+    config, row = load(recipe), ROWS[recipe]
+    parameters, gflops = counted(repr(config.model.to_dict()), config.default_scope, image_size(config))
+    assert parameters == row["parameters"]
+    assert gflops == pytest.approx(row["gflops"], abs=0.06)
+    published = row.get("published", {}).get("parameters")
+    if published and "retinanet" not in recipe:  # of EfficientVMamba: with heads that the paper does not describe
+        assert parameters / 1e6 == pytest.approx(float(published[:-1]), abs=0.8)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if "flops" in ROWS[recipe].get("published", {})])
+def test_count_agrees_with_the_published_one(recipe):
+    """VMamba and MSVMamba count as we do, EfficientVMamba without the scan (3 % of the whole at most)."""
+    # Published 384 and 252: the one is probably 349 with two digits exchanged; the other is not what the same authors
+    # count on ADE20K, where we agree.
+    misprinted = re.search("mask_rcnn_(vmamba_small_s2l15|msvmamba_tiny)_", recipe)
+    ours, theirs = ROWS[recipe]["gflops"], ROWS[recipe]["published"]["flops"]
+    tolerance = 0.035 if "efficientvmamba" in recipe else 0.006
+    assert (abs(ours / theirs - 1) < tolerance) != bool(misprinted)
+
+
+@every_recipe
+def test_pipelines_and_optimiser_are_built(recipe):
+    config = load(recipe)
+    init_default_scope(config.default_scope)
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        assert len(Compose([TRANSFORMS.build(step) for step in loader.dataset.pipeline]).transforms) > 2
+    model = nn.ModuleDict({"backbone": shallow(config, "meta").backbone, "head": nn.Conv2d(3, 3, 1, device="meta")})
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    assert set(groups) == set(model.parameters())
+    norm = next(value for name, value in model.named_parameters() if "norm" in name)
+    assert groups[norm]["weight_decay"] == 0 and groups[model["head"].weight]["weight_decay"] > 0
+    rates = {group["lr"] for group in optimizer.param_groups}
+    assert max(rates) == groups[model["head"].weight]["lr"] == config.optim_wrapper.optimizer.lr
+    assert (len(rates) > 1) == ("layer_decay" in config.optim_wrapper.paramwise_cfg)
+
+
+def shallow(config: Config, device: str = "cpu") -> nn.Module:
+    """The model with one block a stage, and few regions to train its heads on."""
+    model = config.model
+    if model.backbone.name.startswith("vim"):
+        maps = len(model.backbone.out_indices)
+        model.backbone.update(depth=maps, out_indices=tuple(range(maps)), img_size=64)
+    else:
+        model.backbone.update(depths=(1, 1, 1, 1))
+    model.data_preprocessor.pop("batch_augments", None)
+    if "roi_head" in model:
+        stages = model.train_cfg.rcnn if isinstance(model.train_cfg.rcnn, list) else [model.train_cfg.rcnn]
+        for stage in stages:
+            stage.sampler.num = 4
+    return build_model(config, device)
+
+
+@every_kind
+def test_steps_once(recipe):
+    """Two images through preprocessor, model, loss and optimiser; the stem and the heads move."""
+    torch.manual_seed(0)
+    config = load(recipe)
+    model = shallow(config)
+    model.init_weights()
+    optimizer = build_optim_wrapper(model, config.optim_wrapper)
+    samples = data_samples(config, (64, 96), 2)
+    for sample in samples:
+        if config.default_scope == "mmseg":
+            sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 96)))
+        else:
+            sample.gt_instances = truth()
+            sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
+    if config.default_scope == "mmseg":
+        model.data_preprocessor.size = (64, 96)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8) for _ in samples]
+    log = model.train().train_step({"inputs": images, "data_samples": samples}, optimizer)
+    assert torch.isfinite(log["loss"])
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert any(re.search("stem|patch_embed", name) for name in moved)
+    parts = {name.split(".")[0] for name in before}
+    assert {name.split(".")[0] for name in moved} == parts
+
+
+def truth() -> InstanceData:
+    """Two objects of an image of 64 x 96 pixels, boxes and masks."""
+    from mmdet.structures.mask import BitmapMasks
+
+    boxes = torch.tensor([[4.0, 4, 40, 50], [50, 20, 90, 60]])
+    masks = np.zeros((2, 64, 96), np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    return InstanceData(bboxes=boxes, labels=torch.tensor([3, 70]), masks=BitmapMasks(masks, 64, 96))
+
+
+@every_kind
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_pipeline_prepares_an_image(recipe, split, tmp_path):
+    config = load(recipe)
+    init_default_scope(config.default_scope)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.full((300, 400), 7, np.uint8)).save(tmp_path / "map.png")
+    record = {"img_path": str(tmp_path / "image.png"), "img_id": 1, "height": 300, "width": 400}
+    if config.default_scope == "mmseg":
+        record |= {"seg_map_path": str(tmp_path / "map.png"), "reduce_zero_label": True, "seg_fields": [],
+                   "label_map": None}  # fmt: skip
+    else:
+        polygon = [50, 50, 350, 50, 350, 250, 50, 250]
+        record["instances"] = [{"bbox": [50, 50, 350, 250], "bbox_label": 3, "mask": [polygon], "ignore_flag": 0}]
+    np.random.seed(0)
+    pipeline = getattr(config, f"{split}_dataloader").dataset.pipeline
+    packed = Compose([TRANSFORMS.build(step) for step in pipeline])(record)
+    _channels, height, width = packed["inputs"].shape
+    if config.default_scope == "mmseg":
+        assert packed["data_samples"].gt_sem_seg.data.unique().tolist() == [6]
+        assert max(height, width) <= 512 if split == "train" else (height, width) == (512, 683)
+    elif "vim" in recipe.split("/")[2] and split == "val" and "vmamba" not in recipe:
+        assert (height, width) == (1024, 1024)
+    else:
+        assert max(height, width) <= 1333
+        assert split == "train" or (height, width) == (800, 1067)
+    if split == "train" and config.default_scope == "mmdet":
+        assert packed["data_samples"].gt_instances.labels.tolist() == [3]

@@ -1,0 +1,326 @@
+"""One backbone class for every family: maps, freezing, checkpointing, and weights of any layout."""
+
+import functools
+import http.server
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS as MMDET
+from mmengine.registry import MODELS
+from mmengine.runner.checkpoint import load_checkpoint as mmengine_load_checkpoint
+from mmseg.registry import MODELS as MMSEG
+from torch import Tensor, nn
+
+import vssm.mm  # noqa: F401
+from vssm.mm.backbone import VSSMBackbone
+from vssm.mm.errors import ConfigError
+from vssm.models import CheckpointError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+
+from records import assert_trace, image, official_weights, parity, record
+
+PYRAMID = {"dims": (16, 32, 64, 128), "depths": (1, 1, 1, 1)}
+SMALL = {
+    "vmamba_tiny": PYRAMID,
+    "vanilla_vmamba_tiny": PYRAMID,
+    "msvmamba_nano": PYRAMID,
+    "msvmamba_v3_tiny": PYRAMID,
+    "efficientvmamba_tiny": PYRAMID,
+    "vim_tiny": {"embed_dim": 32, "depth": 4, "img_size": 64},
+}
+ROUNDS_UP = ("vmamba_tiny", "msvmamba_v3_tiny")
+
+
+def build(name: str = "vmamba_tiny", **kwargs: object) -> VSSMBackbone:
+    return VSSMBackbone(name, **{**SMALL[name], **kwargs})
+
+
+def backward(backbone: nn.Module, x: Tensor) -> None:
+    torch.manual_seed(0)
+    sum((y * torch.randn_like(y)).sum() for y in backbone(x)).backward()
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [(64, 96), (77, 101)])
+def test_maps_have_the_promised_channels_and_strides(name: str, size: tuple[int, int]) -> None:
+    backbone = build(name)
+    backward(backbone, x := torch.randn(2, 3, *size))
+    maps = backbone(x)
+    assert backbone.channels == ([32] * 4 if name == "vim_tiny" else [16, 32, 64, 128])
+    assert backbone.strides == ([16] * 4 if name == "vim_tiny" else [4, 8, 16, 32])
+    for y, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
+        rows, columns = (side / stride for side in size)
+        assert y.shape[:2] == (2, channels)
+        assert abs(y.shape[2] - rows) < 1 and abs(y.shape[3] - columns) < 1
+        if name in ROUNDS_UP:
+            assert y.shape[2] >= rows and y.shape[3] >= columns
+        torch.testing.assert_close(y.mean(1), torch.zeros_like(y[:, 0]), atol=1e-4, rtol=0)  # each place is normed
+    # What the maps do not need is not there: DistributedDataParallel waits for every gradient.
+    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("registry", [MODELS, MMDET, MMSEG])
+def test_every_registry_builds_it(registry: object) -> None:
+    backbone = registry.build({"type": "VSSMBackbone", "name": "vmamba_tiny", "out_indices": (1, 3), **PYRAMID})
+    assert [y.shape[1] for y in backbone(torch.zeros(1, 3, 32, 32))] == [32, 128]
+
+
+def test_timms_own_models_fit_in(tmp_path: Path) -> None:
+    """For comparisons: maps, strides, freezing, and weights of a file through timm's own reader."""
+    import timm
+
+    classifier = timm.create_model("resnet10t", num_classes=3)
+    torch.save(classifier.state_dict(), file := tmp_path / "resnet.pth")
+    backbone = VSSMBackbone(
+        "resnet10t",
+        out_indices=(1, 2, 3, 4),
+        frozen_stages=0,
+        pretrained=True,
+        num_classes=3,
+        pretrained_cfg_overlay={"file": str(file), "num_classes": 3},
+    )
+    backbone.init_weights()
+    assert torch.equal(backbone.model.layer1[0].conv1.weight, classifier.layer1[0].conv1.weight)
+    assert [tuple(y.shape[1:]) for y in backbone(torch.zeros(1, 3, 64, 96))] == [
+        (channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert backbone.strides == [4, 8, 16, 32]
+    assert not backbone.model.conv1[0].weight.requires_grad and backbone.model.layer1[0].conv1.weight.requires_grad
+
+
+def test_fewer_maps_leave_later_stages_out() -> None:
+    backbone = build(out_indices=(0, -3), output_norm=False)
+    assert backbone.out_indices == [0, 1] and len(backbone.model.stages) == 2
+    assert not any("norm" in name and name.startswith("model.outnorm") for name in backbone.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    whole = backbone.model.stages[0](backbone.model.stem(x))
+    torch.testing.assert_close(backbone(x)[0], whole.permute(0, 3, 1, 2))
+
+
+def test_vim_follows_the_size_in_training_and_evaluation() -> None:
+    """The position embedding is that of the batch: two sizes with the same number of patches differ."""
+    backbone = build("vim_tiny", out_indices=(3,))
+    for mode in (True, False):
+        backbone.train(mode)
+        wide, high = (backbone(torch.zeros(1, 3, *size))[0] for size in ((64, 128), (128, 64)))
+        assert wide.shape[2:] == (4, 8) and high.shape[2:] == (8, 4)
+        assert not torch.allclose(wide.flatten(2), high.flatten(2), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["efficientvmamba_tiny", "vim_tiny"])
+def test_freezing_freezes_and_survives_train(name: str) -> None:
+    backbone = build(name, frozen_stages=1)
+    backbone.eval()
+    backbone.train()
+    before = {n: v.clone() for n, v in backbone.state_dict().items()}
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1, weight_decay=0.1)
+    backward(backbone, torch.randn(2, 3, 64, 64))
+    optimizer.step()
+    after = backbone.state_dict()
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    stem = ("cls_token", "pos_embed", "patch_embed", "blocks.0.") if name == "vim_tiny" else ("stem", "stages.0.")
+    frozen = {n for n in before if n.startswith(tuple(f"model.{part}" for part in stem))}
+    assert frozen and not frozen & changed
+    learnt = {n for n, _ in backbone.named_parameters()} - frozen
+    assert learnt <= changed
+    first, second = (backbone.model.blocks if name == "vim_tiny" else backbone.model.stages)[:2]
+    assert not any(module.training for module in first.modules()) and second.training
+
+
+@pytest.mark.parametrize("norm_eval", [True, False])
+def test_norm_eval_keeps_running_statistics(norm_eval: bool) -> None:
+    backbone = build("efficientvmamba_tiny", norm_eval=norm_eval).train()
+    statistic = backbone.model.stages[3].blocks[0].widen.bn.running_mean
+    before = statistic.clone()
+    backbone(torch.randn(2, 3, 64, 64))
+    assert torch.equal(statistic, before) == norm_eval
+    assert backbone.model.stages[3].training
+
+
+@pytest.mark.parametrize("name", ["vmamba_tiny", "vim_tiny"])
+@pytest.mark.parametrize("frozen_stages", [-1, 0])
+def test_checkpointing_gives_the_same_gradients(name: str, frozen_stages: int) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    plain, saving = (build(name, grad_checkpointing=on, frozen_stages=frozen_stages).train() for on in (False, True))
+    saving.load_state_dict(plain.state_dict())
+    forwards = []
+    mixer = saving.model.blocks[1].mixer if name == "vim_tiny" else saving.model.stages[1].blocks[0].mixer
+    mixer.register_forward_pre_hook(lambda *_: forwards.append(1))
+    for backbone in (plain, saving):
+        backward(backbone, x)
+    assert len(forwards) == 2  # once more in the backward pass
+    theirs = dict(saving.named_parameters())
+    for parameter_name, parameter in plain.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(theirs[parameter_name].grad, parameter.grad, msg=parameter_name)
+        else:
+            assert theirs[parameter_name].grad is None
+
+
+def test_drop_path_rises_to_its_rate() -> None:
+    backbone = build(drop_path_rate=0.3)
+    rates = [stage.blocks[0].drop_path.drop_prob for stage in backbone.model.stages]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"name": "vmamba_tny"}, "vmamba_tiny"),
+        ({"name": "vmamba_tiny", "window": 7}, "window"),
+        ({"name": "vmamba_tiny", "scan_order": "no_such"}, "scan_order"),
+        (
+            {"name": "vmamba_tiny", "out_indices": (0, 4)},
+            r"out_indices are \(0, 4\); expected rising numbers from 0 to 3",
+        ),
+        ({"name": "vmamba_tiny", "out_indices": (1, 0)}, "rising"),
+        ({"name": "vmamba_tiny", "out_indices": ()}, "rising"),
+        ({"name": "vmamba_tiny", "frozen_stages": 5}, "frozen_stages is 5; expected -1 for none, .* up to 4"),
+        ({"name": "vmamba_tiny", "init_cfg": {"type": "Kaiming"}}, "expected dict.type='Pretrained'"),
+        ({"name": "resnet10t", "init_cfg": {"type": "Pretrained", "checkpoint": "x"}}, "pretrained_cfg_overlay"),
+        ({"name": "vmamba_tiny", "pretrained": True, "init_cfg": {"type": "Pretrained", "checkpoint": "x"}}, "one of"),
+    ],
+)
+def test_bad_arguments_are_told(arguments: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        VSSMBackbone(**arguments)
+
+
+# Weights
+
+OFFICIAL = ("vmamba_tiny_s1l8", "vanilla_vmamba_tiny", "msvmamba_nano", "msvmamba_v3_tiny", "efficientvmamba_tiny")
+
+
+@functools.cache
+def official_detector(name: str) -> dict[str, Tensor]:
+    """A detector in the official layout: the backbone without a classifier, a norm on every output, a head."""
+    weights = {n: v for n, v in official_weights(name).items() if not n.startswith(("classifier.", "norm.", "head."))}
+    dims = VSSMBackbone(name).channels
+    for i, channels in enumerate(dims):
+        for key in ("weight", "bias"):
+            weights[f"outnorm{i}.{key}"] = parity.tensor_for(f"outnorm{i}.{key}", (channels,))
+    return {**{f"backbone.{n}": v for n, v in weights.items()}, "neck.conv.weight": torch.zeros(4, 4)}
+
+
+def pretrained(path: object) -> dict:
+    return {"type": "Pretrained", "checkpoint": str(path)}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["vmamba_tiny_s1l8", "vanilla_vmamba_tiny"])
+def test_official_detection_backbone_gives_the_official_maps(name: str, tmp_path: Path) -> None:
+    """From an official detector's file to the outputs that the official backbone was recorded with."""
+    torch.save({"state_dict": official_detector(name), "meta": {"epoch": 12}}, file := tmp_path / "detector.pth")
+    backbone = VSSMBackbone(name, init_cfg=pretrained(file)).eval()
+    backbone.init_weights()
+    # The last of the cases with such outputs: of odd sizes, where there is one.
+    recorded = {
+        i: [trace for trace in case["features"] if trace["name"].startswith("Backbone_VSSM output")]
+        for i, case in enumerate(record(name)["cases"])
+    }
+    last = max(i for i, traces in recorded.items() if traces)
+    for y, trace in zip(backbone(image(record(name)["cases"][last])), recorded[last], strict=True):
+        assert_trace(y.contiguous(), trace)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_detector_loads_whole(name: str, tmp_path: Path) -> None:
+    """The same weights by init_cfg, by PyTorch's strict loading of a whole detector, and by mmengine's."""
+    state = official_detector(name)
+    torch.save({"state_dict": state}, file := tmp_path / "detector.pth")
+    by_file = VSSMBackbone(name, init_cfg=pretrained(file))
+    by_file.init_weights()
+    wanted = by_file.state_dict()
+    assert torch.equal(wanted["model.outnorm2.weight"], state["backbone.outnorm2.weight"])
+    detector, another = (
+        nn.ModuleDict({"backbone": VSSMBackbone(name), "neck": nn.ModuleDict({"conv": nn.Linear(4, 4, bias=False)})})
+        for _ in range(2)
+    )
+    detector.load_state_dict(state)
+    mmengine_load_checkpoint(another, str(file), strict=True)
+    for whole in (detector, another):
+        loaded = whole["backbone"].state_dict()
+        assert all(torch.equal(loaded[n], wanted[n]) for n in wanted)
+
+
+def test_vim_segmentor_of_another_size_loads(tmp_path: Path) -> None:
+    weights = {n: v for n, v in official_weights("vim_tiny").items() if not n.startswith(("norm_f.", "head."))}
+    torch.save({"state_dict": {f"backbone.{n}": v for n, v in weights.items()}}, file := tmp_path / "segmentor.pth")
+    backbone = VSSMBackbone("vim_tiny", img_size=320, init_cfg=pretrained(file), output_norm=False)
+    backbone.init_weights()
+    assert backbone.model.pos_embed.shape == (1, 401, 192)
+    block = backbone.model.blocks[7].mixer
+    torch.testing.assert_close(block.scan.A_log[1], weights["layers.7.mixer.A_b_log"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_our_classifier_then_our_detector(name: str, tmp_path: Path) -> None:
+    """A classifier's file of the training tools: classifier and final norm are left out, output norms start fresh."""
+    import timm
+
+    classifier = timm.create_model(name, num_classes=7, **SMALL[name])
+    torch.save({"state_dict": {f"backbone.{n}": v for n, v in classifier.state_dict().items()}}, tmp_path / "a.pth")
+    first = build(name, init_cfg=pretrained(tmp_path / "a.pth"))
+    first.init_weights()
+    weights = classifier.state_dict()
+    shared = [n for n in first.model.state_dict() if not n.startswith("outnorm")]
+    assert all(torch.equal(first.model.state_dict()[n], weights[n]) for n in shared)
+    for parameter in first.parameters():
+        nn.init.normal_(parameter)
+    torch.save({"state_dict": {f"backbone.{n}": v for n, v in first.state_dict().items()}}, tmp_path / "b.pth")
+    second = build(name, init_cfg=pretrained(tmp_path / "b.pth"))
+    second.init_weights()
+    assert all(torch.equal(second.state_dict()[n], v) for n, v in first.state_dict().items())
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing_and_says_why(tmp_path: Path) -> None:
+    good = {f"backbone.{n}": v for n, v in build().state_dict().items()}
+    one_norm = {n: v for n, v in good.items() if n != "backbone.model.outnorm1.bias"}
+    other = {f"backbone.{n}": v for n, v in build(dims=(8, 32, 64, 128)).state_dict().items()}
+    for state, told in (
+        (one_norm, "1 missing .outnorm1.bias"),
+        ({**good, "backbone.model.stages.0.extra": torch.zeros(1)}, "1 unexpected .stages.0.extra"),
+        (other, r"misshapen .stem.conv1.weight: \(4, 3, 3, 3\), expected \(8, 3, 3, 3\)"),
+    ):
+        torch.save({"state_dict": state}, file := tmp_path / "bad.pth")
+        backbone = build(init_cfg=pretrained(file))
+        before = {n: v.clone() for n, v in backbone.state_dict().items()}
+        with pytest.raises(CheckpointError, match=told):
+            backbone.init_weights()
+        assert all(torch.equal(v, before[n]) for n, v in backbone.state_dict().items())
+
+
+def test_pretrained_weights_come_with_init_weights_only(tmp_path: Path) -> None:
+    """Here from a file; without one, timm downloads the published weights at the same moment."""
+    torch.save({"model": official_weights("vmamba_tiny_s1l8")}, file := tmp_path / "vmamba.pth")
+    backbone = VSSMBackbone("vmamba_tiny", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    stem = official_weights("vmamba_tiny_s1l8")["patch_embed.0.weight"]
+    assert not torch.equal(backbone.model.stem.conv1.weight, stem)
+    backbone.init_weights()
+    assert torch.equal(backbone.model.stem.conv1.weight, stem)
+    assert torch.equal(backbone.model.outnorm3.weight, torch.ones(768))
+
+
+def test_weights_from_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two addresses whose files have the same name are two files."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    backbones = [build(), build()]
+    for i, backbone in enumerate(backbones):
+        (folder := tmp_path / "site" / str(i)).mkdir(parents=True)
+        torch.save({"state_dict": {f"backbone.{n}": v for n, v in backbone.state_dict().items()}}, folder / "last.pth")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "site"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        site = f"http://127.0.0.1:{server.server_port}"
+        for i, backbone in enumerate(backbones):
+            loaded = build(init_cfg=pretrained(f"{site}/{i}/last.pth"))
+            loaded.init_weights()
+            assert all(torch.equal(v, backbone.state_dict()[n]) for n, v in loaded.state_dict().items())
+        with pytest.raises(CheckpointError, match=r"gone\.pth could not be downloaded .*404"):
+            build(init_cfg=pretrained(f"{site}/gone.pth")).init_weights()
+        server.shutdown()

@@ -1,0 +1,105 @@
+"""Floating point operations of a forward pass, counted on the meta device: in no memory, and the same everywhere.
+
+One convention, that of the tables in vision papers (VMamba's code, arXiv 2401.10166, with fvcore):
+
+- matrix products and convolutions: a multiply-add is one;
+- the selective scan: for each token and channel of each direction (9 states + 1), 9 per state by
+  https://github.com/state-spaces/mamba/issues/110 and 1 for the skip connection D. Empty steps of an order count too;
+- layer norms: 5 for each number;
+- nothing for activations, gates, sums, pooling, other norms, and interpolation.
+
+Published figures follow it as far as VMamba and MSVMamba go. EfficientVMamba's are those of the products alone. How
+Vim's, which others counted, took in the scan is not known: they lie between the products and this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import vssm.ops  # noqa: F401  (registers the operators)
+
+Shape = tuple[int, ...]
+
+
+# torch hands a formula the shapes of an operator's arguments, and of its output by name.
+def _scan(
+    u: Shape,
+    delta: Shape,
+    A: Shape,
+    B: Shape,
+    C: Shape | None,
+    D: Shape | None,
+    delta_bias: Shape | None,
+    order: Shape | None,
+    segment: int,
+    **output: object,
+) -> int:
+    directions, channels, state = A
+    steps = u[1] if order is None else order[1]
+    return u[0] * steps * directions * channels * (9 * state + (D is not None))
+
+
+def _causal_conv(x: Shape, weight: Shape, bias: Shape | None, order: Shape, silu: bool, **output: object) -> int:
+    return x[0] * order[1] * math.prod(weight)
+
+
+def _layer_norm(x: Shape, *rest: object, **output: object) -> int:
+    return 5 * math.prod(x)
+
+
+# torch counts two for each multiply-add of the operators that it knows; these are in our own unit.
+SCAN, CAUSAL_CONV, LAYER_NORM = (
+    torch.ops.vssm.selective_scan,
+    torch.ops.vssm.causal_conv1d,
+    torch.ops.aten.native_layer_norm,
+)
+FORMULAS = {SCAN: _scan, CAUSAL_CONV: _causal_conv, LAYER_NORM: _layer_norm}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of a forward pass, by kind; the module says what counts.
+
+    Args:
+        products: of matrix products and convolutions, a multiply-add being one.
+        scan: of selective scans.
+        norms: of layer norms.
+    """
+
+    products: int
+    scan: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.products + self.scan + self.norms
+
+
+def count_flops(run: Callable[[], object]) -> Flops:
+    """Count the operations of what a function runs.
+
+    Args:
+        run: called once, without gradients; a model and inputs on the meta device cost nothing.
+
+    >>> import timm
+    >>> import vssm
+    >>> model = timm.create_model("vmamba_tiny", device="meta").eval()
+    >>> flops = count_flops(lambda: model(torch.empty(1, 3, 224, 224, device="meta")))
+    >>> round(flops.total / 1e9, 1)
+    4.9
+    """
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        run()
+    counts = counter.get_flop_counts().get("Global", {})
+    own = {operator: counts.get(operator, 0) for operator in FORMULAS}
+    return Flops(
+        products=(sum(counts.values()) - sum(own.values())) // 2 + own[CAUSAL_CONV],
+        scan=own[SCAN],
+        norms=own[LAYER_NORM],
+    )

@@ -1,0 +1,135 @@
+"""What tools/predict.py does with a detector or a segmentor: objects or a class map, drawn and written as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from PIL import Image
+from torch import nn
+
+from vssm.mm.checkpoint import to_plain
+from vssm.mm.config import check_scope, load_config
+from vssm.mm.errors import ConfigError
+from vssm.mm.weights import classes_of_heads, load_training, load_weights
+from vssm.viz.scenes import Colour, distinct_colours, draw_class_map, draw_objects
+
+# Objects below this score are in the JSON and not in the picture.
+DRAWN = 0.3
+
+
+@dataclass
+class ScenePredictor:
+    """A detector or segmentor with the pipeline it was evaluated with, and what its classes are called.
+
+    Args:
+        model: of mmdet or mmseg.
+        pipeline: its test pipeline, as in a config.
+        names: of the classes.
+        colours: of the classes.
+    """
+
+    model: nn.Module
+    pipeline: Sequence[dict]
+    names: Sequence[str]
+    colours: Sequence[Colour]
+
+    def __call__(self, image: Image.Image, picture: Path) -> dict:
+        """Find what is in an RGB image, draw it, and return it as plain values: ``objects``, or ``classes``."""
+        steps = [dict(type="LoadImageFromNDArray"), *(s for s in self.pipeline if not s["type"].startswith("Load"))]
+        pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])
+        data = Compose(steps)({"img": pixels, "img_id": 0})
+        with torch.inference_mode():
+            (sample,) = self.model.test_step({key: [value] for key, value in data.items()})
+        if "pred_instances" in sample:
+            return self._objects(image, sample.pred_instances.cpu().numpy(), picture)
+        return self._class_map(image, sample.pred_sem_seg.data[0].cpu().numpy(), picture)
+
+    def _objects(self, image: Image.Image, found: object, picture: Path) -> dict:
+        masks = found.get("masks")
+        drawn = found.scores >= DRAWN
+        draw_objects(
+            image,
+            found.bboxes[drawn],
+            [self.names[i] for i in found.labels[drawn]],
+            found.scores[drawn].tolist(),
+            [self.colours[i] for i in found.labels[drawn]],
+            None if masks is None else masks[drawn],
+            path=picture,
+        )
+        objects = [
+            {"label": self.names[label], "score": round(float(score), 4), "box": [round(float(x), 2) for x in box]}
+            for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)
+        ]
+        if masks is not None:
+            for each, mask in zip(objects, masks, strict=True):
+                each["mask"] = run_lengths(mask)
+        return {"objects": objects}
+
+    def _class_map(self, image: Image.Image, classes: np.ndarray, picture: Path) -> dict:
+        draw_class_map(image, classes, self.names, self.colours, path=picture)
+        shares = np.bincount(classes.ravel(), minlength=len(self.names)) / classes.size
+        numbers = picture.with_name(f"{picture.stem}_classes.png")
+        Image.fromarray(classes.astype(np.uint8)).save(numbers)
+        present = {self.names[i]: round(float(shares[i]), 4) for i in np.argsort(-shares) if shares[i]}
+        return {"classes": present, "class_map": str(numbers)}
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """A mask (height, width) as COCO's compressed run lengths, which pycocotools decodes."""
+    from pycocotools.mask import encode
+
+    code = encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> ScenePredictor:
+    """A predictor from what a checkpoint of tools/train.py says of itself."""
+    meta = saved["meta"]
+    check_scope(meta["scope"])
+    model = _build(meta["model"], meta["scope"])
+    load_training(model, saved, path)
+    return _predictor(model, meta["pipeline"], meta.get("dataset_meta") or {}, labels)
+
+
+def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None) -> ScenePredictor:
+    """A predictor from a config of detection or segmentation, and a file of weights."""
+    config = load_config(config_file)
+    scope = config.get("default_scope") or "mmengine"
+    if scope == "mmengine":
+        raise ConfigError(f"{config_file} is a config of classification: name its model, such as --model vim_tiny")
+    if path is None:
+        raise ConfigError(f"--model {config_file} says nothing of weights: give them with --checkpoint")
+    model = _build(to_plain(config.model), scope)
+    load_weights(model, path)
+    return _predictor(model, to_plain(config.test_dataloader.dataset.pipeline), _described(config), labels)
+
+
+def _build(model: dict, scope: str) -> nn.Module:
+    init_default_scope(scope)
+    return MODELS.build(ConfigDict(model))
+
+
+def _described(config: Config) -> dict:
+    """The names and colours of the classes, by the config or by the class of its data set."""
+    data = config.test_dataloader.dataset
+    own = getattr(DATASETS.get(data.type), "METAINFO", {})
+    return {**own, **data.get("metainfo", {})}
+
+
+def _predictor(
+    model: nn.Module, pipeline: Sequence[dict], described: dict, labels: Sequence[str] | None
+) -> ScenePredictor:
+    count = next(iter(classes_of_heads(model).values()))
+    names = labels or described.get("classes") or [f"class {i}" for i in range(count)]
+    if len(names) != count:
+        raise ConfigError(f"the model has {count} classes, but there are {len(names)} labels")
+    colours = [tuple(colour) for colour in described.get("palette") or distinct_colours(count)]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model if device == "cuda" else revert_sync_batchnorm(model)
+    return ScenePredictor(model.to(device).eval(), pipeline, names, colours)

@@ -1,0 +1,73 @@
+"""Weights of a file into a whole model: a classifier, a detector or a segmentor."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vssm import models
+from vssm.mm.backbone import VSSMBackbone, rename_official
+from vssm.mm.checkpoint import load_backbone
+from vssm.mm.classifier import ImageClassifier
+from vssm.models import CheckpointError
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers: of several processes, of test-time augmentation."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def classes_of_heads(model: nn.Module) -> dict[str, int]:
+    """The number of classes of each head of a detector or segmentor that tells the data's classes apart.
+
+    A region proposal head is left out: it knows one class, object.
+    """
+    parts = {name: part for name, part in model.named_modules() if "head" in name and hasattr(part, "num_classes")}
+    return {name: part.num_classes for name, part in parts.items() if "rpn" not in name and "loss" not in name}
+
+
+def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
+    """Load the weights of a training's checkpoint, all of them or none.
+
+    Args:
+        model: an `ImageClassifier`, a detector or a segmentor.
+        checkpoint: what the file holds.
+        path: of the file.
+
+    Raises:
+        CheckpointError: names the parts, or the keys, that differ.
+    """
+    weights = checkpoint["state_dict"]
+    _check_parts(model, weights, path)
+    models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
+    model.load_state_dict(weights)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a file of weights alone, in our layout or the official one, all of them or none.
+
+    For a classifier these are its backbone's, with the classes; for a detector or segmentor, those of the whole.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit.
+    """
+    if isinstance(model, ImageClassifier):
+        load_backbone(model.backbone, path)
+        return
+    weights = models.weights_in(models.read_file(path), str(path))
+    if isinstance(model.backbone, VSSMBackbone):
+        rename_official(model.backbone, weights, "backbone.")
+    _check_parts(model, weights, path)
+    models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
+    model.load_state_dict(weights)
+
+
+def _check_parts(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """A checkpoint of another head is told by the names of its parts rather than by hundreds of keys."""
+    found, expected = ({name.partition(".")[0] for name in names} for names in (weights, model.state_dict()))
+    if found != expected:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model: it holds {', '.join(sorted(found))}, and this "
+            f"{type(model).__name__} has {', '.join(sorted(expected))}; nothing was loaded"
+        )

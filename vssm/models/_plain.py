@@ -1,0 +1,165 @@
+"""timm's contract for plain models: blocks of one stride, on tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import get_device_dtype
+from timm.models import checkpoint
+from torch import Tensor, nn
+
+from vssm.models._base import Backbone, Indices, as_format, check_format, chosen
+
+
+class Plain(Backbone):
+    """Patch embedding, blocks of one size, norm, pooling, classifier: tokens (batch, tokens, channels) throughout.
+
+    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs, and says in
+    `patch_tokens` and `class_token` which tokens are which.
+
+    Args:
+        num_features: channels of the tokens.
+        stride: pixels from one patch to the next.
+        depth: number of blocks.
+        in_chans, num_classes, global_pool ("token", "avg", "max" or ""), drop_rate: as everywhere in timm.
+    """
+
+    classifier = "head"
+    blocks: nn.Sequential
+    norm: nn.Module
+
+    def __init__(
+        self,
+        num_features: int,
+        stride: int,
+        depth: int,
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_chans, self.num_classes = in_chans, num_classes
+        self.num_features = self.head_hidden_size = num_features
+        self.global_pool = _check_pool(global_pool)
+        self.grad_checkpointing = False
+        self.feature_info = [
+            {"num_chs": num_features, "reduction": stride, "module": f"blocks.{i}"} for i in range(depth)
+        ]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = _linear(num_features, num_classes, device=device, dtype=dtype)
+
+    def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
+        """Tokens for the first block, and the height and width of the grid of patches."""
+        raise NotImplementedError
+
+    def patch_tokens(self, tokens: Tensor) -> Tensor:
+        """The tokens of the grid, in raster order."""
+        raise NotImplementedError
+
+    def class_token(self, tokens: Tensor) -> Tensor:
+        """(batch, channels)."""
+        raise NotImplementedError
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> (batch, tokens, num_features), normed."""
+        tokens, height, width = self.embed(image)
+        for block in self.blocks:
+            tokens = self._run(block, tokens, height, width)
+        return self.norm(tokens)
+
+    def _run(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+        if self.grad_checkpointing:
+            return checkpoint(block, tokens, height, width)
+        return block(tokens, height, width)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        pooled = self.head_drop(self._pool(features))
+        return pooled if pre_logits else self.head(pooled)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        match self.global_pool:
+            case "token":
+                return self.class_token(tokens)
+            case "avg":
+                return self.patch_tokens(tokens).mean(1)
+            case "max":
+                return self.patch_tokens(tokens).amax(1)
+            case _:
+                return tokens
+
+    def forward_intermediates(
+        self,
+        image: Tensor,
+        indices: Indices = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps after chosen blocks, and the final features.
+
+        Args:
+            image: (batch, channels, height, width).
+            indices: which blocks; an integer means the last so many, None all.
+            norm: apply the final norm to every map.
+            stop_early: leave out the blocks after the last chosen one.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: return the list of maps alone.
+        """
+        check_format(output_fmt)
+        taken = chosen(indices, len(self.blocks))
+        tokens, height, width = self.embed(image)
+        maps = []
+        for i, block in enumerate(self.blocks[: max(taken) + 1] if stop_early else self.blocks):
+            tokens = self._run(block, tokens, height, width)
+            if i in taken:
+                patches = self.patch_tokens(self.norm(tokens) if norm else tokens)
+                maps.append(as_format(patches.unflatten(1, (height, width)).to(image.dtype), output_fmt))
+        return maps if intermediates_only else (self.norm(tokens), maps)
+
+    def prune_intermediate_layers(
+        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the chosen blocks' maps do not need; returns the chosen blocks' numbers."""
+        taken = chosen(indices, len(self.blocks))
+        self.blocks = self.blocks[: max(taken) + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return taken
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier (none for 0 classes), and another pooling where given."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = _check_pool(global_pool)
+        self.head = _linear(self.num_features, num_classes, **get_device_dtype(self)).train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups from stem to head, for layer-wise learning rates."""
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+
+def _linear(in_features: int, num_classes: int, **dd: Any) -> nn.Module:
+    return nn.Linear(in_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+
+def _check_pool(global_pool: str) -> str:
+    if global_pool not in ("", "token", "avg", "max"):
+        raise ValueError(f'global_pool is {global_pool!r}; expected "token", "avg", "max", or "" for none')
+    return global_pool
