@@ -93,6 +93,13 @@ def test_timms_own_models_fit_in(tmp_path: Path) -> None:
     assert not backbone.model.conv1[0].weight.requires_grad and backbone.model.layer1[0].conv1.weight.requires_grad
 
 
+def test_published_weights_that_cannot_be_had_are_told_in_a_sentence() -> None:
+    nowhere = {"url": "http://127.0.0.1:9/weights.pth"}
+    backbone = VSSMBackbone("vmamba_tiny", pretrained=True, pretrained_cfg_overlay=nowhere, **PYRAMID)
+    with pytest.raises(CheckpointError, match=r"weights of vmamba_tiny could not be downloaded .*init_cfg\.checkpoint"):
+        backbone.init_weights()
+
+
 def test_fewer_maps_leave_later_stages_out() -> None:
     backbone = build(out_indices=(0, -3), output_norm=False)
     assert backbone.out_indices == [0, 1] and len(backbone.model.stages) == 2

@@ -122,14 +122,24 @@ class VSSMBackbone(BaseModule):
         """Load what `pretrained` or `init_cfg` names, all of it or nothing; without them the weights stay as built.
 
         Raises:
-            CheckpointError: the file cannot be read or does not fit; the message names the keys.
+            CheckpointError: the file cannot be had or read, or does not fit; the message names the keys.
         """
         if self.pretrained:
-            whole = create_backbone(self.name, pretrained=True, **self.arguments).state_dict()
+            whole = self._published().state_dict()
             self.model.load_state_dict({**self.model.state_dict(), **_without(whole, self.removed)})
         elif self.checkpoint:
             path = _downloaded(self.checkpoint) if "://" in self.checkpoint else self.checkpoint
             models.load_checkpoint(self.model, path, adapt=True, removed=self.removed, added=self.added)
+
+    def _published(self) -> nn.Module:
+        try:
+            return create_backbone(self.name, pretrained=True, **self.arguments)
+        except OSError as error:
+            raise models.CheckpointError(
+                f"the published weights of {self.name} could not be downloaded ({error}): check the network, or fetch "
+                "the file otherwise and name it with --cfg-options model.backbone.pretrained=False "
+                "model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE"
+            ) from error
 
     def train(self, mode: bool = True) -> "VSSMBackbone":
         """As in PyTorch, but what is frozen stays in evaluation mode, and with `norm_eval` BatchNorm too."""

@@ -210,18 +210,9 @@ def roi_align_backward(
     """Gradient of `roi_align_forward`: fills ``grad_input`` from ``grad_output``."""
     _refuse_maxima(pool_mode)
     gradient, regions = at_least_float32(grad_output, rois)
-    grad_input.copy_(
-        torch.ops.torchvision._roi_align_backward(
-            gradient,
-            regions,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
-        )
-    )
+    sizes = aligned_height, aligned_width, *grad_input.shape
+    backward = torch.ops.torchvision._roi_align_backward
+    grad_input.copy_(backward(gradient, regions, spatial_scale, *sizes, sampling_ratio, aligned))
 
 
 def _refuse_maxima(pool_mode: int) -> None:
@@ -382,12 +373,11 @@ def _geometry(
 
 
 def get_compiler_version() -> str:
-    """For mmcv's report on its environment."""
+    """For mmcv's report on its environment, as the next."""
     return f"none (operators of torchvision {torchvision.__version__})"
 
 
 def get_compiling_cuda_version() -> str:
-    """For mmcv's report on its environment."""
     return str(torch.version.cuda or "not available")
 
 

@@ -26,7 +26,7 @@ def distinct_colours(count: int) -> list[Colour]:
     """Colours for classes that come without.
 
     >>> distinct_colours(2)
-    [(230, 69, 69), (69, 138, 230)]
+    [(230, 69, 69), (69, 126, 230)]
     """
     hues = [(i * 0.6069) % 1 for i in range(count)]
     return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.7, 0.9)) for hue in hues]
