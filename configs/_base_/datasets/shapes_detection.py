@@ -12,7 +12,7 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-            dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
+            dict(type='RandomFlip', prob=0.5),
             dict(type='PackDetInputs'),
         ],
         **_set))

@@ -1,5 +1,5 @@
-# The embedded set with boxes and masks, augmented by albumentations through mmdet's own Albu: turned by quarters and
-# mirrored, lighter or darker. Boxes that leave the image take their labels and masks along.
+# The embedded set with boxes and masks, augmented by albumentations through mmdet's own Albu: mirrored, lighter or
+# darker. A box that leaves the image takes its label and its mask along.
 _base_ = './shapes_detection.py'
 
 train_dataloader = dict(
@@ -10,7 +10,7 @@ train_dataloader = dict(
             dict(
                 type='Albu',
                 transforms=[
-                    dict(type='SquareSymmetry', p=1.0),
+                    dict(type='HorizontalFlip', p=0.5),
                     dict(type='RandomBrightnessContrast', brightness_limit=0.2, contrast_limit=0.2, p=0.5),
                 ],
                 bbox_params=dict(

@@ -10,7 +10,7 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations'),
-            dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
+            dict(type='RandomFlip', prob=0.5),
             dict(type='PackSegInputs'),
         ],
         **_set))

@@ -1,5 +1,4 @@
-# The embedded set with class maps, augmented by albumentations through mmseg's own Albu: turned by quarters and
-# mirrored, lighter or darker.
+# The embedded set with class maps, augmented by albumentations through mmseg's own Albu: mirrored, lighter or darker.
 _base_ = './shapes_segmentation.py'
 
 train_dataloader = dict(
@@ -10,7 +9,7 @@ train_dataloader = dict(
             dict(
                 type='Albu',
                 transforms=[
-                    dict(type='SquareSymmetry', p=1.0),
+                    dict(type='HorizontalFlip', p=0.5),
                     dict(type='RandomBrightnessContrast', brightness_limit=0.2, contrast_limit=0.2, p=0.5),
                 ]),
             dict(type='PackSegInputs'),
