@@ -1,4 +1,4 @@
-# What every training of a study shares: 10 epochs on 4000 images of the embedded set at 96 pixels, 2000 held out.
+# What every training of a study shares: 8 epochs on 4000 images of the embedded set at 96 pixels, 2000 held out.
 # So short and so few that models differ; no weights are kept, and the accuracy is that of the last epoch.
 _base_ = ['../_base_/datasets/shapes.py', '../_base_/schedules/shapes.py']
 
@@ -14,7 +14,7 @@ train_dataloader = dict(num_workers=1, dataset=dict(transform=_transform, **_set
 val_dataloader = dict(num_workers=1, dataset=dict(transform=_transform, **_set))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_epochs=10, val_interval=1000)  # the last epoch is always evaluated
+train_cfg = dict(max_epochs=8, val_interval=1000)  # the last epoch is always evaluated
 # The schedule ends with the training, whatever its length (2 epochs at least).
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=1, convert_to_iter_based=True),
