@@ -1,4 +1,7 @@
 # Command: python tools/train.py configs/detection/efficientvmamba/retinanet_efficientvmamba_demo_shapes.py
+# Cost: 2 CPU cores, about 5 minutes (260 seconds of processor time).
+# Score: 0.68 box AP at IoU 0.5 on held-out images.
+# A small RetinaNet from scratch on scenes of 96 pixels, with anchors from 16 pixels on.
 _base_ = [
     '../../_base_/models/retinanet.py',
     '../../_base_/datasets/shapes_detection.py',
@@ -16,7 +19,7 @@ model = dict(
         num_classes=10,
         anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32, 64])),
     test_cfg=dict(nms_pre=200, max_per_img=20))
-train_cfg = dict(max_epochs=6)
+train_cfg = dict(max_epochs=6, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=50, by_epoch=False),
     dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=6, convert_to_iter_based=True),
