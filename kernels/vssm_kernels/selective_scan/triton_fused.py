@@ -195,7 +195,8 @@ def _switches(args: ScanArguments, strides: tuple[int, ...]) -> dict[str, bool |
         "HAS_BIAS": args.delta_bias is not None,
         "HAS_C": args.C is not None,
         "SEGMENTED": args.segment > 0,
-        "ALIGN": 8 if math.gcd(*strides[6:12]) % 8 == 0 else 1,  # of B's and C's rows
+        "ROW_ALIGN": math.gcd(args.channels, *strides[:6], *strides[12:], 2),
+        "STATE_ALIGN": math.gcd(args.state, *strides[6:12], 8),
         "WIDE": args.tokens * row >= 2**31,  # whether a sequence needs 64-bit offsets
         "EXACT": args.B.dtype == torch.float32 or torch.version.hip is not None,
     }

@@ -13,6 +13,11 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
+# Sizes and strides that kernels are not compiled anew for: what must be known of them for vector accesses is told by
+# ROW_ALIGN and STATE_ALIGN, so that all stages of a model share one compiled kernel.
+SIZES = "tokens batch directions channels state steps segment blocks pitch units unit_size".split()
+STRIDES = [f"{name}_{of}" for name in ("u", "delta", "B", "C", "dy") for of in ("batch", "token", "direction")]
+
 
 @triton.jit
 def softplus(x):
@@ -101,6 +106,12 @@ def aligned(stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def first_row(b, k, batch_stride, direction_stride, ALIGN: tl.constexpr):
+    """Offset of the first token's row of a batch element and direction."""
+    return b * aligned(batch_stride, ALIGN) + k * aligned(direction_stride, ALIGN)
+
+
+@triton.jit
 def program_indices(directions, blocks):
     """(batch, direction, channel block) of this program, as 64-bit numbers: sizes may exceed 2^31 elements."""
     program = tl.program_id(0).to(tl.int64)
@@ -149,28 +160,31 @@ def load_constants(
     return rates * LOG2_E, D_row, bias_row
 
 
-@triton.jit(do_not_specialize=["pitch", "unit_size"])
+@triton.jit(do_not_specialize=SIZES + STRIDES)
 def forward_kernel(
     u, delta, A, B, C, D, bias, order, y, dy, dC, checkpoints,
     tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHECKPOINT: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
-    EXACT: tl.constexpr, VECTOR: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHECKPOINT: tl.constexpr, ROW_ALIGN: tl.constexpr,
+    STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a whole sequence, or with CHECKPOINT, for the backward, the state before every group, and dC."""
+    channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, block = program_indices(directions, blocks)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
-    B_token, C_token = aligned(B_token, ALIGN), aligned(C_token, ALIGN)
-    u += b * u_batch + k * u_direction + c
-    delta += b * delta_batch + k * delta_direction + c
-    B += b * aligned(B_batch, ALIGN) + k * aligned(B_direction, ALIGN) + n
-    C += b * aligned(C_batch, ALIGN) + k * aligned(C_direction, ALIGN) + n
+    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
+    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
+    dy_token = aligned(dy_token, ROW_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + n
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
     if HAS_C:
         y_token = directions * channels
         y += b * tokens * y_token + k * channels + c
@@ -178,7 +192,7 @@ def forward_kernel(
         y_token = directions * channels * state
         y_tile = y + b * tokens * y_token + k * channels * state + c[None, :] * state + n[:, None]
     if CHECKPOINT and HAS_C:
-        dy_lanes = dy + b * dy_batch + k * dy_direction + c
+        dy_lanes = dy + first_row(b, k, dy_batch, dy_direction, ROW_ALIGN) + c
         dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
     groups = tl.cdiv(steps, UNROLL)
     checkpoint = checkpoint_tile(
@@ -237,7 +251,7 @@ def forward_kernel(
                 C_rows = C_ahead
 
 
-@triton.jit(do_not_specialize=["pitch", "unit_size"])
+@triton.jit(do_not_specialize=SIZES + STRIDES)
 def backward_kernel(
     u, delta, A, B, C, D, bias, order, checkpoints,
     dy, du, ddelta, dA, dB, dD, dbias,
@@ -245,11 +259,12 @@ def backward_kernel(
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr,
-    EXACT: tl.constexpr, VECTOR: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, ROW_ALIGN: tl.constexpr,
+    STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Gradients but dC, from the last UNROLL steps to the first; the adjoint is in README.md."""
+    channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, block = program_indices(directions, blocks)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
@@ -257,16 +272,18 @@ def backward_kernel(
     tile = n_in[:, None] & c_in[None, :]
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
-    B_token, C_token = aligned(B_token, ALIGN), aligned(C_token, ALIGN)
-    u += b * u_batch + k * u_direction + c
-    delta += b * delta_batch + k * delta_direction + c
-    B += b * aligned(B_batch, ALIGN) + k * aligned(B_direction, ALIGN) + n
-    C += b * aligned(C_batch, ALIGN) + k * aligned(C_direction, ALIGN) + n
+    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
+    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
+    dy_token = aligned(dy_token, ROW_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + n
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
     row_token = directions * channels  # of du and ddelta
     row = b * tokens * row_token + k * channels + c
     du += row
     ddelta += row
-    dy += b * dy_batch + k * dy_direction
+    dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN)
     dB += (block * batch + b) * tokens * directions * state + k * state + n
     groups = tl.cdiv(steps, UNROLL)
     start = (groups - 1) * UNROLL
