@@ -37,7 +37,8 @@ def build_scan(kernel, launch, switches):
     build(kernel, warps, {**switches, **options})
 
 for state, add, with_C in ((1, False, True), (16, False, True), (16, True, True), (4, False, False)):
-    common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, ROW_ALIGN=2, STATE_ALIGN=1, WIDE=add)
+    common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, WIDE=add)
+    common |= dict(ROW_ALIGN=2, STATE_ALIGN=8 if state == 16 else 1)
     again, back = triton_fused._backward_launches(96, state)
     for checkpoint, launch in ((False, triton_fused._forward_launch(96, state)), (True, again)):
         forward = {"CHECKPOINT": checkpoint, "ADD": add and not checkpoint, "UNIT": back.block_c, "EXACT": add}

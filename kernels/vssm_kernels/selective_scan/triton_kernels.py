@@ -15,7 +15,19 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 # Sizes and strides that kernels are not compiled anew for: what must be known of them for vector accesses is told by
 # ROW_ALIGN and STATE_ALIGN, so that all stages of a model share one compiled kernel.
-SIZES = "tokens batch directions channels state steps segment blocks pitch units unit_size".split()
+SIZES = [
+    "tokens",
+    "batch",
+    "directions",
+    "channels",
+    "state",
+    "steps",
+    "segment",
+    "blocks",
+    "pitch",
+    "units",
+    "unit_size",
+]
 STRIDES = [f"{name}_{of}" for name in ("u", "delta", "B", "C", "dy") for of in ("batch", "token", "direction")]
 
 
