@@ -22,10 +22,10 @@ env:
 demo: env
 	$(BIN)/python tools/demo.py
 
-# One thread per process: the suite trains in two processes, which would fight over the cores.
+# A test process per core, and one thread in each: more would fight over the cores.
 TESTS ?= tests
 test: env
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
 lint: env
 	$(BIN)/ruff check .
