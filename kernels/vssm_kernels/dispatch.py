@@ -37,8 +37,10 @@ class BackendRegistry:
         self.backends = backends
 
     def choose(self, arguments: Any) -> Backend:
-        """The first backend that accepts `arguments`, or the one forced by `use_backend`."""
+        """The first backend that accepts `arguments`, or the one forced by `use_backend` where the op has it."""
         forced = _forced.get()
+        if forced is not None and all(backend.name != forced for backend in self.backends):
+            forced = None
         refusals = []
         for backend in self.backends:
             if forced is not None and backend.name != forced:
@@ -47,9 +49,6 @@ class BackendRegistry:
             if reason is None:
                 return backend
             refusals.append(f"  {backend.name}: {reason}")
-        if forced is not None and not refusals:
-            names = ", ".join(backend.name for backend in self.backends)
-            raise ValueError(f"{self.op} has no backend named {forced!r}; it has: {names}")
         raise RuntimeError(f"no backend of {self.op} can run these inputs:\n" + "\n".join(refusals))
 
 
@@ -82,7 +81,7 @@ def register(op: str, backends: list[Backend]) -> BackendRegistry:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Force one backend for every op called inside the block; an op that cannot use it says why.
+    """Force one backend for every op called inside the block that has it; an op that cannot use it says why.
 
     >>> import torch, vssm_kernels
     >>> u, delta = torch.randn(1, 5, 2), torch.randn(1, 5, 1, 2)
@@ -99,11 +98,6 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
-
-
-def forced_backend() -> str | None:
-    """The backend that the innermost `use_backend` asks for."""
-    return _forced.get()
 
 
 def backend_report() -> list[tuple[str, str, str]]:

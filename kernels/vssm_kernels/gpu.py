@@ -27,3 +27,14 @@ def why_no_triton(*tensors: Tensor | None) -> str | None:
     if any(tensor.dtype == torch.float64 for tensor in present):
         return "computes in float32; float64 inputs ask for more"
     return None
+
+
+def why_not_by_hand(*tensors: Tensor | None) -> str | None:
+    """The same for kernels that are launched from Python and are no operators of torch: nothing may look on."""
+    # Fake and distributed tensors, and what else wraps memory, are torch's to follow.
+    present = [tensor for tensor in tensors if tensor is not None]
+    if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in present):
+        return "reads plain tensors only"
+    if torch.jit.is_tracing():
+        return "a trace would not see it"
+    return why_no_triton(*present)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vssm_kernels
-from vssm_kernels import selective_scan, use_backend
+from vssm_kernels import selective_scan, sum_gate, use_backend
 from vssm_kernels.compiler import CompilerError, load_library, why_no_library
 from vssm_kernels.dispatch import Backend, BackendRegistry
 from vssm_kernels.selective_scan import native_cpu
@@ -25,6 +25,12 @@ def test_forced_backend_runs_or_says_why_not():
         selective_scan(u, delta, A, B, None, delta_bias=bias)
     with pytest.raises(ValueError, match=r"unknown kernel backend 'fast'; known: .*reference"), use_backend("fast"):
         pass
+
+
+def test_an_op_without_the_forced_backend_chooses_freely():
+    y, z = torch.randn(1, 3, 2, 4), torch.randn(1, 3, 4)
+    with use_backend("chunked"):  # of the scan alone
+        assert torch.isfinite(sum_gate(y, z)).all()
 
 
 def test_first_backend_that_accepts_is_chosen():

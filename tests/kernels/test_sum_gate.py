@@ -26,7 +26,8 @@ def half(both):
 
 def check_kernels(y, both, of_z=half):
     gradient = torch.randn(of_z(both).shape, generator=torch.Generator().manual_seed(1)).to(y)
-    actual, expected = (f(y, of_z(both), SCALE) for f in (triton_fused.SumGate.apply, reference.sum_gate))
+    args = reference.GateArguments(y, of_z(both), SCALE)
+    actual, expected = (backend.forward(args) for backend in (triton_fused.BACKEND, reference.BACKEND))
     assert actual.dtype == y.dtype
     assert_close(actual, expected, "output")
     wanted = torch.autograd.grad(expected, (y, both), gradient)

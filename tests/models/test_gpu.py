@@ -28,7 +28,7 @@ def model(request):
     return timm.create_model(request.param, num_classes=10, **FAMILIES[request.param]).eval()
 
 
-def images(batch=2, height=224, width=192):
+def images(batch=2, height=112, width=96):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vssm_kernels.dispatch import forced_backend
-from vssm_kernels.gpu import why_no_triton
+from vssm_kernels.dispatch import register
 from vssm_kernels.sum_gate import reference, triton_fused
+from vssm_kernels.sum_gate.reference import GateArguments
+
+_registry = register("sum_gate", [reference.NATIVE, triton_fused.BACKEND, reference.BACKEND])
 
 
 def sum_gate(y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
     """scale * (sum of y over the directions) * silu(z), in float32 (float64 for float64 inputs), rounded once.
 
     Plain torch wherever a compiler or a trace looks on, and away from GPUs: this is all that a compiler needs to fuse
-    it. Eager on a GPU it is one Triton kernel; `use_backend("reference")` asks for plain torch there too.
+    it. Eager on a GPU it is one Triton kernel each way.
 
     Args:
         y: (batch, tokens, directions, channels), the output of a scan.
@@ -38,12 +40,7 @@ def sum_gate(y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
             f"y has shape {tuple(y.shape)} and z {tuple(z.shape)}; expected (batch, tokens, directions, channels) "
             f"and (batch, tokens, channels)"
         )
-    if _eager_on_gpu(y) and forced_backend() in (None, "triton") and why_no_triton(y, z) is None:
-        return triton_fused.SumGate.apply(y, z, scale)
-    return reference.sum_gate(y, z, scale)
-
-
-def _eager_on_gpu(y: Tensor) -> bool:
-    """False under compilers and traces, which would not see a kernel that is launched by hand."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(y) is not Tensor
-    return not traced and y.is_cuda
+    args = GateArguments(y, z, scale)
+    if torch.compiler.is_compiling():
+        return reference.gate(args)
+    return _registry.choose(args).forward(args)

@@ -7,6 +7,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vssm_kernels.direction_sum import TILE, tile_grid
+from vssm_kernels.dispatch import Backend
+from vssm_kernels.gpu import why_no_triton, why_not_by_hand
+from vssm_kernels.sum_gate.reference import GateArguments
 
 try:
     import triton
@@ -86,3 +89,12 @@ def _launch(kernel, tensors: tuple[Tensor, ...], scale: float, y: Tensor, z: Ten
     batch, tokens, directions, channels = y.shape
     rows = batch * tokens
     kernel[tile_grid(rows, channels)](*tensors, scale, rows, channels, z.stride(1), directions, **TILE)
+
+
+def _why_not(args: GateArguments | None) -> str | None:
+    if args is None:
+        return why_no_triton()
+    return why_not_by_hand(args.y, args.z)
+
+
+BACKEND = Backend("triton", lambda args: SumGate.apply(*args), None, _why_not)

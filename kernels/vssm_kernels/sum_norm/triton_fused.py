@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import why_no_triton
+from vssm_kernels.gpu import why_no_triton, why_not_by_hand
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 try:
@@ -189,13 +189,9 @@ def _tile(channels: int) -> dict[str, int]:
 def _why_not(args: NormArguments | None) -> str | None:
     if args is None:
         return why_no_triton()
-    tensors = [tensor for tensor in args[:3] if tensor is not None]
-    # Fake and distributed tensors, and what else wraps memory, are torch's to follow.
-    if any(type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta for tensor in tensors):
-        return "reads plain tensors only"
-    if any(tensor.stride(0) != 1 for tensor in tensors[1:]):
+    if any(tensor is not None and tensor.stride(0) != 1 for tensor in (args.weight, args.bias)):
         return "reads contiguous weights and biases only"
-    return why_no_triton(*tensors)
+    return why_not_by_hand(args.x, args.weight, args.bias)
 
 
 BACKEND = Backend("triton", norm, None, _why_not)
