@@ -13,6 +13,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -90,6 +91,16 @@ class TaskRunner(Runner):
         library.handlers = list(logger.handlers)
         library.setLevel(logging.INFO)
         return logger
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """One of this training's own.
+
+        mmengine keeps visualizers by name, and mmdet's and mmseg's bases give all the same: a second training in a
+        process would write its curves into the first one's folder.
+        """
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, "name": self.experiment_name}
+        return super().build_visualizer(visualizer)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Build the model; see `keep_regions_exact`."""
