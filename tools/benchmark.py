@@ -14,6 +14,7 @@ published of a model at 224 pixels, and of a detector or segmentor, if anything 
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from vssm.bench import (
     write_csv,
     write_plot,
 )
-from vssm.bench.models import graph_latency
+from vssm.bench.models import benchmark_graph
 from vssm.scan import order_named, order_names
 
 RESULTS = Path(__file__).resolve().parents[1] / "model_cards" / "results.yaml"
@@ -57,7 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument("--batch", type=int, default=128, help="default: %(default)s")
     models.add_argument("--train", action="store_true", help="also forward, backward and an AdamW step")
     models.add_argument("--compile", action="store_true", help="also through torch.compile")
-    models.add_argument("--graph", action="store_true", help="also one image as a CUDA graph")
+    models.add_argument(
+        "--graph", action="store_true", help="also inference as a CUDA graph, of the batch and of one image"
+    )
     models.add_argument("--plot", type=Path, help="PNG of the time per image over the size")
 
     heads = commands.add_parser("heads", help="detectors and segmentors, and their backbones alone")
@@ -87,10 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = environment(device)
     print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
-    rows = {"kernels": run_kernels, "models": run_models, "heads": run_heads}[arguments.command](arguments, device)
+    rows = []
+    for row in {"kernels": run_kernels, "models": run_models, "heads": run_heads}[arguments.command](arguments, device):
+        rows.append(row)
+        if arguments.csv:  # after every row, so that an interrupted run leaves what it has measured
+            write_csv(arguments.csv, rows, facts)
     print_table(rows)
-    if arguments.csv:
-        write_csv(arguments.csv, rows, facts)
     if arguments.command == "models" and arguments.plot:
         timed = [row for row in rows if row["mode"] != "graph"]
         lines = [{**row, "line": f"{row['model']}, {row['mode']}", "ms_per_image": row["ms"] / row["batch"]}
@@ -99,11 +104,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run_kernels(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
     backends = arguments.backends or (["triton"] if device.type == "cuda" else ["native", "chunked"])
     ceilings = Ceilings.measure(device)
     print(f"ceilings: {ceilings}")
-    rows = []
     for name in arguments.cases:
         case = KERNEL_CASES[name]
         if arguments.batch:
@@ -111,16 +115,14 @@ def run_kernels(arguments: argparse.Namespace, device: torch.device) -> list[dic
         how = (device, DTYPES[arguments.dtype], ceilings, backends)
         if arguments.orders:
             orders = order_names() if arguments.orders == ["all"] else arguments.orders
-            rows += benchmark_orders(case, orders, *how)
+            yield from benchmark_orders(case, orders, *how)
         else:
-            rows += benchmark_kernel(case, *how)
+            yield from benchmark_kernel(case, *how)
         print(f"  {name} done", file=sys.stderr)
-    return rows
 
 
-def run_models(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
     dtype = DTYPES[arguments.dtype]
-    rows = []
     for name in arguments.names:
         for size in arguments.sizes:
             for compiled in (False, True) if arguments.compile else (False,):
@@ -128,26 +130,25 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> list[dict
                     row = benchmark_model(
                         name, size, arguments.batch, device, dtype, compiled=compiled, training=training
                     )
-                    rows.append(row | (published(name) if size == 224 else {}))
+                    yield row | (published(name) if size == 224 else {})
                     print(f"  {name} {size} done", file=sys.stderr)
             if arguments.graph and device.type == "cuda":
-                rows.append(graph_latency(name, size, device, dtype))
-    return rows
+                for batch in sorted({1, arguments.batch}):
+                    yield benchmark_graph(name, size, batch, device, dtype)
 
 
-def run_heads(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, object]]:
+def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
     from vssm.mm.complexity import SIZES, benchmark_config
     from vssm.mm.config import load_config
 
-    rows = []
     for path in arguments.configs:
         config = load_config(path)
         size = tuple(arguments.size or SIZES[config.default_scope])
         backbone, whole = benchmark_config(config, size, arguments.batch, device, DTYPES[arguments.dtype])
         stated = published(path.stem) if size == SIZES[config.default_scope] else {}
-        rows += [{"config": path.stem, **backbone}, {"config": path.stem, **whole, **stated}]
+        yield {"config": path.stem, **backbone}
+        yield {"config": path.stem, **whole, **stated}
         print(f"  {path.stem} done", file=sys.stderr)
-    return rows
 
 
 def published(name: str) -> dict[str, object]:

@@ -115,7 +115,7 @@ def test_reports(tmp_path, capsys):
 
 @pytest.mark.gpu
 def test_on_a_gpu():
-    from vssm.bench.models import graph_latency
+    from vssm.bench.models import benchmark_graph
 
     device = torch.device("cuda")
     ceilings = Ceilings.measure(device)
@@ -123,4 +123,4 @@ def test_on_a_gpu():
     (row, *_) = benchmark_kernel(SMALL, device, torch.bfloat16, ceilings, ["triton"])
     assert row["peak_gib"] > 0 and 0 < row["share_of_floor"] < 1
     assert benchmark_model("vim_tiny", 224, 2, device, torch.bfloat16, compiled=False, training=True)["peak_gib"] > 0
-    assert graph_latency("vim_tiny", 224, device, torch.bfloat16)["ms"] > 0
+    assert benchmark_graph("vim_tiny", 224, 2, device, torch.bfloat16)["ms"] > 0

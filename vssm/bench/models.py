@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vssm.models  # noqa: F401  (registers the models)
 from vssm.bench.flops import Flops, count_flops
-from vssm.bench.timing import median_time, peak_memory
+from vssm.bench.timing import as_graph, median_time, peak_memory
 
 
 def benchmark_model(
@@ -65,21 +65,21 @@ def benchmark_model(
     }
 
 
-def graph_latency(name: str, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """Milliseconds for one image as a CUDA graph, which takes the launches of kernels out of the time."""
+def benchmark_graph(name: str, size: int, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """A row of inference as a CUDA graph, which takes the launches of kernels out of the time."""
     model = _create(name, size, {}).to(device).eval()
-    image = torch.randn(1, 3, size, size, device=device)
+    images = torch.randn(batch, 3, size, size, device=device)
     run = _inference(model, torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False))
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run(image)
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run(image)
-    seconds = median_time([graph.replay], device)
-    return {"model": name, "size": size, "batch": 1, "mode": "graph", "ms": 1e3 * seconds}
+    median = median_time([as_graph(lambda: run(images))], device)
+    return {
+        "model": name,
+        "size": size,
+        "batch": batch,
+        "dtype": str(dtype).removeprefix("torch."),
+        "mode": "graph",
+        "ms": 1e3 * median,
+        "images_per_second": batch / median,
+    }
 
 
 def model_flops(name: str, size: int, arguments: Mapping[str, object] | None = None) -> Flops:
