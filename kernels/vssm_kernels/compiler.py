@@ -14,10 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 # -ffp-contract=fast lets a * b + c become one instruction; no other licence is given with floating point.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
+_THREADS = "-fopenmp"  # a compiler without it, as Apple's, builds the same source for one thread
 _HEADER = Path(__file__).with_name("vector.h")
 
 
@@ -63,7 +61,7 @@ def load_library(source: Path) -> ctypes.CDLL:
     if compiler is None:
         raise CompilerError("no C compiler found (looked for $CC, cc, gcc, clang); install gcc to have the fast path")
     texts = [path.read_text() for path in (source, _HEADER)]
-    identity = [compiler, *_FLAGS, *texts, platform.machine(), _processor()]
+    identity = [compiler, *_FLAGS, _THREADS, *texts, platform.machine(), _processor()]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
     name = f"{source.stem}-{digest}.so"
     try:
@@ -81,24 +79,15 @@ def load_library(source: Path) -> ctypes.CDLL:
         raise CompilerError(f"the compiled kernel {target} does not load: {error}") from None
 
 
-def run_tasks(function: Callable[..., int], arguments: ctypes.Structure, tasks: int) -> None:
-    """Call `function(arguments, first, last)` over all tasks, on as many threads as torch uses.
+def run_tasks(library: ctypes.CDLL, name: str, arguments: ctypes.Structure, tasks: int) -> None:
+    """Call the kernel `name(arguments, first, last)` over all tasks, on as many threads as torch uses.
 
-    ctypes releases the interpreter's lock, so plain threads run side by side. Raises MemoryError where the function
-    returns anything but 0: it found no room for its work space.
+    Raises MemoryError where it found no room for its work space.
     """
     threads = max(1, min(torch.get_num_threads(), tasks))
-    ranges = list(pairwise(tasks * i // threads for i in range(threads + 1)))
-    pointer = ctypes.byref(arguments)
-    others = [_pool(threads).submit(function, pointer, *bounds) for bounds in ranges[1:]]
-    failed = function(pointer, *ranges[0])
-    if any([failed, *(other.result() for other in others)]):
+    function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+    if library.vssm_run(function, ctypes.byref(arguments), ctypes.c_int64(tasks), ctypes.c_int(threads)):
         raise MemoryError("a kernel could not allocate its work space on the CPU")
-
-
-@lru_cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="vssm")
 
 
 @lru_cache
@@ -124,8 +113,11 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
     os.close(handle)
     try:
         command = [compiler, *_FLAGS, f"-I{_HEADER.parent}", str(source), "-o", scratch]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
+        for options in ([_THREADS], []):
+            done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                break
+        else:
             lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             reason = next((line for line in lines if "error" in line), lines[0])
             raise CompilerError(f"{compiler} could not build {source.name}: {reason}")

@@ -81,4 +81,16 @@ static inline void *vectors(size_t count) {
     return memory;
 }
 
+/* Runs a kernel over its tasks in torch's own threads, as both use the machine's OpenMP. Threads of another kind would
+ * fight for the cores with torch's, which wait busily for their next work. Not 0 where a part failed. */
+typedef int (*kernel)(const void *arguments, int64_t first, int64_t last);
+
+int vssm_run(kernel function, const void *arguments, int64_t tasks, int threads) {
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(| : failed)
+    for (int i = 0; i < threads; i++)
+        failed |= function(arguments, tasks * i / threads, tasks * (i + 1) / threads);
+    return failed;
+}
+
 #endif

@@ -63,9 +63,7 @@ def _run(name: str, args: ConvArguments, **buffers: Tensor) -> None:
         sx=Strides(pointers["x"].stride(0), pointers["x"].stride(1), 0),
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )
-    function = getattr(load_library(_SOURCE), name)
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-    run_tasks(function, c_args, tasks=batch * -(-channels // LANES))
+    run_tasks(load_library(_SOURCE), name, c_args, tasks=batch * -(-channels // LANES))
 
 
 def _why_not(args: ConvArguments | None) -> str | None:

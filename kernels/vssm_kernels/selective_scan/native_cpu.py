@@ -80,9 +80,7 @@ def _run(name: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None
         sC=_strides(C),
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )
-    function = getattr(load_library(_SOURCE), name)
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-    run_tasks(function, c_args, tasks=args.batch * args.directions * groups)
+    run_tasks(load_library(_SOURCE), name, c_args, tasks=args.batch * args.directions * groups)
 
 
 def _strides(tensor: Tensor) -> Strides:
