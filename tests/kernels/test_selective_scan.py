@@ -251,6 +251,23 @@ def test_extreme_values_agree_with_float64(backend):
         assert relative_error(actual, wanted) < 2e-5, name
 
 
+@pytest.mark.parametrize("shared", [(2,), (3,), (2, 3)], ids=["directions", "channels", "both"])
+@pytest.mark.parametrize("with_C", [True, False], ids=["outputs", "states"])
+def test_triton_reads_gradients_of_any_strides(with_C, shared):
+    """A sum after the scan gives all that it added up one gradient, which lies in memory once."""
+    inputs = make_inputs(batch=1, tokens=6, channels=6, state=3, device=DEVICE)
+    inputs |= {} if with_C else {"C": None, "D": None}
+    args = ScanArguments(**inputs, order=None, segment=0)
+    if runs_here(triton_fused.BACKEND, args):
+        shape = [1 if dim in shared else size for dim, size in enumerate(args.output_shape)]
+        gradient = torch.randn(shape, device=DEVICE).expand(args.output_shape)
+        expected = reference.scan_backward(args, gradient)
+        for name, actual, wanted in zip(NAMES, triton_fused.BACKEND.backward(args, gradient), expected, strict=True):
+            assert (actual is None) == (wanted is None)
+            if wanted is not None:
+                assert_close(actual, wanted, name)
+
+
 def test_not_a_number_is_not_hidden():
     for backend in (native_cpu.BACKEND, chunked.BACKEND):
         inputs = make_inputs(batch=1, tokens=6, channels=4, directions=1)

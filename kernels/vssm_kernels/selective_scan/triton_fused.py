@@ -82,7 +82,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     again, launch = _backward_launches(args.channels, args.state)
     batch, tokens, directions, channels = args.delta.shape
     device, pitch = args.u.device, _pitch(channels)
-    if gradient.stride(-1) != 1:
+    if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
     blocks, again_blocks = _cdiv(channels, launch.block_c), _cdiv(channels, again.block_c)
     units = again_blocks * (again.block_c // launch.block_c)
