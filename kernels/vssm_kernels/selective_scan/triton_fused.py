@@ -65,6 +65,21 @@ def _backward_launches(channels: int, state: int) -> tuple[_Launch, _Launch]:
     return again, again._replace(block_c=block_c, warps=max(1, min(8, again.block_n * block_c // 512)), vector=1)
 
 
+class _Given(NamedTuple):
+    """What both kernels receive of the arguments."""
+
+    operands: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    switches: dict[str, bool | int]
+
+
+def _given(args: ScanArguments, gradient: Tensor) -> _Given:
+    C = args.B if args.C is None else args.C
+    strides = _strides(args, gradient)
+    operands = (args.u, args.delta, _rates(args), args.B, C, *_small(args))
+    return _Given(operands, strides, _switches(args, strides))
+
+
 def scan(args: ScanArguments) -> Tensor:
     repeats = order_facts(args.order, args.tokens).repeats
     # Rows visited twice are summed in float32.
@@ -73,7 +88,8 @@ def scan(args: ScanArguments) -> Tensor:
     )
     launch = _forward_launch(args.channels, args.state)
     unused = args.delta  # a pointer that the kernel does not follow
-    _run_forward(args, launch, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
+    given = _given(args, unused)
+    _run_forward(args, given, launch, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
     return y.to(args.u.dtype)
 
 
@@ -99,20 +115,21 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     # Read one group ahead, the walk back ends before the first: a spare group keeps that inside the buffer.
     checkpoints = floats((batch * directions * groups + 1) * units * tile)[units * tile :]
     dC = rows(again_blocks, batch, tokens, directions, args.state)
-    _run_forward(args, again, args.delta, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats)
+    given = _given(args, gradient)
+    unused = args.delta
+    _run_forward(args, given, again, unused, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats)
 
     du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
     dA = floats(batch, directions, args.state, pitch)
-    strides = _strides(args, gradient)
     dD, dbias = (floats(batch, directions, channels) for _ in range(2))
     kernels.backward_kernel[(batch * directions * blocks,)](
-        args.u, args.delta, _rates(args), args.B, args.C if args.C is not None else args.B, *_small(args), checkpoints,
+        *given.operands, checkpoints,
         gradient, du, ddelta, dA, dB, dD, dbias,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
         pitch // launch.vector, units, tile // launch.vector,
-        *strides,
-        **_switches(args, strides), ADD=repeats,
+        *given.strides,
+        **given.switches, ADD=repeats,
         **launch.options(),
     )  # fmt: skip
     gradients = (
@@ -132,6 +149,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
 
 def _run_forward(
     args: ScanArguments,
+    given: _Given,
     launch: _Launch,
     y: Tensor,
     gradient: Tensor,
@@ -144,14 +162,13 @@ def _run_forward(
 ) -> None:
     """The outputs into y, or where there are units of checkpoints, these and dC."""
     blocks = _cdiv(args.channels, launch.block_c)
-    strides = _strides(args, gradient)
     kernels.forward_kernel[(args.batch * args.directions * blocks,)](
-        args.u, args.delta, _rates(args), args.B, args.C if args.C is not None else args.B, *_small(args),
+        *given.operands,
         y, gradient, dC, checkpoints,
         args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
         _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector,
-        *strides,
-        **_switches(args, strides), ADD=add, CHECKPOINT=units > 0, UNIT=unit,
+        *given.strides,
+        **given.switches, ADD=add, CHECKPOINT=units > 0, UNIT=unit,
         **launch.options(),
     )  # fmt: skip
 
