@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vssm_kernels.gpu import cdiv
+
 try:
     import triton
     import triton.language as tl
@@ -42,7 +44,7 @@ if triton is not None:
 
 
 def tile_grid(rows: int, channels: int) -> tuple[int]:
-    return (-(-rows // TILE["ROWS"]) * -(-channels // TILE["CHANNELS"]),)
+    return (cdiv(rows, TILE["ROWS"]) * cdiv(channels, TILE["CHANNELS"]),)
 
 
 def sum_directions(y: Tensor) -> Tensor:

@@ -69,6 +69,11 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return define
 
 
+def why_not_cpu(tensor: torch.Tensor) -> str | None:
+    """What a backend for the CPU says of a tensor that is elsewhere."""
+    return None if tensor.device.type == "cpu" else f"runs on the CPU; the inputs are on {tensor.device}"
+
+
 _registries: list[BackendRegistry] = []
 
 

@@ -14,6 +14,11 @@ else:
     _MISSING, _INTERPRETED = None, bool(triton.knobs.runtime.interpret)
 
 
+def cdiv(size: int, block: int) -> int:
+    """Blocks that cover a size. Triton's own also serves inside kernels, and takes 0.01 ms a call outside."""
+    return -(-size // block)
+
+
 def why_no_triton(*tensors: Tensor | None) -> str | None:
     """One sentence, or None where kernels can run; without tensors, for the machine alone."""
     if _MISSING is not None:

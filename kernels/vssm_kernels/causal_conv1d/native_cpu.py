@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
-from vssm_kernels.dispatch import Backend
+from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import order_facts, output_rows
 
 _SOURCE = Path(__file__).with_name("native.c")
@@ -68,8 +68,8 @@ def _run(name: str, args: ConvArguments, **buffers: Tensor) -> None:
 
 def _why_not(args: ConvArguments | None) -> str | None:
     if args is not None:
-        if args.x.device.type != "cpu":
-            return f"runs on the CPU; the inputs are on {args.x.device}"
+        if (elsewhere := why_not_cpu(args.x)) is not None:
+            return elsewhere
         if args.x.dtype == torch.float64:
             return "computes in float32; float64 inputs ask for more"
         if args.weight.shape[2] > _WIDTH_MAX:

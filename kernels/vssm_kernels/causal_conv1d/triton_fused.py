@@ -14,7 +14,7 @@ from torch import Tensor
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.direction_sum import sum_directions
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import why_no_triton
+from vssm_kernels.gpu import cdiv, why_no_triton
 from vssm_kernels.orders import order_facts, output_rows
 
 try:
@@ -189,7 +189,7 @@ if triton is not None:
 def conv(args: ConvArguments) -> Tensor:
     x = _contiguous_rows(args.x)
     y = output_rows(args.order, args.x.shape[1], args.output_shape, x.dtype, x.device)
-    groups = triton.cdiv(args.order.shape[1], _FORWARD["STEPS"])
+    groups = cdiv(args.order.shape[1], _FORWARD["STEPS"])
     forward_kernel[_grid(args, _FORWARD, groups)](
         x,
         *_weights(args),
@@ -207,8 +207,8 @@ def conv(args: ConvArguments) -> Tensor:
 def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, (weight, bias) = _contiguous_rows(args.x), _weights(args)
     batch, tokens, directions, channels = args.output_shape
-    groups = triton.cdiv(args.order.shape[1], _BACKWARD["STEPS"])
-    parts = min(groups, triton.cdiv(_PROGRAMS, _grid(args, _BACKWARD, 1)[0]))
+    groups = cdiv(args.order.shape[1], _BACKWARD["STEPS"])
+    parts = min(groups, cdiv(_PROGRAMS, _grid(args, _BACKWARD, 1)[0]))
     shares = torch.empty(
         batch, parts, directions, args.weight.shape[2] + 1, channels, dtype=torch.float32, device=x.device
     )
@@ -237,7 +237,7 @@ def _weights(args: ConvArguments) -> tuple[Tensor, Tensor]:
 
 def _grid(args: ConvArguments, launch: dict[str, int], parts: int) -> tuple[int]:
     batch, _, directions, channels = args.output_shape
-    return (batch * directions * parts * triton.cdiv(channels, launch["CHANNELS"]),)
+    return (batch * directions * parts * cdiv(channels, launch["CHANNELS"]),)
 
 
 def _sizes(args: ConvArguments) -> tuple[int, ...]:

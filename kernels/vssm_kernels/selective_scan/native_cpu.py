@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
-from vssm_kernels.dispatch import Backend
+from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
@@ -89,8 +89,8 @@ def _strides(tensor: Tensor) -> Strides:
 
 def _why_not(args: ScanArguments | None) -> str | None:
     if args is not None:
-        if args.u.device.type != "cpu":
-            return f"runs on the CPU; the inputs are on {args.u.device}"
+        if (elsewhere := why_not_cpu(args.u)) is not None:
+            return elsewhere
         if any(tensor is not None and tensor.dtype == torch.float64 for tensor in args.tensors()):
             return "computes in float32; float64 inputs ask for more"
         if args.C is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vssm_kernels.direction_sum import sum_directions
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import why_no_triton
+from vssm_kernels.gpu import cdiv, why_no_triton
 from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
@@ -100,9 +100,9 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     device, pitch = args.u.device, _pitch(channels)
     if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
-    blocks, again_blocks = _cdiv(channels, launch.block_c), _cdiv(channels, again.block_c)
+    blocks, again_blocks = cdiv(channels, launch.block_c), cdiv(channels, again.block_c)
     units = again_blocks * (again.block_c // launch.block_c)
-    groups = _cdiv(args.steps, launch.unroll)
+    groups = cdiv(args.steps, launch.unroll)
     tile = launch.block_n * launch.block_c
 
     def floats(*shape: int) -> Tensor:
@@ -161,7 +161,7 @@ def _run_forward(
     add: bool,
 ) -> None:
     """The outputs into y, or where there are units of checkpoints, these and dC."""
-    blocks = _cdiv(args.channels, launch.block_c)
+    blocks = cdiv(args.channels, launch.block_c)
     kernels.forward_kernel[(args.batch * args.directions * blocks,)](
         *given.operands,
         y, gradient, dC, checkpoints,
@@ -171,10 +171,6 @@ def _run_forward(
         **given.switches, ADD=add, CHECKPOINT=units > 0, UNIT=unit,
         **launch.options(),
     )  # fmt: skip
-
-
-def _cdiv(size: int, block: int) -> int:
-    return -(-size // block)
 
 
 def _pitch(channels: int) -> int:

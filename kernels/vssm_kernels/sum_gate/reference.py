@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend
+from vssm_kernels.dispatch import Backend, why_not_cpu
 
 
 class GateArguments(NamedTuple):
@@ -28,9 +28,7 @@ def gate(args: GateArguments) -> Tensor:
 
 
 def _why_not_native(args: GateArguments | None) -> str | None:
-    if args is not None and args.y.device.type != "cpu":
-        return f"runs on the CPU; the inputs are on {args.y.device}"
-    return None
+    return None if args is None else why_not_cpu(args.y)
 
 
 # Two passes over memory are nothing beside the rest of a model on a CPU: there is nothing to add in C.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend
+from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 
@@ -25,9 +25,7 @@ def norm(args: NormArguments) -> Tensor:
 
 
 def _why_not_native(args: NormArguments | None) -> str | None:
-    if args is not None and args.x.device.type != "cpu":
-        return f"runs on the CPU; the inputs are on {args.x.device}"
-    return None
+    return None if args is None else why_not_cpu(args.x)
 
 
 # Torch's own norms on a CPU are compiled and fast: there is nothing to add in C.

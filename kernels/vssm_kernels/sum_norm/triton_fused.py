@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import why_no_triton, why_not_by_hand
+from vssm_kernels.gpu import cdiv, why_no_triton, why_not_by_hand
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 try:
@@ -142,7 +142,7 @@ def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
     y = torch.empty(shape, dtype=args.dtype, device=x.device)
     merged = torch.empty(shape, dtype=x.dtype, device=x.device) if save and directions > 1 else None
     rows, tile = y.numel() // channels, _tile(channels)
-    forward_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
+    forward_kernel[(cdiv(rows, tile["ROWS"]),)](
         x, args.weight, args.bias, y, merged, rows, row_stride, direction_stride, args.eps,
         DIRECTIONS=directions, CENTER=args.center, **tile,
     )  # fmt: skip
@@ -156,9 +156,9 @@ def _backward(
     gradient, (x, row_stride, _) = gradient.contiguous(), _rows(x, 1)
     channels = gradient.shape[-1]
     rows, tile = gradient.numel() // channels, _tile(channels)
-    tiles = triton.cdiv(rows, tile["ROWS"])
-    turns = max(1, triton.cdiv(tiles, _SHARES))
-    programs = triton.cdiv(tiles, turns)
+    tiles = cdiv(rows, tile["ROWS"])
+    turns = max(1, cdiv(tiles, _SHARES))
+    programs = cdiv(tiles, turns)
     dx = torch.empty(gradient.shape, dtype=x.dtype, device=x.device)
     shares = torch.empty(programs, 1 + has_bias, channels, dtype=torch.float32, device=x.device)
     backward_kernel[(programs,)](
