@@ -29,7 +29,7 @@ parser.add_argument("config", type=pathlib.Path)
 parser.add_argument("--seed", type=int)
 parser.add_argument("--work-dir", type=pathlib.Path)
 given = parser.parse_args()
-print("threads:", os.environ["OMP_NUM_THREADS"])
+print("threads:", os.environ["OMP_NUM_THREADS"], "gpu:", repr(os.environ["CUDA_VISIBLE_DEVICES"]))
 hilbert = "hilbert" in given.config.read_text()
 if hilbert and given.seed == {bad_seed}:
     raise SystemExit("no such luck")
@@ -117,6 +117,14 @@ def test_every_run_is_trained_with_every_seed(train, tmp_path):
     ]
     assert all(row["seconds"] > 0 for row in rows) and len(told) == 4
     assert (tmp_path / "work" / "a_plain" / "seed_1" / "log.txt").read_text().startswith("threads: ")
+
+
+def test_trainings_are_spread_over_the_gpus(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    train()
+    logs = [path.read_text().strip() for path in sorted(tmp_path.glob("work/*/seed_0/log.txt"))]
+    assert [log.partition(" gpu: ")[2] for log in logs] == ["'5'", "'7'"]
 
 
 def test_what_was_trained_is_kept(train, tmp_path):

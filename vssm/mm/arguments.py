@@ -123,7 +123,11 @@ def compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("config", type=Path, metavar="STUDY", help="such as configs/studies/scan_orders.py")
     parser.add_argument(
-        "--parallel", type=int, default=1, metavar="N", help="trainings at a time on one device (default: %(default)s)"
+        "--parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="trainings at a time, spread over the GPUs (default: %(default)s)",
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: as the study says")
     parser.add_argument(

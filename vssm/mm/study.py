@@ -127,7 +127,8 @@ def train_study(study: Study, directory: Path, command: Sequence[str], parallel:
         study: what to train.
         directory: of the study; each run has a folder there.
         command: what trains, given a config, ``--seed`` and ``--work-dir``: that of tools/train.py.
-        parallel: trainings at a time. Small ones wait for their processor more than for the GPU, which several fill.
+        parallel: trainings at a time, spread over the GPUs that this process may use. Small ones wait for their
+            processor more than for the GPU, which several fill.
         report: told of each training that has ended.
 
     Returns:
@@ -227,23 +228,34 @@ def _run_all(waiting: list[Training], command: Sequence[str], parallel: int) -> 
     """Run trainings, so many at a time; yields each with its exit code and seconds as it ends."""
     threads = str(max(1, available_cores() // parallel))
     environ = {"OMP_NUM_THREADS": threads, **os.environ}
-    running: dict[Training, tuple[subprocess.Popen, float]] = {}
+    seen = _gpus()
+    gpus = [seen[slot % len(seen)] for slot in range(parallel)]  # one for each training at a time
+    running: dict[Training, tuple[subprocess.Popen, str, float]] = {}
     waiting = list(waiting)
     try:
         while waiting or running:
             while waiting and len(running) < parallel:
-                training = waiting.pop(0)
-                running[training] = (_start(training, command, environ), time.monotonic())
+                training, gpu = waiting.pop(0), gpus.pop(0)
+                process = _start(training, command, {**environ, "CUDA_VISIBLE_DEVICES": gpu})
+                running[training] = (process, gpu, time.monotonic())
             time.sleep(0.1)
-            for training, (process, start) in list(running.items()):
+            for training, (process, gpu, start) in list(running.items()):
                 if process.poll() is not None:
                     del running[training]
+                    gpus.append(gpu)
                     yield training, process.returncode, time.monotonic() - start
     finally:
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.terminate()
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.wait()
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each GPU that this process may use; one empty name where there is none."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return (names.split(",") if names else list(map(str, range(count))))[:count] or [""]
 
 
 def _start(training: Training, command: Sequence[str], environ: dict[str, str]) -> subprocess.Popen:
