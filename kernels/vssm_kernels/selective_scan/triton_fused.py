@@ -1,10 +1,11 @@
 """The selective scan on a GPU: how the kernels of triton_kernels.py are launched.
 
-One program walks one (batch, direction, block of channels). The backward stores nothing between forward and backward:
-it first runs the recurrence again, writing the state before every group of steps and dC to memory, then walks back
-through the groups. dB and dC, sums over channels, are written per block of channels and added up afterwards, in a fixed
-order: no atomics, so two runs are bit-equal. All arithmetic is float32, but for those two sums where inputs are half
-precision: their terms are rounded to TF32 (11 bits), which is finer than the inputs.
+One program walks one (batch, direction, block of channels), or a chunk of its steps where there are few of these. The
+backward stores nothing between forward and backward: it first runs the recurrence again, writing the state before every
+group of steps and dC to memory, then walks back through the groups. dB and dC, sums over channels, are written per
+block of channels and added up afterwards, in a fixed order: no atomics, so two runs are bit-equal. All arithmetic is
+float32, but for those two sums where inputs are half precision: their terms are rounded to TF32 (11 bits), which is
+finer than the inputs.
 """
 
 from __future__ import annotations
@@ -24,9 +25,17 @@ from vssm_kernels.selective_scan.arguments import ScanArguments
 try:
     import triton
 
+    from vssm_kernels.selective_scan import triton_chunk_kernels as chunk_kernels
     from vssm_kernels.selective_scan import triton_kernels as kernels
 except ImportError:  # why_no_triton says so
     triton = None
+
+
+# Fewer programs than this leave a large GPU idle; cutting sequences costs another walk, for twice as many at least.
+PROGRAMS = 2048
+# Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
+CHUNK_UNIT, CHUNKS = 32, 128
+CARRY_BLOCK = 16  # elements of a state that one program carries from chunk to chunk
 
 
 class _Launch(NamedTuple):
@@ -65,6 +74,22 @@ def _backward_launches(channels: int, state: int) -> tuple[_Launch, _Launch]:
     return again, again._replace(block_c=block_c, warps=max(1, min(8, again.block_n * block_c // 512)), vector=1)
 
 
+class _Chunks(NamedTuple):
+    """How a sequence is cut."""
+
+    steps: int  # of each chunk but the last
+    count: int
+
+
+def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
+    programs = args.batch * args.directions * cdiv(args.channels, launch.block_c)
+    # Tokens that are visited twice are written in turn, by one program.
+    cut = args.C is not None and not order_facts(args.order, args.tokens).repeats
+    count = min(CHUNKS, PROGRAMS // programs) if cut else 1
+    steps = cdiv(cdiv(args.steps, max(1, count)), CHUNK_UNIT) * CHUNK_UNIT
+    return _Chunks(steps, cdiv(args.steps, steps))
+
+
 class _Given(NamedTuple):
     """What both kernels receive of the arguments."""
 
@@ -89,7 +114,8 @@ def scan(args: ScanArguments) -> Tensor:
     launch = _forward_launch(args.channels, args.state)
     unused = args.delta  # a pointer that the kernel does not follow
     given = _given(args, unused)
-    _run_forward(args, given, launch, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
+    chunks = _chunks(args, launch)
+    _run_forward(args, given, launch, chunks, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
     return y.to(args.u.dtype)
 
 
@@ -117,19 +143,23 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     dC = rows(again_blocks, batch, tokens, directions, args.state)
     given = _given(args, gradient)
     unused = args.delta
-    _run_forward(args, given, again, unused, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats)
+    chunks = _chunks(args, again)
+    _run_forward(
+        args, given, again, chunks, unused, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats
+    )
 
     du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
-    dA = floats(batch, directions, args.state, pitch)
-    dD, dbias = (floats(batch, directions, channels) for _ in range(2))
-    kernels.backward_kernel[(batch * directions * blocks,)](
-        *given.operands, checkpoints,
+    dA = floats(batch * chunks.count, directions, args.state, pitch)
+    dD, dbias = (floats(batch * chunks.count, directions, channels) for _ in range(2))
+    carried = _carried(args, given, again, chunks, gradient) if chunks.count > 1 else unused
+    kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
+        *given.operands, checkpoints, carried,
         gradient, du, ddelta, dA, dB, dD, dbias,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
-        pitch // launch.vector, units, tile // launch.vector,
+        pitch // launch.vector, units, tile // launch.vector, *chunks,
         *given.strides,
-        **given.switches, ADD=repeats,
+        **given.switches, ADD=repeats, CHUNKED=chunks.count > 1,
         **launch.options(),
     )  # fmt: skip
     gradients = (
@@ -151,6 +181,7 @@ def _run_forward(
     args: ScanArguments,
     given: _Given,
     launch: _Launch,
+    chunks: _Chunks,
     y: Tensor,
     gradient: Tensor,
     dC: Tensor,
@@ -162,15 +193,44 @@ def _run_forward(
 ) -> None:
     """The outputs into y, or where there are units of checkpoints, these and dC."""
     blocks = cdiv(args.channels, launch.block_c)
-    kernels.forward_kernel[(args.batch * args.directions * blocks,)](
+    carried = _carried(args, given, launch, chunks) if chunks.count > 1 else checkpoints
+    kernels.forward_kernel[(args.batch * args.directions * chunks.count * blocks,)](
         *given.operands,
-        y, gradient, dC, checkpoints,
+        y, gradient, dC, checkpoints, carried,
         args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
-        _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector,
+        _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector, *chunks,
         *given.strides,
-        **given.switches, ADD=add, CHECKPOINT=units > 0, UNIT=unit,
+        **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=units > 0, UNIT=unit,
         **launch.options(),
     )  # fmt: skip
+
+
+def _carried(
+    args: ScanArguments, given: _Given, launch: _Launch, chunks: _Chunks, gradient: Tensor | None = None
+) -> Tensor:
+    """The state that every chunk receives from those before it; of a gradient, the state's gradient from behind it."""
+    u, delta, rates, B, C, _, bias, order = given.operands
+    u_strides, delta_strides, B_strides, C_strides, dy_strides = (given.strides[i : i + 3] for i in range(0, 15, 3))
+    adjoint = gradient is not None
+    if adjoint:
+        u, u_strides, B, B_strides = gradient, dy_strides, C, C_strides
+    blocks, pitch = cdiv(args.channels, launch.block_c), _pitch(args.channels)
+    shape = (args.batch, chunks.count, args.directions, args.state * pitch)
+    ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=args.u.device) for _ in range(3))
+    known = chunk_kernels.ends_kernel.arg_names
+    chunk_kernels.ends_kernel[(args.batch * chunks.count * args.directions * blocks,)](
+        u, delta, rates, B, bias, order, ends, decays,
+        args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
+        pitch // launch.vector, *chunks,
+        *u_strides, *delta_strides, *B_strides,
+        **{name: switch for name, switch in given.switches.items() if name in known}, ADJOINT=adjoint,
+        **launch.options(),
+    )  # fmt: skip
+    chunk_kernels.carry_kernel[(args.batch * args.directions * cdiv(shape[-1], CARRY_BLOCK),)](
+        ends, decays, carried, args.directions, shape[-1], chunks.count,
+        ADJOINT=adjoint, CHUNKS=CHUNKS, BLOCK=CARRY_BLOCK,
+    )  # fmt: skip
+    return carried
 
 
 def _pitch(channels: int) -> int:
