@@ -51,8 +51,8 @@ for state, add, with_C in ((1, False, True), (16, False, True), (16, True, True)
     for adjoint in (False, True) if chunked else ():
         build_scan(chunks.ends_kernel, again, {**ends, "ADJOINT": adjoint})
 for adjoint in (False, True):
-    carry = dict(CHUNKS=triton_fused.CHUNKS, BLOCK=triton_fused.CARRY_BLOCK)
-    build(chunks.carry_kernel, 4, {**carry, "ADJOINT": adjoint})
+    for count in (2, triton_fused.CHUNKS):
+        build(chunks.carry_kernel, 4, {"CHUNKS": count, "BLOCK": triton_fused.CARRY_TILE // count, "ADJOINT": adjoint})
 for kernel, launch in ((conv.forward_kernel, conv._FORWARD), (conv.backward_kernel, conv._BACKWARD)):
     switches = dict(HAS_BIAS=True, SILU=True, WIDTH=4, **launch)
     build(kernel, switches.pop("num_warps"), switches)

@@ -103,7 +103,7 @@ def test_agrees_with_reference(backend, case, poisoned_memory):
 def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
     """Short sequences cut as only long ones are."""
     monkeypatch.setattr(triton_fused, "CHUNK_UNIT", 8)
-    monkeypatch.setattr(triton_fused, "CHUNKS", 4)
+    monkeypatch.setattr(triton_fused, "CARRY_TILE", 64)
     args = make_arguments(case, device=DEVICE)
     if runs_here(triton_fused.BACKEND, args):
         launch = triton_fused._forward_launch(args.channels, args.state)

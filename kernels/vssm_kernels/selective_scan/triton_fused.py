@@ -31,11 +31,12 @@ except ImportError:  # why_no_triton says so
     triton = None
 
 
-# Fewer programs than this leave a large GPU idle; cutting sequences costs another walk, for twice as many at least.
+# So many programs fill a large GPU. Sequences are cut to have them where there would be a quarter of them, or fewer:
+# every chunk is walked twice.
 PROGRAMS = 2048
 # Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
 CHUNK_UNIT, CHUNKS = 32, 128
-CARRY_BLOCK = 16  # elements of a state that one program carries from chunk to chunk
+CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chunk
 
 
 class _Launch(NamedTuple):
@@ -84,9 +85,9 @@ class _Chunks(NamedTuple):
 def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
     programs = args.batch * args.directions * cdiv(args.channels, launch.block_c)
     # Tokens that are visited twice are written in turn, by one program.
-    cut = args.C is not None and not order_facts(args.order, args.tokens).repeats
+    cut = 4 * programs <= PROGRAMS and args.C is not None and not order_facts(args.order, args.tokens).repeats
     count = min(CHUNKS, PROGRAMS // programs) if cut else 1
-    steps = cdiv(cdiv(args.steps, max(1, count)), CHUNK_UNIT) * CHUNK_UNIT
+    steps = cdiv(cdiv(args.steps, count), CHUNK_UNIT) * CHUNK_UNIT
     return _Chunks(steps, cdiv(args.steps, steps))
 
 
@@ -226,10 +227,11 @@ def _carried(
         **{name: switch for name, switch in given.switches.items() if name in known}, ADJOINT=adjoint,
         **launch.options(),
     )  # fmt: skip
-    chunk_kernels.carry_kernel[(args.batch * args.directions * cdiv(shape[-1], CARRY_BLOCK),)](
-        ends, decays, carried, args.directions, shape[-1], chunks.count,
-        ADJOINT=adjoint, CHUNKS=CHUNKS, BLOCK=CARRY_BLOCK,
-    )  # fmt: skip
+    count = 1 << (chunks.count - 1).bit_length()
+    block = CARRY_TILE // count
+    chunk_kernels.carry_kernel[(args.batch * args.directions * cdiv(shape[-1], block),)](
+        ends, decays, carried, args.directions, shape[-1], chunks.count, ADJOINT=adjoint, CHUNKS=count, BLOCK=block
+    )
     return carried
 
 
