@@ -65,10 +65,16 @@ def _forward_launch(channels: int, state: int) -> _Launch:
     return _Launch(block_c, block_n, unroll=8 if block_n <= 2 else 1, warps=warps, vector=2)
 
 
-def _backward_launches(channels: int, state: int) -> tuple[_Launch, _Launch]:
-    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size."""
+def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
+    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size.
+
+    `sequences` are those of a batch and all directions.
+    """
     again = _forward_launch(channels, state)
     if again.block_n <= 2:
+        # Groups of 8 need so many registers that a GPU holds half as many programs at once; see PROGRAMS.
+        fits = 2 * sequences * cdiv(channels, again.block_c) <= PROGRAMS
+        again = again if fits else again._replace(unroll=4)
         return again, again
     again = again._replace(unroll=4)
     block_c = max(16, min(again.block_c, 512 // again.block_n))
@@ -122,8 +128,8 @@ def scan(args: ScanArguments) -> Tensor:
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     repeats = order_facts(args.order, args.tokens).repeats
-    again, launch = _backward_launches(args.channels, args.state)
     batch, tokens, directions, channels = args.delta.shape
+    again, launch = _backward_launches(channels, args.state, batch * directions)
     device, pitch = args.u.device, _pitch(channels)
     if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
