@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import _setup  # noqa: F401
@@ -133,11 +132,12 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
     executions = [Execution.EAGER]
     executions += [Execution.COMPILED] if arguments.compile else []
     executions += [Execution.GRAPH] if arguments.graph else []
-    runs = [(mode, arguments.batch) for mode in ((False, True) if arguments.train else (False,))]
-    runs += [(False, 1)] if arguments.graph and arguments.batch > 1 else []
+    modes = (False, True) if arguments.train else (False,)
+    runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
+    runs += [(how, False, 1) for how in (Execution.EAGER, Execution.GRAPH) if arguments.graph and arguments.batch > 1]
     for name in arguments.names:
         for size in arguments.sizes:
-            for execution, (training, batch) in product(executions, runs):
+            for execution, training, batch in runs:
                 row = benchmark_model(name, size, batch, device, dtype, execution=execution, training=training)
                 yield row | (published(name) if size == 224 else {})
             print(f"  {name} {size} done", file=sys.stderr)

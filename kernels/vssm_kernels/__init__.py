@@ -17,9 +17,20 @@ h      the state                                         (batch, directions, cha
 """
 
 from vssm_kernels.causal_conv1d import causal_conv1d
+from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.sum_gate import sum_gate
 from vssm_kernels.sum_norm import sum_norm
 
-__all__ = ["Backend", "backend_report", "causal_conv1d", "selective_scan", "sum_gate", "sum_norm", "use_backend"]
+__all__ = [
+    "Backend",
+    "backend_report",
+    "causal_conv1d",
+    "directed_linear",
+    "selective_scan",
+    "side_by_side",
+    "sum_gate",
+    "sum_norm",
+    "use_backend",
+]

@@ -17,6 +17,7 @@ from vssm_kernels.sum_gate import triton_fused as gate
 from vssm_kernels.sum_norm import triton_fused as norm
 
 ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "dx", "z", "out", "gradient", "dsum", "dz", "merged"}
+ROWS |= {"summed"}
 WIDE = {"weight", "shares", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
 WIDE |= {"carried", "ends", "decays"}
 OTHER = {"order": "*i32", "scale": "fp32", "eps": "fp32"}
@@ -57,9 +58,12 @@ for adjoint in (False, True):
 for kernel, launch in ((conv.forward_kernel, conv._FORWARD), (conv.backward_kernel, conv._BACKWARD)):
     switches = dict(HAS_BIAS=True, SILU=True, WIDTH=4, **launch)
     build(kernel, switches.pop("num_warps"), switches)
-for kernel in (gate.forward_kernel, gate.backward_kernel, direction_sum.sum_kernel):
-    tiles = dict(DIRECTIONS=2, **direction_sum.TILE)
-    build(kernel, tiles.pop("num_warps"), tiles)
+tiles = dict(direction_sum.TILE)
+warps = tiles.pop("num_warps")
+for summed in ({}, {"summed": None}):
+    build(gate.forward_kernel, warps, {**tiles, "DIRECTIONS": 2, **summed})
+build(gate.backward_kernel, warps, tiles)
+build(direction_sum.sum_kernel, warps, {**tiles, "DIRECTIONS": 2})
 for channels, directions, center in ((96, 4, True), (768, 1, False)):
     tile = dict(norm._tile(channels))
     warps = tile.pop("num_warps")

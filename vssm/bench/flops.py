@@ -4,7 +4,8 @@ One convention, that of the tables in vision papers (VMamba's code, arXiv 2401.1
 
 - matrix products and convolutions: a multiply-add is one;
 - the selective scan: for each token and channel of each direction (9 states + 1), 9 per state by
-  https://github.com/state-spaces/mamba/issues/110 and 1 for the skip connection D. Empty steps of an order count too;
+  https://github.com/state-spaces/mamba/issues/110 and 1 for the skip connection D. Empty steps of an order count too.
+  The product that makes step sizes from low-rank ones is counted with it;
 - layer norms: 5 for each number;
 - nothing for activations, gates, sums, pooling, other norms, and interpolation.
 
@@ -35,13 +36,15 @@ def _scan(
     C: Shape | None,
     D: Shape | None,
     delta_bias: Shape | None,
+    delta_weight: Shape | None,
     order: Shape | None,
     segment: int,
     **output: object,
 ) -> int:
     directions, channels, state = A
     steps = u[1] if order is None else order[1]
-    return u[0] * steps * directions * channels * (9 * state + (D is not None))
+    product = 0 if delta_weight is None else u[0] * u[1] * math.prod(delta_weight)
+    return product + u[0] * steps * directions * channels * (9 * state + (D is not None))
 
 
 def _causal_conv(x: Shape, weight: Shape, bias: Shape | None, order: Shape, silu: bool, **output: object) -> int:

@@ -54,6 +54,7 @@ def benchmark_model(
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if execution is Execution.COMPILED:
+        torch.compiler.reset()  # another batch size would make the next model's sizes symbols
         compile_module(model)
     batches = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
     # Casts of weights are kept from one use to the next where they are, but not beyond a captured graph.

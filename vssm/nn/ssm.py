@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.ops import selective_scan, sum_gate
+from vssm.ops import directed_linear, selective_scan, side_by_side, sum_gate
 
 # delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
@@ -86,33 +86,34 @@ class SelectiveScan(nn.Module):
         Returns:
             (batch, tokens, channels), or (batch, tokens, directions, channels) without merge.
         """
-        delta, B, C = self.project(tokens)
+        step, B, C = self.project(tokens)
         y = selective_scan(
             tokens,
-            delta,
+            step,
             self.rates(),
             B,
             C,
             _wide(self.D),
             delta_bias=_wide(self.dt_bias),
+            delta_weight=self.dt_proj,
             order=order,
             merge=merge and z is None,
         )
         return y if z is None else sum_gate(y, z, scale)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the tokens select: delta (batch, tokens, directions, channels), before bias and softplus, B and C
-        (batch, tokens, directions, state)."""
+        """What the tokens select: the step size (batch, tokens, directions, rank), before its own projection, bias
+        and softplus, and B and C (batch, tokens, directions, state)."""
         steps, states = self.x_proj.split([self.rank, 2 * self.state], dim=1)
         if tokens.dim() == 3 or tokens.is_cuda:  # one matrix product for all directions
-            stack = _stacked if tokens.dim() == 3 else _side_by_side
+            stack = _stacked if tokens.dim() == 3 else side_by_side
             rows = F.linear(tokens.flatten(2), torch.cat([stack(states), stack(steps)]))
             BC, step = rows.split([states[..., 0].numel(), steps[..., 0].numel()], dim=-1)
             BC, step = (part.unflatten(-1, (self.directions, -1)) for part in (BC, step))
         else:
-            BC, step = _each_direction(tokens, states), _each_direction(tokens, steps)
+            BC, step = directed_linear(tokens, states), directed_linear(tokens, steps)
         B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
-        return _each_direction(step, self.dt_proj), B, C
+        return step, B, C
 
     def rates(self) -> Tensor:
         """A, the rates of decay: (directions, channels, state), negative."""
@@ -123,24 +124,9 @@ class SelectiveScan(nn.Module):
         return f"channels={channels}, directions={self.directions}, state={self.state}, rank={self.rank}"
 
 
-def _each_direction(rows: Tensor, weight: Tensor) -> Tensor:
-    """(batch, tokens, directions, inputs) times (directions, outputs, inputs), each direction with its own weight."""
-    if rows.is_cuda:
-        return F.linear(rows.flatten(2), _side_by_side(weight)).unflatten(-1, (weight.shape[0], -1))
-    return torch.einsum("btki,koi->btko", rows, weight)
-
-
 def _stacked(weight: Tensor) -> Tensor:
     """(directions, outputs, inputs) -> (directions * outputs, inputs), for an input that all directions share."""
     return weight.flatten(0, 1)
-
-
-def _side_by_side(weight: Tensor) -> Tensor:
-    """(directions, outputs, inputs) -> block-diagonal (directions * outputs, directions * inputs).
-
-    The rows of a single direction are too short for tensor cores; multiplying by zeros costs less than that.
-    """
-    return torch.block_diag(*weight)
 
 
 def _wide(parameter: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ def hidden_attention(given: ScanInput, token: int) -> Tensor:
             f"{MEMORY_LIMIT / 2**30:.1f} GiB: take a smaller image, or a deeper layer of a pyramid"
         )
     scan, order = given.scan, given.order.long()
-    delta, B, C = (_along(values[0].float(), order) for values in scan.project(given.tokens[None]))
-    delta = F.softplus(delta + scan.dt_bias.float()[:, None])
+    step, B, C = (_along(values[0].float(), order) for values in scan.project(given.tokens[None]))
+    delta = F.softplus(step @ scan.dt_proj.float().mT + scan.dt_bias.float()[:, None])
     passed = delta.cumsum(1)
     rows = given.tokens.new_zeros(order.shape[0], scan.A_log.shape[1], tokens + 1, dtype=torch.float32)
     for direction, step in (order == token).nonzero().tolist():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from vssm_kernels.directed_linear import directed_linear, directed_linear_backward
 from vssm_kernels.dispatch import operator, register
 from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
-from vssm_kernels.selective_scan.arguments import ScanArguments, check_shapes
+from vssm_kernels.selective_scan.arguments import ScanArguments, check_low_rank, check_shapes
 from vssm_kernels.sum_gate import sum_gate
 
 _registry = register("selective_scan", [native_cpu.BACKEND, triton_fused.BACKEND, chunked.BACKEND, reference.BACKEND])
@@ -22,6 +25,7 @@ def selective_scan(
     D: Tensor | None = None,
     *,
     delta_bias: Tensor | None = None,
+    delta_weight: Tensor | None = None,
     z: Tensor | None = None,
     order: Tensor | None = None,
     segment: int | None = None,
@@ -38,12 +42,15 @@ def selective_scan(
 
     Args:
         u: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
-        delta: (batch, tokens, directions, channels), step size before bias and softplus.
+        delta: (batch, tokens, directions, channels), step size before bias and softplus; or with `delta_weight`
+            (batch, tokens, directions, rank).
         A: (directions, channels, state), decay rates, negative.
         B: (batch, tokens, directions, state).
         C: (batch, tokens, directions, state), or None to return the states themselves.
         D: (directions, channels), skip connection; needs C.
         delta_bias: (directions, channels), added to delta.
+        delta_weight: (directions, channels, rank): the step size is this times delta. Made here, it is not kept for
+            the backward, which makes it again: it is the largest tensor of a block, and the cheapest to make.
         z: (batch, tokens, channels), gate: the merged output times silu(z). Needs merge and C.
         order: (directions, steps), int32, the token visited at each step; -1 is an empty step, which reads zeros and
             writes nothing while the state still decays. None is raster order for every direction. A token visited
@@ -67,11 +74,14 @@ def selective_scan(
     >>> selective_scan(u, delta, A, B, C, order=both_ways, merge=True).shape
     torch.Size([2, 6, 4])
     """
-    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, 0 if segment is None else segment)
+    if delta_weight is not None:
+        check_low_rank(delta, delta_weight)
+    outline = delta if delta_weight is None else _outline(delta, delta_weight)
+    args = ScanArguments(u, outline, A, B, C, D, delta_bias, order, 0 if segment is None else segment)
     if segment == 0:
         raise ValueError("segment is 0; expected a number of steps of at least 1, or None to never reset the state")
     check_shapes(args, z, merge)
-    y = _scan(u, delta, A, B, C, D, delta_bias, order, args.segment)
+    y = _scan(u, delta, A, B, C, D, delta_bias, delta_weight, order, args.segment)
     if not merge:
         return y
     if z is None and y.shape[2] == 1:
@@ -88,16 +98,19 @@ def _scan(
     C: Tensor | None,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
     order: Tensor | None,
     segment: int,
 ) -> Tensor:
-    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
+    step = delta if delta_weight is None else directed_linear(delta, delta_weight.to(delta.dtype))
+    args = ScanArguments(u, step, A, B, C, D, delta_bias, order, segment)
     return _registry.choose(args).forward(args)
 
 
 @torch.library.register_fake("vssm::selective_scan")
-def _(u, delta, A, B, C, D, delta_bias, order, segment):
-    return u.new_empty(ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment).output_shape)
+def _(u, delta, A, B, C, D, delta_bias, delta_weight, order, segment):
+    outline = delta if delta_weight is None else _outline(delta, delta_weight)
+    return u.new_empty(ScanArguments(u, outline, A, B, C, D, delta_bias, order, segment).output_shape)
 
 
 @operator("vssm::selective_scan_backward")
@@ -110,18 +123,33 @@ def _scan_backward(
     C: Tensor | None,
     D: Tensor | None,
     delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
     order: Tensor | None,
     segment: int,
 ) -> list[Tensor]:
-    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
-    gradients = _registry.choose(args).backward(args, gradient)
-    return [g for g, tensor in zip(gradients, args.tensors(), strict=True) if tensor is not None]
+    if delta_weight is None:
+        args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
+        return _present(_registry.choose(args).backward(args, gradient))
+    weight = delta_weight.to(delta.dtype)
+    args = ScanArguments(u, directed_linear(delta, weight), A, B, C, D, delta_bias, order, segment)
+    du, dstep, *others = _registry.choose(args).backward(args, gradient)
+    ddelta, dweight = directed_linear_backward(dstep, delta, weight)
+    return _present([du, ddelta.contiguous(), *others, dweight.to(delta_weight.dtype).contiguous()])
 
 
 @torch.library.register_fake("vssm::selective_scan_backward")
-def _(gradient, u, delta, A, B, C, D, delta_bias, order, segment):
-    args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in args.tensors() if t is not None]
+def _(gradient, u, delta, A, B, C, D, delta_bias, delta_weight, order, segment):
+    tensors = _present([u, delta, A, B, C, D, delta_bias, delta_weight])
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+
+
+def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _outline(delta: Tensor, delta_weight: Tensor) -> Tensor:
+    """A view with the shape, dtype and device that the product of both would have, for checks of these alone."""
+    return delta[..., :1].expand(*delta.shape[:3], delta_weight.shape[1])
 
 
 def _setup_context(ctx, inputs, output):

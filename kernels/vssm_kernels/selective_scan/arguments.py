@@ -65,6 +65,20 @@ class ScanArguments:
         return (self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias)
 
 
+def check_low_rank(delta: Tensor, delta_weight: Tensor) -> None:
+    """Raise unless delta is (batch, tokens, directions, rank) and its weight (directions, channels, rank)."""
+    fits = delta.dim() == 4 and delta_weight.dim() == 3
+    if not fits or delta_weight.shape[0] != delta.shape[2] or delta_weight.shape[2] != delta.shape[3]:
+        raise ValueError(
+            f"delta has shape {tuple(delta.shape)} and delta_weight {tuple(delta_weight.shape)}; expected "
+            f"(batch, tokens, directions, rank) and (directions, channels, rank)"
+        )
+    if delta.device != delta_weight.device:
+        raise ValueError(
+            f"delta_weight is on {delta_weight.device} but delta on {delta.device}; move both to one device"
+        )
+
+
 def check_shapes(args: ScanArguments, z: Tensor | None, merge: bool) -> None:
     """Raise with got, expected and what to do, for anything that the backends could not read."""
     if args.delta.dim() != 4:

@@ -24,26 +24,28 @@ if triton is not None:
 
     @triton.jit
     def forward_kernel(
-        y, z, out, scale, rows, channels, z_token,
+        y, z, out, summed, scale, rows, channels, z_token,
         DIRECTIONS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
         row, c, mask = tile(rows, channels, ROWS, CHANNELS)
         gate = tl.load(z + row * z_token + c, mask=mask, other=0.0).to(tl.float32)
         total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
+        if summed is not None:
+            tl.store(summed + row * channels + c, total.to(summed.dtype.element_ty), mask=mask)
         gated = scale * total * gate * sigmoid(gate)
         tl.store(out + row * channels + c, gated.to(out.dtype.element_ty), mask=mask)
 
     @triton.jit
     def backward_kernel(
-        gradient, y, z, dsum, dz, scale, rows, channels, z_token,
-        DIRECTIONS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+        gradient, summed, z, dsum, dz, scale, rows, channels, z_token,
+        ROWS: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
         """dsum, the gradient that every direction receives, and dz."""
         row, c, mask = tile(rows, channels, ROWS, CHANNELS)
         place = row * channels + c
         dout = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32) * scale
         gate = tl.load(z + row * z_token + c, mask=mask, other=0.0).to(tl.float32)
-        total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
+        total = tl.load(summed + place, mask=mask, other=0.0).to(tl.float32)
         opened = sigmoid(gate)
         silu = gate * opened
         tl.store(dsum + place, (dout * silu).to(dsum.dtype.element_ty), mask=mask)
@@ -69,30 +71,39 @@ class Sum(torch.autograd.Function):
 
 
 class SumGate(torch.autograd.Function):
-    """`sum_gate`, as one kernel each way; y and z are kept for the backward, the sum is made again."""
+    """`sum_gate`, as one kernel each way; z and the sum, which is smaller than y, are kept for the backward."""
 
     @staticmethod
-    def forward(y: Tensor, z: Tensor, scale: float) -> Tensor:
-        y, z = y.contiguous(), _even_rows(z)
-        out = torch.empty(z.shape, dtype=y.dtype, device=y.device)
-        _launch(forward_kernel, (y, z, out), scale, y, z)
-        return out
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        y, z, ctx.scale = inputs
-        ctx.save_for_backward(y, z)
+    def forward(ctx, y: Tensor, z: Tensor, scale: float) -> Tensor:
+        y, ctx.scale, ctx.directions = y.contiguous(), scale, y.shape[2]
+        summed = y.squeeze(2) if ctx.directions == 1 else torch.empty(z.shape, dtype=y.dtype, device=y.device)
+        ctx.save_for_backward(summed, z)
+        return _gated(y, z, scale, None if ctx.directions == 1 else summed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        y, z = ctx.saved_tensors
-        directions = y.shape[2]
-        y, z = y.contiguous(), _even_rows(z)
-        dsum = torch.empty(z.shape, dtype=y.dtype, device=y.device)
-        dz = torch.empty(z.shape, dtype=z.dtype, device=y.device)
-        _launch(backward_kernel, (gradient.contiguous(), y, z, dsum, dz), ctx.scale, y, z)
-        return dsum.unsqueeze(2).expand(-1, -1, directions, -1), dz, None
+        summed, z = ctx.saved_tensors
+        z = _even_rows(z)
+        dsum = torch.empty_like(summed, memory_format=torch.contiguous_format)
+        dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+        rows, channels = summed[..., 0].numel(), summed.shape[2]
+        backward_kernel[tile_grid(rows, channels)](
+            gradient.contiguous(), summed.contiguous(), z, dsum, dz, ctx.scale, rows, channels, z.stride(1), **TILE
+        )
+        return dsum.unsqueeze(2).expand(-1, -1, ctx.directions, -1), dz, None
+
+
+def _gated(y: Tensor, z: Tensor, scale: float, summed: Tensor | None) -> Tensor:
+    """The gated sum, and in `summed` the sum itself where it is given."""
+    z = _even_rows(z)
+    batch, tokens, directions, channels = y.shape
+    out = torch.empty(z.shape, dtype=y.dtype, device=y.device)
+    rows = batch * tokens
+    forward_kernel[tile_grid(rows, channels)](
+        y, z, out, summed, scale, rows, channels, z.stride(1), DIRECTIONS=directions, **TILE
+    )
+    return out
 
 
 def _even_rows(z: Tensor) -> Tensor:
@@ -100,12 +111,6 @@ def _even_rows(z: Tensor) -> Tensor:
     batch_stride, token_stride, channel_stride = z.stride()
     even = channel_stride == 1 and batch_stride == z.shape[1] * token_stride
     return z if even else z.contiguous()
-
-
-def _launch(kernel, tensors: tuple[Tensor, ...], scale: float, y: Tensor, z: Tensor) -> None:
-    batch, tokens, directions, channels = y.shape
-    rows = batch * tokens
-    kernel[tile_grid(rows, channels)](*tensors, scale, rows, channels, z.stride(1), directions, **TILE)
 
 
 def _why_not(args: GateArguments | None) -> str | None:
@@ -116,7 +121,9 @@ def _why_not(args: GateArguments | None) -> str | None:
 
 def _forward(args: GateArguments) -> Tensor:
     if args.z is not None:
-        return SumGate.apply(*args)
+        if torch.is_grad_enabled() and (args.y.requires_grad or args.z.requires_grad):
+            return SumGate.apply(*args)
+        return _gated(args.y.contiguous(), args.z, args.scale, None)
     total = Sum.apply(args.y)
     return total if args.scale == 1.0 else total * args.scale
 

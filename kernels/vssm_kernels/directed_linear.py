@@ -1,0 +1,42 @@
+"""A matrix product for every direction: its rows times its own weight."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def directed_linear(rows: Tensor, weight: Tensor) -> Tensor:
+    """(batch, tokens, directions, inputs) times (directions, outputs, inputs) -> (batch, tokens, directions, outputs).
+
+    >>> import torch
+    >>> directed_linear(torch.ones(1, 5, 2, 3), torch.ones(2, 4, 3)).shape
+    torch.Size([1, 5, 2, 4])
+    """
+    if rows.is_cuda:
+        return F.linear(rows.flatten(2), side_by_side(weight)).unflatten(-1, (weight.shape[0], -1))
+    products = rows.flatten(0, 1).transpose(0, 1) @ weight.transpose(1, 2)  # (directions, batch * tokens, outputs)
+    return products.transpose(0, 1).unflatten(0, rows.shape[:2])
+
+
+def directed_linear_backward(gradient: Tensor, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of rows and of weight, given that of `directed_linear`."""
+    directions = weight.shape[0]
+    if rows.is_cuda:
+        gradient, rows = gradient.flatten(2), rows.flatten(2)
+        every_pair = (gradient.flatten(0, 1).T @ rows.flatten(0, 1)).view(directions, -1, directions, weight.shape[2])
+        own = every_pair.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return (gradient @ side_by_side(weight)).unflatten(-1, (directions, -1)), own
+    columns = gradient.flatten(0, 1).transpose(0, 1)  # (directions, batch * tokens, outputs)
+    drows = (columns @ weight).transpose(0, 1).unflatten(0, rows.shape[:2])
+    return drows, columns.transpose(1, 2) @ rows.flatten(0, 1).transpose(0, 1)
+
+
+def side_by_side(weight: Tensor) -> Tensor:
+    """(directions, outputs, inputs) -> block-diagonal (directions * outputs, directions * inputs).
+
+    One product then serves all directions: the rows of a single one are too short for a GPU's tensor cores, and
+    multiplying by zeros costs less than that.
+    """
+    return torch.block_diag(*weight)
