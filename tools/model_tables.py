@@ -4,8 +4,8 @@
     python tools/model_tables.py --check   # change nothing; fail and name the files whose tables are out of date
 
 A table stands between two comments, `<!-- table: models vim -->` and `<!-- end of table -->`; its name says which.
-Those of models come from model_cards/results.yaml; `study NAME`, `orders NAME`, `kernels NAME` and `throughput NAME`
-from docs/studies/NAME.csv, which tools/compare.py or tools/benchmark.py has written.
+Those of models come from model_cards/results.yaml; `study`, `orders`, `kernels`, `throughput`
+and `heads` with a NAME from docs/studies/NAME.csv, which tools/compare.py or tools/benchmark.py has written.
 """
 
 from __future__ import annotations
@@ -110,13 +110,14 @@ def recorded(kind: str, name: str, root: Path) -> str:
         "orders": summary.orders_table,
         "kernels": partial(summary.kernels_table, official=summary.read_rows(file.with_name("official_kernels.csv"))),
         "throughput": summary.throughput_table,
+        "heads": summary.heads_table,
     }
     plot = f"\n![accuracy and costs of each model](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
     return tables[kind](summary.read_rows(file)) + plot
 
 
 KINDS = {function.__name__: function for function in (models, weights, downstream, measured)}
-RECORDED = ("study", "orders", "kernels", "throughput")
+RECORDED = ("study", "orders", "kernels", "throughput", "heads")
 
 
 def with_tables(text: str, results: dict, root: Path) -> str:

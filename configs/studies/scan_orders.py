@@ -1,5 +1,5 @@
 # Command: python tools/compare.py configs/studies/scan_orders.py --parallel 27 --out docs/studies
-# Cost: 2 GPUs, 27 trainings, all at a time (not measured yet).
+# Cost: 2 H200, 4.5 minutes: 27 trainings, all at a time, then one model after the other is measured.
 # The four families' tiny models, and vmamba_tiny under other scan orders than its own, all trained alike.
 title = 'Families and scan orders on the embedded set'
 recipe = 'recipe.py'  # beside this file

@@ -6,6 +6,7 @@ import torch
 from vssm.bench import environment, write_csv
 from vssm.bench.summary import (
     COSTS,
+    heads_table,
     kernels_table,
     orders_table,
     read_rows,
@@ -89,3 +90,18 @@ def test_throughput_table():
     row |= {"images_per_second": 3011.2, "peak_gib": 5.36, "dtype": "bfloat16", **environment(torch.device("cpu"))}
     lines = throughput_table([row]).splitlines()
     assert lines[2] == "| vim_tiny | 224 | 128 | train | CUDA graph | 42.5 | 3,011 | 5.36 |"
+
+
+def test_heads_table():
+    row = {
+        "config": "mask_rcnn",
+        "part": "whole",
+        "size": "800x1280",
+        "batch": 1,
+        "dtype": "bfloat16",
+        "gflops": "271.1",
+    }
+    row |= {"parameters_m": 49.75, "ms": 52.02, "peak_gib": 0.567, **environment(torch.device("cpu"))}
+    lines = heads_table([{**row, "published_gflops": "271"}, row]).splitlines()
+    assert lines[2] == "| mask_rcnn | whole | 800x1280 | 49.8 | 271 | 271 | 52 | 0.57 |"
+    assert lines[3] == "| mask_rcnn | whole | 800x1280 | 49.8 | 271 |  | 52 | 0.57 |"

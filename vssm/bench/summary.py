@@ -140,6 +140,18 @@ def throughput_table(rows: list[Mapping[str, object]]) -> str:
     return f"{_table(lines)}\n{rows[0]['dtype']}. {_conditions(rows[0])}"
 
 
+def heads_table(rows: list[Mapping[str, object]]) -> str:
+    """A Markdown table of detectors and segmentors and of their backbones alone, and below it what was measured how."""
+    lines = [["config", "part", "pixels", "parameters, M", "GFLOPs, counted", "GFLOPs, published", "ms", "peak GiB"]]
+    for row in rows:
+        counted = [f"{float(row['parameters_m']):.1f}", f"{float(row['gflops']):.0f}"]
+        measured = [f"{float(row['ms']):.3g}", f"{float(row['peak_gib']):.2f}"]
+        stated = str(row.get("published_gflops") or "")
+        lines.append([str(row["config"]), str(row["part"]), str(row["size"]), *counted, stated, *measured])
+    batch = rows[0]["batch"]
+    return f"{_table(lines)}\nBatch {batch}, eager, {rows[0]['dtype']}. {_conditions(rows[0])}"
+
+
 def _table(lines: list[list[str]]) -> str:
     """Markdown: names to the left, numbers to the right."""
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]

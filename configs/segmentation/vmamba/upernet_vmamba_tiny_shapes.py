@@ -1,6 +1,6 @@
 # Command: python tools/train.py configs/segmentation/vmamba/upernet_vmamba_tiny_shapes.py
-# Cost: 1 GPU, about 3 minutes (an estimate; not measured yet).
-# Score: not measured yet; the images are held out from training.
+# Cost: 1 GPU, 4 minutes (H200, the drawing of the scenes included).
+# Score: 83.2 mIoU on held-out scenes (model_cards/results.yaml).
 # The full-size model from scratch on embedded scenes of 512 pixels: a check of the whole path, without any download.
 # Most pixels are background, which counts a tenth.
 _base_ = [
