@@ -14,6 +14,7 @@ from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
+_STATES_KEPT = 3072  # of a token's, by one thread: they stay in its L1 cache with their rates, 8 bytes each
 
 
 class _CArguments(ctypes.Structure):
@@ -30,16 +31,13 @@ class _CArguments(ctypes.Structure):
 
 def scan(args: ScanArguments) -> Tensor:
     y = output_rows(args.order, args.tokens, args.output_shape)
-    blocks = -(-args.channels // LANES)
-    _run("vssm_scan_forward", args, groups=blocks, y=y)
+    _run("vssm_scan_forward", args, groups=_groups(args, args.channels * args.state // _STATES_KEPT), y=y)
     return y.to(args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     batch, _, directions, channels = args.delta.shape
-    blocks = -(-channels // LANES)
-    # A group of channel blocks sums its dB and dC at once; more groups only where threads would idle.
-    groups = max(1, min(blocks, 2 * torch.get_num_threads() // (batch * directions)))
+    groups = _groups(args, 1)  # each has its own dB and dC, to be added up
     out = {name: output_rows(args.order, args.tokens, args.output_shape) for name in ("du", "ddelta")}
     out["dA"] = torch.empty(batch, directions, channels, args.state)
     out |= {name: torch.empty(batch, directions, channels) for name in ("dD", "dbias")}
@@ -58,6 +56,13 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         None if tensor is None else value.to(tensor.dtype)
         for value, tensor in zip(gradients, args.tensors(), strict=True)
     )
+
+
+def _groups(args: ScanArguments, wanted: int) -> int:
+    """Groups of channel blocks, walked side by side: as many as wanted, more where threads would idle."""
+    blocks = -(-args.channels // LANES)
+    for_threads = 2 * torch.get_num_threads() // (args.batch * args.directions)
+    return max(1, min(blocks, max(wanted, for_threads)))
 
 
 def _run(name: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None:
