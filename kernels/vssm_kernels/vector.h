@@ -1,5 +1,5 @@
-/* What the C kernels share: vectors of 16 floats by the compilers' own extension, so that gcc and clang build the
- * same source for any processor, and 2^x on them. */
+/* What the C kernels share: vectors of floats by the compilers' own extension, so that gcc and clang build the same
+ * source for any processor, 2^x and its kin on them, and the run over all cores. */
 #ifndef VSSM_VECTOR_H
 #define VSSM_VECTOR_H
 
@@ -10,7 +10,14 @@
 #include <immintrin.h>
 #endif
 
+/* As wide as the processor's: compilers make slow code of wider ones. */
+#if defined(__AVX512DQ__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
@@ -49,16 +56,30 @@ static inline vec exp2_vec(vec x) {
 }
 #endif
 
-static inline vec load_lanes(const float *from, int lanes) {
+static inline vec sigmoid_vec(vec x) { return 1.0f / (1.0f + exp2_vec(x * -1.44269504f)); }
+
+/* Lanes of a vector whose first channel is c, where channels end at `end`. */
+static inline int lanes_before(int64_t c, int64_t end) { return end - c < LANES ? (int)(end - c) : LANES; }
+
+/* The last block of channels may fill a part of a vector only; apart, so that whole vectors need not go through memory. */
+static __attribute__((noinline)) vec load_part(const float *from, int lanes) {
     vec x = splat(0.0f);
-    if (lanes == LANES) memcpy(&x, from, sizeof x);
-    else memcpy(&x, from, 4 * (size_t)lanes);
+    memcpy(&x, from, 4 * (size_t)lanes);
+    return x;
+}
+
+static __attribute__((noinline)) void store_part(float *to, vec x, int lanes) { memcpy(to, &x, 4 * (size_t)lanes); }
+
+static inline vec load_lanes(const float *from, int lanes) {
+    vec x;
+    if (lanes != LANES) return load_part(from, lanes);
+    memcpy(&x, from, sizeof x);
     return x;
 }
 
 static inline void store_lanes(float *to, vec x, int lanes) {
     if (lanes == LANES) memcpy(to, &x, sizeof x);
-    else memcpy(to, &x, 4 * (size_t)lanes);
+    else store_part(to, x, lanes);
 }
 
 static inline void add_lanes(float *to, vec x, int lanes) { store_lanes(to, load_lanes(to, lanes) + x, lanes); }
@@ -69,13 +90,12 @@ static inline void put_lanes(float *to, vec x, int lanes, int64_t add) {
     else store_lanes(to, x, lanes);
 }
 
-/* Zeroed, aligned memory for `count` vectors; NULL when there is none. */
-static inline void *vectors(size_t count) {
+/* Zeroed memory aligned for vectors; NULL when there is none. */
+static inline void *vectors(size_t bytes) {
     void *memory = NULL;
-    size_t bytes = (count ? count : 1) * sizeof(vec);
+    if (bytes < sizeof(vec)) bytes = sizeof(vec);
     if (posix_memalign(&memory, sizeof(vec), bytes)) return NULL;
-    memset(memory, 0, bytes);
-    return memory;
+    return memset(memory, 0, bytes);
 }
 
 /* Runs a kernel over its tasks in torch's own threads, as both use the machine's OpenMP. Threads of another kind would

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
+from vssm_kernels.compiler import Strides, channel_groups, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -22,7 +22,7 @@ class _CArguments(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
-        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add")),
+        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add", "shared")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
         *((n, Strides) for n in ("su", "sdelta", "sB", "sC")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
@@ -31,20 +31,24 @@ class _CArguments(ctypes.Structure):
 
 def scan(args: ScanArguments) -> Tensor:
     y = output_rows(args.order, args.tokens, args.output_shape)
-    _run("vssm_scan_forward", args, groups=_groups(args, args.channels * args.state // _STATES_KEPT), y=y)
+    walks = args.batch * args.directions
+    groups = channel_groups(args.channels, walks, wanted=args.channels * args.state // _STATES_KEPT)
+    _run("vssm_scan_forward", args, groups, tasks=walks * groups, y=y)
     return y.to(args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     batch, _, directions, channels = args.delta.shape
-    groups = _groups(args, 1)  # each has its own dB and dC, to be added up
-    out = {name: output_rows(args.order, args.tokens, args.output_shape) for name in ("du", "ddelta")}
+    groups = channel_groups(channels, batch)  # each has its own dB and dC, to be added up
+    rows = args.order, args.tokens, args.output_shape
+    out = {"ddelta": output_rows(*rows)}
+    out["du"] = torch.zeros(args.u.shape) if args.shared_input else output_rows(*rows)
     out["dA"] = torch.empty(batch, directions, channels, args.state)
     out |= {name: torch.empty(batch, directions, channels) for name in ("dD", "dbias")}
     out |= {name: torch.zeros(groups, *args.B.shape) for name in ("dB", "dC")}
-    _run("vssm_scan_backward", args, groups=groups, dy=gradient.float().contiguous(), **out)
+    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=gradient.float().contiguous(), **out)
     gradients = (
-        out["du"].sum(2) if args.shared_input else out["du"],
+        out["du"],
         out["ddelta"],
         out["dA"].sum(0),
         out["dB"].sum(0),
@@ -58,15 +62,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     )
 
 
-def _groups(args: ScanArguments, wanted: int) -> int:
-    """Groups of channel blocks, walked side by side: as many as wanted, more where threads would idle."""
-    blocks = -(-args.channels // LANES)
-    for_threads = 2 * torch.get_num_threads() // (args.batch * args.directions)
-    return max(1, min(blocks, max(wanted, for_threads)))
-
-
-def _run(name: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None:
-    """Call a C function over all tasks: every (batch, direction, group of channel blocks)."""
+def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Tensor) -> None:
     rows = [tensor.float() for tensor in (args.u, args.delta, args.B, args.C)]
     rows = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in rows]
     small = {"A": args.A, "D": args.D, "bias": args.delta_bias}
@@ -79,13 +75,14 @@ def _run(name: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None
     c_args = _CArguments(
         *(args.batch, args.tokens, args.directions, args.channels, args.state, args.steps, args.segment, groups),
         add=facts.repeats,
+        shared=args.shared_input,
         su=u_strides,
         sdelta=_strides(delta),
         sB=_strides(B),
         sC=_strides(C),
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )
-    run_tasks(load_library(_SOURCE), name, c_args, tasks=args.batch * args.directions * groups)
+    run_tasks(load_library(_SOURCE), name, c_args, tasks)
 
 
 def _strides(tensor: Tensor) -> Strides:
