@@ -108,8 +108,10 @@ class SelectiveScan(nn.Module):
             weight = torch.cat([states.flatten(0, 1), steps.flatten(0, 1)])
             BC, step = F.linear(tokens, weight).split([states[..., 0].numel(), steps[..., 0].numel()], dim=-1)
             BC, step = (rows.unflatten(-1, (self.directions, -1)) for rows in (BC, step))
-        else:
+        elif tokens.is_cuda:  # two products, so that the rows of B and C are aligned for wide loads
             BC, step = _each_direction(tokens, states), _each_direction(tokens, steps)
+        else:
+            step, BC = _each_direction(tokens, self.x_proj).split([self.rank, 2 * self.state], dim=-1)
         B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
         return _each_direction(step, self.dt_proj), B, C
 
@@ -128,7 +130,9 @@ def _each_direction(rows: Tensor, weight: Tensor) -> Tensor:
         # One product with a block-diagonal weight: the rows of a single direction are too short for tensor cores, and
         # multiplying by zeros costs less than that.
         return F.linear(rows.flatten(2), torch.block_diag(*weight)).unflatten(-1, (weight.shape[0], -1))
-    return torch.einsum("btki,koi->btko", rows, weight)
+    batch, tokens = rows.shape[:2]
+    products = rows.flatten(0, 1).transpose(0, 1) @ weight.transpose(1, 2)  # (directions, batch * tokens, outputs)
+    return products.transpose(0, 1).unflatten(0, (batch, tokens))
 
 
 def _wide(parameter: Tensor) -> Tensor:
