@@ -16,6 +16,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import _setup  # noqa: F401
@@ -25,6 +26,7 @@ import yaml
 from vssm.bench import (
     KERNEL_CASES,
     Ceilings,
+    Execution,
     benchmark_kernel,
     benchmark_model,
     benchmark_orders,
@@ -33,7 +35,6 @@ from vssm.bench import (
     write_csv,
     write_plot,
 )
-from vssm.bench.models import benchmark_graph
 from vssm.scan import order_named, order_names
 
 RESULTS = Path(__file__).resolve().parents[1] / "model_cards" / "results.yaml"
@@ -58,9 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument("--batch", type=int, default=128, help="default: %(default)s")
     models.add_argument("--train", action="store_true", help="also forward, backward and an AdamW step")
     models.add_argument("--compile", action="store_true", help="also through torch.compile")
-    models.add_argument(
-        "--graph", action="store_true", help="also inference as a CUDA graph, of the batch and of one image"
-    )
+    models.add_argument("--graph", action="store_true", help="also as CUDA graphs, and inference of a single image")
     models.add_argument("--plot", type=Path, help="PNG of the time per image over the size")
 
     heads = commands.add_parser("heads", help="detectors and segmentors, and their backbones alone")
@@ -86,8 +85,11 @@ def known_order(name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
     device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(arguments, "graph", False) and device.type != "cuda":
+        parser.error(f"--graph captures CUDA graphs, which needs a GPU; the device is {device}")
     facts = environment(device)
     print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
     rows = []
@@ -97,9 +99,14 @@ def main(argv: list[str] | None = None) -> int:
             write_csv(arguments.csv, rows, facts)
     print_table(rows)
     if arguments.command == "models" and arguments.plot:
-        timed = [row for row in rows if row["mode"] != "graph"]
-        lines = [{**row, "line": f"{row['model']}, {row['mode']}", "ms_per_image": row["ms"] / row["batch"]}
-                 for row in timed]  # fmt: skip
+        lines = [
+            {
+                **row,
+                "line": f"{row['model']}, {row['mode']}, {row['execution']}, batch {row['batch']}",
+                "ms_per_image": row["ms"] / row["batch"],
+            }
+            for row in rows
+        ]
         write_plot(arguments.plot, lines, "size", "ms_per_image", "line")
     return 0
 
@@ -123,18 +130,17 @@ def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator
 
 def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
     dtype = DTYPES[arguments.dtype]
+    executions = [Execution.EAGER]
+    executions += [Execution.COMPILED] if arguments.compile else []
+    executions += [Execution.GRAPH] if arguments.graph else []
+    runs = [(mode, arguments.batch) for mode in ((False, True) if arguments.train else (False,))]
+    runs += [(False, 1)] if arguments.graph and arguments.batch > 1 else []
     for name in arguments.names:
         for size in arguments.sizes:
-            for compiled in (False, True) if arguments.compile else (False,):
-                for training in (False, True) if arguments.train else (False,):
-                    row = benchmark_model(
-                        name, size, arguments.batch, device, dtype, compiled=compiled, training=training
-                    )
-                    yield row | (published(name) if size == 224 else {})
-                    print(f"  {name} {size} done", file=sys.stderr)
-            if arguments.graph and device.type == "cuda":
-                for batch in sorted({1, arguments.batch}):
-                    yield benchmark_graph(name, size, batch, device, dtype)
+            for execution, (training, batch) in product(executions, runs):
+                row = benchmark_model(name, size, batch, device, dtype, execution=execution, training=training)
+                yield row | (published(name) if size == 224 else {})
+            print(f"  {name} {size} done", file=sys.stderr)
 
 
 def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:

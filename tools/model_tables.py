@@ -4,8 +4,8 @@
     python tools/model_tables.py --check   # change nothing; fail and name the files whose tables are out of date
 
 A table stands between two comments, `<!-- table: models vim -->` and `<!-- end of table -->`; its name says which.
-Those of models come from model_cards/results.yaml; `study NAME` and `orders NAME` from docs/studies/NAME.csv, which
-tools/compare.py or tools/benchmark.py has written.
+Those of models come from model_cards/results.yaml; `study NAME`, `orders NAME`, `kernels NAME` and `throughput NAME`
+from docs/studies/NAME.csv, which tools/compare.py or tools/benchmark.py has written.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "model_cards/*.md", "docs/*.md")
+DOCUMENTS = ("README.md", "model_cards/*.md", "docs/*.md", "kernels/README.md")
 TABLE = re.compile(r"(<!-- table: (?P<kind>\w+)(?: (?P<family>\w+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -104,13 +105,18 @@ def recorded(kind: str, name: str, root: Path) -> str:
         return "Nothing is recorded yet.\n"
     from vssm.bench import summary  # takes seconds, for torch; the other tables do without
 
-    tables = {"study": summary.study_table, "orders": summary.orders_table}
+    tables = {
+        "study": summary.study_table,
+        "orders": summary.orders_table,
+        "kernels": partial(summary.kernels_table, official=summary.read_rows(file.with_name("official_kernels.csv"))),
+        "throughput": summary.throughput_table,
+    }
     plot = f"\n![accuracy and costs of each model](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
     return tables[kind](summary.read_rows(file)) + plot
 
 
 KINDS = {function.__name__: function for function in (models, weights, downstream, measured)}
-RECORDED = ("study", "orders")
+RECORDED = ("study", "orders", "kernels", "throughput")
 
 
 def with_tables(text: str, results: dict, root: Path) -> str:

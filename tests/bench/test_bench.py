@@ -8,6 +8,7 @@ import torch
 from vssm.bench import (
     KERNEL_CASES,
     Ceilings,
+    Execution,
     KernelCase,
     benchmark_kernel,
     benchmark_model,
@@ -83,7 +84,7 @@ def test_a_wrong_backend_is_not_timed(monkeypatch):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_model_row(training):
-    row = benchmark_model("test_vit", 160, 2, CPU, torch.float32, compiled=False, training=training)
+    row = benchmark_model("test_vit", 160, 2, CPU, torch.float32, execution=Execution.EAGER, training=training)
     assert row["images_per_second"] == pytest.approx(2 / (row["ms"] / 1e3))
     assert row["mode"] == ("train" if training else "infer") and row["parameters_m"] > 0
 
@@ -91,7 +92,15 @@ def test_model_row(training):
 def test_model_row_of_a_model_with_arguments():
     rows = [
         benchmark_model(
-            "vmamba_tiny", 32, 1, CPU, torch.float32, compiled=False, training=False, arguments=arguments, seconds=0.01
+            "vmamba_tiny",
+            32,
+            1,
+            CPU,
+            torch.float32,
+            execution=Execution.EAGER,
+            training=False,
+            arguments=arguments,
+            seconds=0.01,
         )
         for arguments in ({"dims": (16, 32), "depths": (1, 1), "scan_order": order} for order in ("raster", "cross"))
     ]
@@ -115,12 +124,17 @@ def test_reports(tmp_path, capsys):
 
 @pytest.mark.gpu
 def test_on_a_gpu():
-    from vssm.bench.models import benchmark_graph
-
     device = torch.device("cuda")
     ceilings = Ceilings.measure(device)
     assert ceilings.exponentials_per_second > 1e11
     (row, *_) = benchmark_kernel(SMALL, device, torch.bfloat16, ceilings, ["triton"])
     assert row["peak_gib"] > 0 and 0 < row["share_of_floor"] < 1
-    assert benchmark_model("vim_tiny", 224, 2, device, torch.bfloat16, compiled=False, training=True)["peak_gib"] > 0
-    assert benchmark_graph("vim_tiny", 224, 2, device, torch.bfloat16)["ms"] > 0
+    assert (
+        benchmark_model("vim_tiny", 224, 2, device, torch.bfloat16, execution=Execution.EAGER, training=True)[
+            "peak_gib"
+        ]
+        > 0
+    )
+    for training in (False, True):
+        how = {"execution": Execution.GRAPH, "training": training, "arguments": {"depth": 2}}
+        assert benchmark_model("vim_tiny", 224, 2, device, torch.bfloat16, **how)["ms"] > 0

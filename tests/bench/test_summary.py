@@ -4,12 +4,21 @@ import pytest
 import torch
 
 from vssm.bench import environment, write_csv
-from vssm.bench.summary import COSTS, orders_table, read_rows, study_table, summarise
+from vssm.bench.summary import (
+    COSTS,
+    kernels_table,
+    orders_table,
+    read_rows,
+    study_table,
+    summarise,
+    throughput_table,
+)
 
 MEASURED = {
     "size": 96,
     "batch": 512,
     "dtype": "bfloat16",
+    "execution": "CUDA graph",
     "parameters_m": 29.4,
     "infer_images_per_second": 12345.6,
     "train_images_per_second": 2345.6,
@@ -58,3 +67,25 @@ def test_orders_table():
     lines = orders_table([{**row, **environment(torch.device("cpu"))}]).splitlines()
     assert lines[2] == "| hilbert | 4 x 20 | 0.512 | 1.01 | 15 | 0.98 |"
     assert lines[4].startswith("`small` (2 images, 16 channels, state 1), float32, native. ")
+
+
+def test_kernels_table():
+    row = {"case": "small", "batch": 2, "tokens": 20, "directions": 4, "channels": 16, "state": 1, "backend": "triton"}
+    row |= {"dtype": "bfloat16", "forward_ms": "0.5", "forward_backward_ms": 2.0, "share_of_floor": 0.25, "peak_gib": 1}
+    rows = [{**row, "case": case, **environment(torch.device("cpu"))} for case in ("small", "forward only", "alone")]
+    official = [
+        {"case": "small", "forward_ms": "2.0", "backward_ms": "5.0"},
+        {"case": "forward only", "forward_ms": "1.0", "backward_ms": ""},
+    ]
+    lines = kernels_table(rows, official).splitlines()
+    assert lines[2] == "| small | 2 | 4 x 20 | 16 | 1 | 0.5 | 4.0 | 2 | 3.5 | 0.25 | 1.00 |"
+    assert lines[3] == "| forward only | 2 | 4 x 20 | 16 | 1 | 0.5 | 2.0 | 2 |  | 0.25 | 1.00 |"
+    assert lines[4] == "| alone | 2 | 4 x 20 | 16 | 1 | 0.5 |  | 2 |  | 0.25 | 1.00 |"
+    assert lines[6].startswith("bfloat16, triton. ")
+
+
+def test_throughput_table():
+    row = {"model": "vim_tiny", "size": 224, "batch": 128, "mode": "train", "execution": "CUDA graph", "ms": "42.51"}
+    row |= {"images_per_second": 3011.2, "peak_gib": 5.36, "dtype": "bfloat16", **environment(torch.device("cpu"))}
+    lines = throughput_table([row]).splitlines()
+    assert lines[2] == "| vim_tiny | 224 | 128 | train | CUDA graph | 42.5 | 3,011 | 5.36 |"

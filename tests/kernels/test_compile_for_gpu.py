@@ -12,12 +12,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from vssm_kernels import direction_sum
 from vssm_kernels.causal_conv1d import triton_fused as conv
-from vssm_kernels.selective_scan import triton_fused, triton_kernels as scan
+from vssm_kernels.selective_scan import triton_chunk_kernels as chunks, triton_fused, triton_kernels as scan
 from vssm_kernels.sum_gate import triton_fused as gate
 from vssm_kernels.sum_norm import triton_fused as norm
 
 ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "dx", "z", "out", "gradient", "dsum", "dz", "merged"}
 WIDE = {"weight", "shares", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
+WIDE |= {"carried", "ends", "decays"}
 OTHER = {"order": "*i32", "scale": "fp32", "eps": "fp32"}
 
 def build(kernel, warps, switches):
@@ -36,14 +37,23 @@ def build_scan(kernel, launch, switches):
     warps = options.pop("num_warps")
     build(kernel, warps, {**switches, **options})
 
-for state, add, with_C in ((1, False, True), (16, False, True), (16, True, True), (4, False, False)):
+CASES = (1, 1, False, True), (1, 4096, False, True), (16, 1, False, True), (16, 1, True, True), (4, 1, False, False)
+for state, sequences, add, with_C in CASES:
     common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, WIDE=add)
     common |= dict(ROW_ALIGN=2, STATE_ALIGN=8 if state == 16 else 1)
-    again, back = triton_fused._backward_launches(96, state)
+    chunked = not add and with_C
+    again, back = triton_fused._backward_launches(96, state, sequences)
     for checkpoint, launch in ((False, triton_fused._forward_launch(96, state)), (True, again)):
         forward = {"CHECKPOINT": checkpoint, "ADD": add and not checkpoint, "UNIT": back.block_c, "EXACT": add}
+        forward |= {"CHUNKED": chunked}
         build_scan(scan.forward_kernel, launch, {**common, **forward})
-    build_scan(scan.backward_kernel, back, {**common, "ADD": add, "EXACT": add})
+    build_scan(scan.backward_kernel, back, {**common, "ADD": add, "EXACT": add, "CHUNKED": chunked})
+    ends = {name: value for name, value in common.items() if name in chunks.ends_kernel.arg_names}
+    for adjoint in (False, True) if chunked else ():
+        build_scan(chunks.ends_kernel, again, {**ends, "ADJOINT": adjoint})
+for adjoint in (False, True):
+    for count in (2, triton_fused.CHUNKS):
+        build(chunks.carry_kernel, 4, {"CHUNKS": count, "BLOCK": triton_fused.CARRY_TILE // count, "ADJOINT": adjoint})
 for kernel, launch in ((conv.forward_kernel, conv._FORWARD), (conv.backward_kernel, conv._BACKWARD)):
     switches = dict(HAS_BIAS=True, SILU=True, WIDTH=4, **launch)
     build(kernel, switches.pop("num_warps"), switches)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -97,6 +99,18 @@ def test_agrees_with_reference(backend, case, poisoned_memory):
         check_backend(backend, args)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "repeated" not in case and "states" not in case])
+def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
+    """Short sequences cut as only long ones are."""
+    monkeypatch.setattr(triton_fused, "CHUNK_UNIT", 8)
+    monkeypatch.setattr(triton_fused, "CARRY_TILE", 64)
+    args = make_arguments(case, device=DEVICE)
+    if runs_here(triton_fused.BACKEND, args):
+        launch = triton_fused._forward_launch(args.channels, args.state)
+        assert triton_fused._chunks(args, launch).count == math.ceil(args.steps / 8)
+        check_backend(triton_fused.BACKEND, args)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
 def test_half_precision_inputs(backend, dtype):
@@ -113,9 +127,11 @@ def test_long_sequences(backend, tokens):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("programs", [0, triton_fused.PROGRAMS], ids=["whole", "in chunks"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("state", "tokens"), [(1, 1), (1, 1000), (2, 63), (16, 63), (16, 197), (64, 63), (256, 63)])
-def test_triton_on_gpu(tokens, state, dtype, poisoned_memory):
+def test_triton_on_gpu(tokens, state, dtype, programs, poisoned_memory, monkeypatch):
+    monkeypatch.setattr(triton_fused, "PROGRAMS", programs)
     inputs = make_inputs(batch=2, tokens=tokens, channels=96, state=state, directions=2, dtype=dtype, device="cuda")
     args = ScanArguments(**inputs, order=permutations(2, tokens).cuda(), segment=0)
     check_backend(triton_fused.BACKEND, args)

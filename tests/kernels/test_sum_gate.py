@@ -25,7 +25,7 @@ def half(both):
 
 
 def check_kernels(y, both, of_z=half):
-    gradient = torch.randn(of_z(both).shape, generator=torch.Generator().manual_seed(1)).to(y)
+    gradient = torch.randn(y[:, :, 0].shape, generator=torch.Generator().manual_seed(1)).to(y)
     args = reference.GateArguments(y, of_z(both), SCALE)
     actual, expected = (backend.forward(args) for backend in (triton_fused.BACKEND, reference.BACKEND))
     assert actual.dtype == y.dtype
@@ -43,6 +43,22 @@ def test_kernels_agree_with_reference(directions, dtype):
     if reason is not None:
         pytest.skip(reason)
     check_kernels(*make_inputs(directions=directions, dtype=dtype, device=DEVICE))
+
+
+@pytest.mark.parametrize("scale", [1.0, SCALE])
+@pytest.mark.parametrize("directions", [1, 2, 3])
+def test_sum_alone(directions, scale):
+    reason = why_no_triton(torch.empty(0, device=DEVICE))
+    if reason is not None:
+        pytest.skip(reason)
+    y, _ = make_inputs(directions=directions, device=DEVICE)
+    gradient = torch.randn(y[:, :, 0].shape, generator=torch.Generator().manual_seed(1)).to(y)
+    args = reference.GateArguments(y, None, scale)
+    actual, expected = (backend.forward(args) for backend in (triton_fused.BACKEND, reference.BACKEND))
+    assert_close(actual, expected, "output")
+    assert_close(expected, scale * sum(y.unbind(2)), "reference")
+    one, want = (torch.autograd.grad(out, y, gradient)[0] for out in (actual, expected))
+    assert_close(one, want, "gradient")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import timm
 import torch
 
 import vssm  # noqa: F401
+from vssm.nn import compile_module
 from vssm_kernels.testing import assert_close, relative_error
 
 pytestmark = pytest.mark.gpu
@@ -42,10 +43,11 @@ def logits_and_gradients(model, inputs, scale=1.0):
 def test_agrees_with_the_cpu(model):
     logits, gradients = logits_and_gradients(model, images())
     on_gpu, gpu_gradients = logits_and_gradients(model.cuda(), images().cuda())
-    # The first convolutions may run in TF32, which cuDNN is allowed by default: 10 bits of mantissa.
+    # Convolutions may run in TF32, which cuDNN is allowed by default: 10 bits of mantissa. Where a ReLU follows, as in
+    # EfficientVMamba, an input near zero may then be on for one machine and off for the other.
     assert_close(on_gpu.cpu(), logits, "logits", tolerance=5e-3)
     for name, gradient in gradients.items():
-        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=2e-2)
+        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=5e-2)
 
 
 def test_agrees_with_the_cpu_in_full_float32(model, monkeypatch):
@@ -61,10 +63,11 @@ def test_agrees_with_the_cpu_in_full_float32(model, monkeypatch):
 def test_compiled_agrees_with_eager(model):
     model, inputs = model.cuda(), images().cuda()
     logits, gradients = logits_and_gradients(model, inputs)
-    compiled_logits, compiled_gradients = logits_and_gradients(torch.compile(model, fullgraph=True), inputs)
+    compile_module(model, fullgraph=True)
+    compiled_logits, compiled_gradients = logits_and_gradients(model, inputs)
     assert_close(compiled_logits, logits, "logits", tolerance=5e-3)
     for name, gradient in gradients.items():
-        assert_close(compiled_gradients[f"_orig_mod.{name}"], gradient, name, tolerance=2e-2)
+        assert_close(compiled_gradients[name], gradient, name, tolerance=2e-2)
 
 
 def test_compiled_under_autocast_is_as_exact_as_eager(model):
@@ -72,13 +75,13 @@ def test_compiled_under_autocast_is_as_exact_as_eager(model):
     expected_logits, expected = logits_and_gradients(model, inputs)
     with torch.autocast("cuda", torch.bfloat16):
         _, eager = logits_and_gradients(model, inputs)
-        compiled = torch.compile(model, fullgraph=True)
+        compile_module(model, fullgraph=True)
         for _ in range(2):  # the second run would show memory that the first left unwritten
-            logits, gradients = logits_and_gradients(compiled, inputs)
+            logits, gradients = logits_and_gradients(model, inputs)
             assert_close(logits.float(), expected_logits, "logits", tolerance=3e-2)
             for name, gradient in expected.items():
                 allowed = 2 * relative_error(eager[name], gradient) + 5e-2
-                assert_close(gradients[f"_orig_mod.{name}"], gradient, name, allowed)
+                assert_close(gradients[name], gradient, name, allowed)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

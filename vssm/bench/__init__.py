@@ -2,13 +2,14 @@
 
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
-from vssm.bench.models import benchmark_model
+from vssm.bench.models import Execution, benchmark_model
 from vssm.bench.report import environment, print_table, write_csv, write_plot
 from vssm.bench.timing import Ceilings, median_time
 
 __all__ = [
     "KERNEL_CASES",
     "Ceilings",
+    "Execution",
     "Flops",
     "KernelCase",
     "benchmark_kernel",

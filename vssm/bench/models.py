@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping
+from enum import Enum
 
 import timm
 import torch
@@ -12,6 +13,15 @@ from torch import Tensor, nn
 import vssm.models  # noqa: F401  (registers the models)
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.timing import as_graph, median_time, peak_memory
+from vssm.nn import compile_module
+
+
+class Execution(Enum):
+    """How a model is run."""
+
+    EAGER = "eager"
+    COMPILED = "compiled"
+    GRAPH = "CUDA graph"
 
 
 def benchmark_model(
@@ -21,7 +31,7 @@ def benchmark_model(
     device: torch.device,
     dtype: torch.dtype,
     *,
-    compiled: bool,
+    execution: Execution,
     training: bool,
     arguments: Mapping[str, object] | None = None,
     seconds: float = 2.0,
@@ -34,7 +44,7 @@ def benchmark_model(
         batch: images at once.
         device: where.
         dtype: float32, or a half precision under autocast.
-        compiled: through torch.compile.
+        execution: eager, compiled, or as a CUDA graph, which takes the launches of kernels out of the time.
         training: forward, backward and an AdamW step; else inference.
         arguments: of the model, such as scan_order.
         seconds: how long to measure.
@@ -43,12 +53,18 @@ def benchmark_model(
     torch.manual_seed(0)
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    run = torch.compile(model) if compiled else model
+    if execution is Execution.COMPILED:
+        compile_module(model)
     batches = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    step = _training_step(model, run, autocast, device) if training else _inference(run, autocast)
+    # Casts of weights are kept from one use to the next where they are, but not beyond a captured graph.
+    cached = execution is not Execution.GRAPH
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=cached)
+    step = _training_step(model, autocast, device) if training else _inference(model, autocast)
     functions = [lambda images=images: step(images) for images in batches]
     check_finite(step(batches[0]), name)
+    peak = peak_memory(functions[0], device)
+    if execution is Execution.GRAPH:
+        functions = [as_graph(function) for function in functions]
     median = median_time(functions, device, seconds)
     return {
         "model": name,
@@ -56,29 +72,12 @@ def benchmark_model(
         "batch": batch,
         "dtype": str(dtype).removeprefix("torch."),
         "mode": "train" if training else "infer",
-        "compiled": compiled,
+        "execution": execution.value,
         "parameters_m": parameters / 1e6,
         "gflops": model_flops(name, size, arguments).total / 1e9,
         "ms": 1e3 * median,
         "images_per_second": batch / median,
-        "peak_gib": peak_memory(functions[0], device),
-    }
-
-
-def benchmark_graph(name: str, size: int, batch: int, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """A row of inference as a CUDA graph, which takes the launches of kernels out of the time."""
-    model = _create(name, size, {}).to(device).eval()
-    images = torch.randn(batch, 3, size, size, device=device)
-    run = _inference(model, torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False))
-    median = median_time([as_graph(lambda: run(images))], device)
-    return {
-        "model": name,
-        "size": size,
-        "batch": batch,
-        "dtype": str(dtype).removeprefix("torch."),
-        "mode": "graph",
-        "ms": 1e3 * median,
-        "images_per_second": batch / median,
+        "peak_gib": peak,
     }
 
 
@@ -102,23 +101,22 @@ def _create(name: str, size: int, arguments: Mapping[str, object]) -> nn.Module:
         return timm.create_model(name, **arguments)
 
 
-def _inference(run: Callable[[Tensor], Tensor], autocast: torch.autocast) -> Callable[[Tensor], Tensor]:
+def _inference(model: nn.Module, autocast: torch.autocast) -> Callable[[Tensor], Tensor]:
     def step(images: Tensor) -> Tensor:
         with torch.no_grad(), autocast:
-            return run(images)
+            return model(images)
 
     return step
 
 
-def _training_step(
-    model: nn.Module, run: Callable[[Tensor], Tensor], autocast: torch.autocast, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+def _training_step(model: nn.Module, autocast: torch.autocast, device: torch.device) -> Callable[[Tensor], Tensor]:
+    gpu = device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=gpu, capturable=gpu)
 
     def step(images: Tensor) -> Tensor:
         labels = torch.zeros(len(images), dtype=torch.long, device=device)
         with autocast:
-            logits = run(images)
+            logits = model(images)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()

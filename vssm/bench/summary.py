@@ -78,8 +78,9 @@ def study_table(rows: list[Mapping[str, object]]) -> str:
     first = rows[0]
     return (
         f"{_table(lines)}\n"
-        f"{max(len(model.scores) for model in models)} seeds a model. Throughput and peak memory: each model alone, "
-        f"{first['batch']} images of {first['size']} x {first['size']} pixels at once, {first['dtype']}. "
+        f"{max(len(model.scores) for model in models)} seeds a model. Throughput and peak memory: each model alone "
+        f"({first['execution']}), {first['batch']} images of {first['size']} x {first['size']} pixels at once, "
+        f"{first['dtype']}. "
         f"{_conditions(first)}"
     )
 
@@ -100,6 +101,43 @@ def orders_table(rows: list[Mapping[str, object]]) -> str:
         for row in rows
     )
     return f"{_table(lines)}\n{'; '.join(cases)}. {_conditions(rows[0])}"
+
+
+def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[str, str]] = ()) -> str:
+    """A Markdown table of the rows of `benchmark_kernel`, and below it what was measured with what.
+
+    Args:
+        rows: of one backend.
+        official: `case`, `forward_ms` and `backward_ms` of the official kernels, empty where one was not measured.
+    """
+    peers = {peer["case"]: peer for peer in official}
+    head = ["case", "batch", "directions x steps", "channels", "state", "forward, ms", "official / ours"]
+    head += ["with backward, ms", "official / ours", "floor / forward", "peak GiB"]
+    lines = [head]
+    for row in rows:
+        forward, both = float(row["forward_ms"]), float(row["forward_backward_ms"])
+        peer = peers.get(str(row["case"]), {})
+        theirs = float(peer["forward_ms"]) if peer else None
+        theirs_both = theirs + float(peer["backward_ms"]) if peer.get("backward_ms") else None
+        lines.append(
+            [
+                *(str(row["case"]), str(row["batch"]), f"{row['directions']} x {row['tokens']}"),
+                *(str(row["channels"]), str(row["state"])),
+                *(f"{forward:.3g}", _text(theirs and theirs / forward, "{:.1f}")),
+                *(f"{both:.3g}", _text(theirs_both and theirs_both / both, "{:.1f}")),
+                *(f"{float(row['share_of_floor']):.2f}", f"{float(row['peak_gib']):.2f}"),
+            ]
+        )
+    return f"{_table(lines)}\n{rows[0]['dtype']}, {rows[0]['backend']}. {_conditions(rows[0])}"
+
+
+def throughput_table(rows: list[Mapping[str, object]]) -> str:
+    """A Markdown table of the rows of `benchmark_model`, and below it what was measured with what."""
+    lines = [["model", "size", "batch", "mode", "how", "ms", "images/s", "peak GiB"]]
+    for row in rows:
+        speed = [f"{float(row['ms']):.3g}", f"{float(row['images_per_second']):,.0f}", f"{float(row['peak_gib']):.2f}"]
+        lines.append([*(str(row[name]) for name in ("model", "size", "batch", "mode", "execution")), *speed])
+    return f"{_table(lines)}\n{rows[0]['dtype']}. {_conditions(rows[0])}"
 
 
 def _table(lines: list[list[str]]) -> str:

@@ -24,6 +24,7 @@ from vssm.mm.data_check import check_dataset, check_maps_when_read
 from vssm.mm.errors import ConfigError, TrainingError
 from vssm.mm.weights import classes_of_heads, load_training, load_weights, unwrap
 from vssm.models import CheckpointError
+from vssm.nn import compile_module
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 
@@ -141,7 +142,7 @@ class TaskRunner(Runner):
         """
         options = self.cfg.get("compile")
         if options:
-            unwrap(self.model).backbone.compile(**(options if isinstance(options, dict) else {}))
+            compile_module(unwrap(self.model).backbone, **(options if isinstance(options, dict) else {}))
             self.logger.info("The model is compiled on its first steps, which are slow.")
 
     def _maybe_compile(self, target: str) -> None:

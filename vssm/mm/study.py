@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
-from vssm.bench import benchmark_model, environment
+from vssm.bench import Execution, benchmark_model, environment
 from vssm.mm.checkpoint import to_plain
 from vssm.mm.config import check_config, check_names, load_config, read_config
 from vssm.mm.distributed import available_cores
@@ -161,6 +161,8 @@ def train_study(study: Study, directory: Path, command: Sequence[str], parallel:
 def measure(study: Study, device: torch.device, report: Report) -> dict[str, dict]:
     """Throughput and peak memory of each run's model, alone on the device: in inference and in training steps.
 
+    On a GPU as CUDA graphs: small models wait for Python to launch their kernels, in times that vary.
+
     Args:
         study: its models are built anew, with the weights they start from.
         device: bfloat16 on a GPU, float32 on a CPU.
@@ -174,7 +176,8 @@ def measure(study: Study, device: torch.device, report: Report) -> dict[str, dic
     for done, (label, config) in enumerate(study.runs.items(), 1):
         arguments = to_plain(config.model.backbone)
         name = arguments.pop("model_name")
-        how = {"arguments": arguments, "seconds": study.measured["seconds"], "compiled": False}
+        execution = Execution.GRAPH if device.type == "cuda" else Execution.EAGER
+        how = {"arguments": arguments, "seconds": study.measured["seconds"], "execution": execution}
         infer, train = (
             benchmark_model(name, study.measured["size"], study.measured["batch"], device, dtype, training=mode, **how)
             for mode in (False, True)
@@ -184,6 +187,7 @@ def measure(study: Study, device: torch.device, report: Report) -> dict[str, dic
             "size": infer["size"],
             "batch": infer["batch"],
             "dtype": infer["dtype"],
+            "execution": infer["execution"],
             "infer_images_per_second": infer["images_per_second"],
             "train_images_per_second": train["images_per_second"],
             "infer_peak_gib": infer["peak_gib"],

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from vssm.models import vmamba
 from vssm.models._base import Pyramid, build, make_stages
 from vssm.models._cfg import imagenet_cfg
-from vssm.nn import BranchLayerNorm, PatchMerging, PatchStem
+from vssm.nn import BranchLayerNorm, PatchMerging, PatchStem, StreamLayerNorm
 from vssm.scan import OrderFunction, atrous
 
 every_second = atrous(2)
@@ -135,7 +135,7 @@ class EfficientVMamba(Pyramid):
 
         stages = make_stages(block, dims, depths, PatchMerging, drop_path_rate, **dd)
         super().__init__(
-            PatchStem(in_chans, dims[0], norm=nn.LayerNorm, **dd),
+            PatchStem(in_chans, dims[0], norm=StreamLayerNorm, **dd),
             stages,
             nn.LayerNorm(dims[-1], **dd),
             4,

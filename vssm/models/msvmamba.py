@@ -34,6 +34,7 @@ from vssm.nn import (
     PatchMerging,
     PatchStem,
     SelectiveScan,
+    StreamLayerNorm,
     concrete,
 )
 from vssm.scan import OrderFunction, ScanOrder, chain, columns, flipped, raster, remembered
@@ -322,7 +323,7 @@ def _create_paper(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         "gated": True,
         "mlp_ratio": 2.0,
         "post_norm": False,
-        "stem": partial(PatchStem, norm=nn.LayerNorm),
+        "stem": partial(PatchStem, norm=StreamLayerNorm),
         "downsample": PatchMerging,
     }
     return _create_msvmamba(variant, pretrained, **{**first_version, **kwargs})

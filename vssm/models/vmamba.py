@@ -32,6 +32,7 @@ from vssm.nn import (
     PatchMerging,
     PatchStem,
     SelectiveScan,
+    StreamLayerNorm,
 )
 from vssm.scan import OrderFunction, cross
 
@@ -277,7 +278,7 @@ def _create_vanilla(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         "conv_bias": True,
         "gated": True,
         "mlp_ratio": 0.0,
-        "stem": partial(PatchStem, norm=nn.LayerNorm),
+        "stem": partial(PatchStem, norm=StreamLayerNorm),
         "downsample": PatchMerging,
     }
     return _create_vmamba(variant, pretrained, **{**first_version, **kwargs})

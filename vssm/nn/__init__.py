@@ -1,8 +1,9 @@
-"""What families share: state-space parameters and their initialisation, stems, downsampling, MLPs."""
+"""What families share: state-space parameters and their initialisation, norms, stems, downsampling."""
 
+from vssm.nn.compilation import compile_module
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.downsample import ConvDownsample, PatchMerging
-from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
+from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import ConvStem, PatchStem
@@ -17,5 +18,7 @@ __all__ = [
     "PatchMerging",
     "PatchStem",
     "SelectiveScan",
+    "StreamLayerNorm",
+    "compile_module",
     "concrete",
 ]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.norm import BranchLayerNorm, StreamLayerNorm
 
 
 class ConvDownsample(nn.Module):
@@ -26,7 +27,7 @@ class ConvDownsample(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.conv = ChannelsLastConv2d(in_channels, channels, kernel_size=3, stride=2, padding=1, **dd)
-        self.norm = nn.LayerNorm(channels, **dd)
+        self.norm = StreamLayerNorm(channels, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
@@ -48,7 +49,7 @@ class PatchMerging(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(4 * in_channels, **dd)
+        self.norm = BranchLayerNorm(4 * in_channels, **dd)
         self.reduction = nn.Linear(4 * in_channels, channels, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

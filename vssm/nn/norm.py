@@ -1,4 +1,4 @@
-"""The norms at the start of residual branches: float32 inside, and out in the dtype that matrix products take."""
+"""Norms: float32 inside; out in the dtype that comes next takes, matrix products or a residual stream."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ class BranchLayerNorm(nn.LayerNorm):
     """Layer norm in front of a matrix product, of a residual stream or of a scan's directions.
 
     Computed in float32 at least, and returned in autocast's dtype where autocast is on, else in that of its weight:
-    torch's own would return float32 under autocast, to be cast in another pass. A norm whose output is itself a
-    residual stream, as that of a stem, should be torch's, which leaves the stream in float32.
+    torch's own would return float32 under autocast, to be cast in another pass.
 
     >>> norm = BranchLayerNorm(8)
     >>> with torch.autocast("cpu", torch.bfloat16):
@@ -55,9 +54,31 @@ class BranchRMSNorm(nn.RMSNorm):
         return sum_norm(x, self.weight, eps=self.eps, center=False, dtype=dtype, merge=merge)
 
 
+@register_notrace_module
+class StreamLayerNorm(nn.LayerNorm):
+    """Layer norm whose output is a residual stream, as that of a stem: float32 under autocast, as torch's own.
+
+    The same kernel as BranchLayerNorm's, which takes less time than torch's where rows are short.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     StreamLayerNorm(8)(torch.randn(2, 3, 8, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels), both ways."""
+        dtype = x.dtype if _autocast_dtype(x) is None else torch.promote_types(x.dtype, torch.float32)
+        return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype, merge=False)
+
+
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """What a matrix product of x is computed in, by a module whose weights are like `weight`."""
+    return _autocast_dtype(x) or weight.dtype
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """None where autocast is off."""
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):  # asking raises on the meta device, which has none
         return torch.get_autocast_dtype(device)
-    return weight.dtype
+    return None

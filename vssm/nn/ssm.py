@@ -104,12 +104,11 @@ class SelectiveScan(nn.Module):
         """What the tokens select: delta (batch, tokens, directions, channels), before bias and softplus, B and C
         (batch, tokens, directions, state)."""
         steps, states = self.x_proj.split([self.rank, 2 * self.state], dim=1)
-        if tokens.dim() == 3:  # one matrix product for all directions
-            weight = torch.cat([states.flatten(0, 1), steps.flatten(0, 1)])
-            BC, step = F.linear(tokens, weight).split([states[..., 0].numel(), steps[..., 0].numel()], dim=-1)
-            BC, step = (rows.unflatten(-1, (self.directions, -1)) for rows in (BC, step))
-        elif tokens.is_cuda:  # two products, so that the rows of B and C are aligned for wide loads
-            BC, step = _each_direction(tokens, states), _each_direction(tokens, steps)
+        if tokens.dim() == 3 or tokens.is_cuda:  # one matrix product for all directions
+            stack = _stacked if tokens.dim() == 3 else _side_by_side
+            rows = F.linear(tokens.flatten(2), torch.cat([stack(states), stack(steps)]))
+            BC, step = rows.split([states[..., 0].numel(), steps[..., 0].numel()], dim=-1)
+            BC, step = (part.unflatten(-1, (self.directions, -1)) for part in (BC, step))
         else:
             step, BC = _each_direction(tokens, self.x_proj).split([self.rank, 2 * self.state], dim=-1)
         B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
@@ -127,12 +126,23 @@ class SelectiveScan(nn.Module):
 def _each_direction(rows: Tensor, weight: Tensor) -> Tensor:
     """(batch, tokens, directions, inputs) times (directions, outputs, inputs), each direction with its own weight."""
     if rows.is_cuda:
-        # One product with a block-diagonal weight: the rows of a single direction are too short for tensor cores, and
-        # multiplying by zeros costs less than that.
-        return F.linear(rows.flatten(2), torch.block_diag(*weight)).unflatten(-1, (weight.shape[0], -1))
+        return F.linear(rows.flatten(2), _side_by_side(weight)).unflatten(-1, (weight.shape[0], -1))
     batch, tokens = rows.shape[:2]
     products = rows.flatten(0, 1).transpose(0, 1) @ weight.transpose(1, 2)  # (directions, batch * tokens, outputs)
     return products.transpose(0, 1).unflatten(0, (batch, tokens))
+
+
+def _stacked(weight: Tensor) -> Tensor:
+    """(directions, outputs, inputs) -> (directions * outputs, inputs), for an input that all directions share."""
+    return weight.flatten(0, 1)
+
+
+def _side_by_side(weight: Tensor) -> Tensor:
+    """(directions, outputs, inputs) -> block-diagonal (directions * outputs, directions * inputs).
+
+    The rows of a single direction are too short for tensor cores; multiplying by zeros costs less than that.
+    """
+    return torch.block_diag(*weight)
 
 
 def _wide(parameter: Tensor) -> Tensor:

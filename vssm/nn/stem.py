@@ -7,6 +7,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.norm import BranchLayerNorm, StreamLayerNorm
 
 
 def to_channels_last(image: Tensor, in_chans: int) -> Tensor:
@@ -92,10 +93,10 @@ class ConvStem(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.conv1 = ChannelsLastConv2d(in_chans, channels // 2, kernel_size=3, stride=2, padding=1, **dd)
-        self.norm1 = nn.LayerNorm(channels // 2, **dd)
+        self.norm1 = BranchLayerNorm(channels // 2, **dd)
         self.act = nn.GELU()
         self.conv2 = ChannelsLastConv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1, **dd)
-        self.norm2 = nn.LayerNorm(channels, **dd)
+        self.norm2 = StreamLayerNorm(channels, **dd)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.act(self.norm1(self.conv1(to_channels_last(image, self.in_chans))))

@@ -16,12 +16,12 @@ model = dict(
 train_dataloader = dict(batch_size=16, num_workers=8, dataset=dict(image_size=512))
 val_dataloader = dict(num_workers=8, dataset=dict(image_size=512))
 test_dataloader = val_dataloader
-train_cfg = dict(max_epochs=6, val_interval=3)
+train_cfg = dict(max_epochs=4, val_interval=2)
 optim_wrapper = dict(
     type='Bfloat16OptimWrapper', optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, begin=0, end=100, by_epoch=False),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=6, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=4, convert_to_iter_based=True),
 ]
 val_evaluator = dict(metric='bbox')
 test_evaluator = val_evaluator

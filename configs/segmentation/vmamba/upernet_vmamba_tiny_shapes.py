@@ -20,3 +20,8 @@ val_dataloader = dict(num_workers=8, dataset=dict(image_size=512))
 test_dataloader = val_dataloader
 optim_wrapper = dict(
     type='Bfloat16OptimWrapper', optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=1.0))
+train_cfg = dict(max_iters=600, val_interval=300)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, begin=0, end=50, by_epoch=False),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=50, end=600, by_epoch=False),
+]

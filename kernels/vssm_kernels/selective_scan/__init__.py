@@ -74,11 +74,9 @@ def selective_scan(
     y = _scan(u, delta, A, B, C, D, delta_bias, order, args.segment)
     if not merge:
         return y
-    if z is not None:
-        return sum_gate(y, z)
-    if y.shape[2] == 1:
+    if z is None and y.shape[2] == 1:
         return y.squeeze(2)
-    return y.sum(2, dtype=torch.promote_types(y.dtype, torch.float32)).to(u.dtype)
+    return sum_gate(y, z) if C is not None else sum_gate(y.flatten(3), None).unflatten(2, y.shape[3:])
 
 
 @operator("vssm::selective_scan")

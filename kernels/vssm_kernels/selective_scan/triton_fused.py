@@ -1,10 +1,11 @@
 """The selective scan on a GPU: how the kernels of triton_kernels.py are launched.
 
-One program walks one (batch, direction, block of channels). The backward stores nothing between forward and backward:
-it first runs the recurrence again, writing the state before every group of steps and dC to memory, then walks back
-through the groups. dB and dC, sums over channels, are written per block of channels and added up afterwards, in a fixed
-order: no atomics, so two runs are bit-equal. All arithmetic is float32, but for those two sums where inputs are half
-precision: their terms are rounded to TF32 (11 bits), which is finer than the inputs.
+One program walks one (batch, direction, block of channels), or a chunk of its steps where there are few of these. The
+backward stores nothing between forward and backward: it first runs the recurrence again, writing the state before every
+group of steps and dC to memory, then walks back through the groups. dB and dC, sums over channels, are written per
+block of channels and added up afterwards, in a fixed order: no atomics, so two runs are bit-equal. All arithmetic is
+float32, but for those two sums where inputs are half precision: their terms are rounded to TF32 (11 bits), which is
+finer than the inputs.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ from vssm_kernels.selective_scan.arguments import ScanArguments
 try:
     import triton
 
+    from vssm_kernels.selective_scan import triton_chunk_kernels as chunk_kernels
     from vssm_kernels.selective_scan import triton_kernels as kernels
 except ImportError:  # why_no_triton says so
     triton = None
+
+
+# So many programs fill a large GPU. Sequences are cut to have them where there would be a quarter of them, or fewer:
+# every chunk is walked twice.
+PROGRAMS = 2048
+# Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
+CHUNK_UNIT, CHUNKS = 32, 128
+CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chunk
 
 
 class _Launch(NamedTuple):
@@ -55,14 +65,36 @@ def _forward_launch(channels: int, state: int) -> _Launch:
     return _Launch(block_c, block_n, unroll=8 if block_n <= 2 else 1, warps=warps, vector=2)
 
 
-def _backward_launches(channels: int, state: int) -> tuple[_Launch, _Launch]:
-    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size."""
+def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
+    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size.
+
+    `sequences` are those of a batch and all directions.
+    """
     again = _forward_launch(channels, state)
     if again.block_n <= 2:
+        # Groups of 8 need so many registers that a GPU holds half as many programs at once; see PROGRAMS.
+        fits = 2 * sequences * cdiv(channels, again.block_c) <= PROGRAMS
+        again = again if fits else again._replace(unroll=4)
         return again, again
     again = again._replace(unroll=4)
     block_c = max(16, min(again.block_c, 512 // again.block_n))
     return again, again._replace(block_c=block_c, warps=max(1, min(8, again.block_n * block_c // 512)), vector=1)
+
+
+class _Chunks(NamedTuple):
+    """How a sequence is cut."""
+
+    steps: int  # of each chunk but the last
+    count: int
+
+
+def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
+    programs = args.batch * args.directions * cdiv(args.channels, launch.block_c)
+    # Tokens that are visited twice are written in turn, by one program.
+    cut = 4 * programs <= PROGRAMS and args.C is not None and not order_facts(args.order, args.tokens).repeats
+    count = min(CHUNKS, PROGRAMS // programs) if cut else 1
+    steps = cdiv(cdiv(args.steps, count), CHUNK_UNIT) * CHUNK_UNIT
+    return _Chunks(steps, cdiv(args.steps, steps))
 
 
 class _Given(NamedTuple):
@@ -89,14 +121,15 @@ def scan(args: ScanArguments) -> Tensor:
     launch = _forward_launch(args.channels, args.state)
     unused = args.delta  # a pointer that the kernel does not follow
     given = _given(args, unused)
-    _run_forward(args, given, launch, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
+    chunks = _chunks(args, launch)
+    _run_forward(args, given, launch, chunks, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
     return y.to(args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     repeats = order_facts(args.order, args.tokens).repeats
-    again, launch = _backward_launches(args.channels, args.state)
     batch, tokens, directions, channels = args.delta.shape
+    again, launch = _backward_launches(channels, args.state, batch * directions)
     device, pitch = args.u.device, _pitch(channels)
     if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
@@ -117,19 +150,23 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     dC = rows(again_blocks, batch, tokens, directions, args.state)
     given = _given(args, gradient)
     unused = args.delta
-    _run_forward(args, given, again, unused, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats)
+    chunks = _chunks(args, again)
+    _run_forward(
+        args, given, again, chunks, unused, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats
+    )
 
     du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
-    dA = floats(batch, directions, args.state, pitch)
-    dD, dbias = (floats(batch, directions, channels) for _ in range(2))
-    kernels.backward_kernel[(batch * directions * blocks,)](
-        *given.operands, checkpoints,
+    dA = floats(batch * chunks.count, directions, args.state, pitch)
+    dD, dbias = (floats(batch * chunks.count, directions, channels) for _ in range(2))
+    carried = _carried(args, given, again, chunks, gradient) if chunks.count > 1 else unused
+    kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
+        *given.operands, checkpoints, carried,
         gradient, du, ddelta, dA, dB, dD, dbias,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
-        pitch // launch.vector, units, tile // launch.vector,
+        pitch // launch.vector, units, tile // launch.vector, *chunks,
         *given.strides,
-        **given.switches, ADD=repeats,
+        **given.switches, ADD=repeats, CHUNKED=chunks.count > 1,
         **launch.options(),
     )  # fmt: skip
     gradients = (
@@ -151,6 +188,7 @@ def _run_forward(
     args: ScanArguments,
     given: _Given,
     launch: _Launch,
+    chunks: _Chunks,
     y: Tensor,
     gradient: Tensor,
     dC: Tensor,
@@ -162,15 +200,45 @@ def _run_forward(
 ) -> None:
     """The outputs into y, or where there are units of checkpoints, these and dC."""
     blocks = cdiv(args.channels, launch.block_c)
-    kernels.forward_kernel[(args.batch * args.directions * blocks,)](
+    carried = _carried(args, given, launch, chunks) if chunks.count > 1 else checkpoints
+    kernels.forward_kernel[(args.batch * args.directions * chunks.count * blocks,)](
         *given.operands,
-        y, gradient, dC, checkpoints,
+        y, gradient, dC, checkpoints, carried,
         args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
-        _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector,
+        _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector, *chunks,
         *given.strides,
-        **given.switches, ADD=add, CHECKPOINT=units > 0, UNIT=unit,
+        **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=units > 0, UNIT=unit,
         **launch.options(),
     )  # fmt: skip
+
+
+def _carried(
+    args: ScanArguments, given: _Given, launch: _Launch, chunks: _Chunks, gradient: Tensor | None = None
+) -> Tensor:
+    """The state that every chunk receives from those before it; of a gradient, the state's gradient from behind it."""
+    u, delta, rates, B, C, _, bias, order = given.operands
+    u_strides, delta_strides, B_strides, C_strides, dy_strides = (given.strides[i : i + 3] for i in range(0, 15, 3))
+    adjoint = gradient is not None
+    if adjoint:
+        u, u_strides, B, B_strides = gradient, dy_strides, C, C_strides
+    blocks, pitch = cdiv(args.channels, launch.block_c), _pitch(args.channels)
+    shape = (args.batch, chunks.count, args.directions, args.state * pitch)
+    ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=args.u.device) for _ in range(3))
+    known = chunk_kernels.ends_kernel.arg_names
+    chunk_kernels.ends_kernel[(args.batch * chunks.count * args.directions * blocks,)](
+        u, delta, rates, B, bias, order, ends, decays,
+        args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
+        pitch // launch.vector, *chunks,
+        *u_strides, *delta_strides, *B_strides,
+        **{name: switch for name, switch in given.switches.items() if name in known}, ADJOINT=adjoint,
+        **launch.options(),
+    )  # fmt: skip
+    count = 1 << (chunks.count - 1).bit_length()
+    block = CARRY_TILE // count
+    chunk_kernels.carry_kernel[(args.batch * args.directions * cdiv(shape[-1], block),)](
+        ends, decays, carried, args.directions, shape[-1], chunks.count, ADJOINT=adjoint, CHUNKS=count, BLOCK=block
+    )
+    return carried
 
 
 def _pitch(channels: int) -> int:

@@ -27,6 +27,8 @@ SIZES = [
     "pitch",
     "units",
     "unit_size",
+    "chunk",
+    "chunks",
 ]
 STRIDES = [f"{name}_{of}" for name in ("u", "delta", "B", "C", "dy") for of in ("batch", "token", "direction")]
 
@@ -124,10 +126,17 @@ def first_row(b, k, batch_stride, direction_stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def program_indices(directions, blocks):
-    """(batch, direction, channel block) of this program, as 64-bit numbers: sizes may exceed 2^31 elements."""
+def program_indices(directions, chunks, blocks):
+    """(batch, direction, chunk, channel block) of this program, as 64-bit numbers: sizes may exceed 2^31 elements."""
     program = tl.program_id(0).to(tl.int64)
-    return program // blocks // directions, program // blocks % directions, program % blocks
+    outer, block = program // blocks, program % blocks
+    return outer // chunks // directions, outer // chunks % directions, outer % chunks, block
+
+
+@triton.jit
+def load_carried(carried, place, n, c, tile, pitch, VECTOR: tl.constexpr):
+    """What a chunk receives from its neighbours, a (state, channels) tile; see triton_chunk_kernels.py."""
+    return tl.load(carried + place * (pitch * VECTOR) + tile_offsets(n, c, pitch, VECTOR), mask=tile, other=0.0)
 
 
 @triton.jit
@@ -174,18 +183,18 @@ def load_constants(
 
 @triton.jit(do_not_specialize=SIZES + STRIDES)
 def forward_kernel(
-    u, delta, A, B, C, D, bias, order, y, dy, dC, checkpoints,
-    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size,
+    u, delta, A, B, C, D, bias, order, y, dy, dC, checkpoints, carried,
+    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size, chunk, chunks,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHECKPOINT: tl.constexpr, ROW_ALIGN: tl.constexpr,
-    STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, VECTOR: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, CHECKPOINT: tl.constexpr,
+    ROW_ALIGN: tl.constexpr, STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a whole sequence, or with CHECKPOINT, for the backward, the state before every group, and dC."""
+    """Outputs of a chunk's steps, or with CHECKPOINT, for the backward, the state before every group, and dC."""
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
-    b, k, block = program_indices(directions, blocks)
+    b, k, j, block = program_indices(directions, chunks, blocks)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
@@ -206,12 +215,14 @@ def forward_kernel(
     if CHECKPOINT and HAS_C:
         dy_lanes = dy + first_row(b, k, dy_batch, dy_direction, ROW_ALIGN) + c
         dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
+    first = (j * chunk).to(tl.int32)
     groups = tl.cdiv(steps, UNROLL)
+    group = first // UNROLL
     checkpoint = checkpoint_tile(
-        checkpoints, b * directions + k, block, 0, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, UNIT
+        checkpoints, b * directions + k, block, group, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, UNIT
     )
 
-    here = walk(order, k, 0, steps, HAS_ORDER, WIDE, UNROLL)
+    here = walk(order, k, first, steps, HAS_ORDER, WIDE, UNROLL)
     u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
     delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
     B_rows = load_rows(B, here, B_token, n, state, UNROLL)
@@ -220,9 +231,13 @@ def forward_kernel(
             dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
         else:
             C_rows = load_rows(C, here, C_token, n, state, UNROLL)
-    ahead = walk(order, k, UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
-    h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for start in range(0, steps, UNROLL):
+    ahead = walk(order, k, first + UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
+    if CHUNKED:
+        tile = (n < state)[:, None] & (c < channels)[None, :]
+        h = load_carried(carried, ((b * chunks + j) * directions + k) * state, n, c, tile, pitch, VECTOR)
+    else:
+        h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for start in range(first, tl.minimum(first + chunk, steps), UNROLL):
         u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
         delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
         B_ahead = load_rows(B, ahead, B_token, n, state, UNROLL)
@@ -265,19 +280,19 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=SIZES + STRIDES)
 def backward_kernel(
-    u, delta, A, B, C, D, bias, order, checkpoints,
+    u, delta, A, B, C, D, bias, order, checkpoints, carried,
     dy, du, ddelta, dA, dB, dD, dbias,
-    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size,
+    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size, chunk, chunks,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, ROW_ALIGN: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, ROW_ALIGN: tl.constexpr,
     STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients but dC, from the last UNROLL steps to the first; the adjoint is in README.md."""
+    """Gradients but dC, from a chunk's last UNROLL steps to its first; the adjoint is in README.md."""
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
-    b, k, block = program_indices(directions, blocks)
+    b, k, j, block = program_indices(directions, chunks, blocks)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     c_in, n_in = c < channels, n < state
@@ -297,10 +312,13 @@ def backward_kernel(
     ddelta += row
     dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN)
     dB += (block * batch + b) * tokens * directions * state + k * state + n
+    own = (b * chunks + j) * directions + k
     groups = tl.cdiv(steps, UNROLL)
-    start = (groups - 1) * UNROLL
+    first = (j * chunk // UNROLL).to(tl.int32)
+    last = tl.minimum(first + chunk // UNROLL, groups) - 1
+    start = last * UNROLL
     checkpoint = checkpoint_tile(
-        checkpoints, b * directions + k, block, groups - 1, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, BLOCK_C
+        checkpoints, b * directions + k, block, last, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, BLOCK_C
     )
 
     here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
@@ -313,11 +331,14 @@ def backward_kernel(
         dy_tile = dy + c[None, :] * state + n[:, None]
     before = walk(order, k, start - UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     h_checkpoint = tl.load(checkpoint)
-    dh = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    if CHUNKED:
+        dh = load_carried(carried, own * state, n, c, tile, pitch, VECTOR)
+    else:
+        dh = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     dA_tile = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     dD_row = tl.zeros((BLOCK_C,), tl.float32)
     dbias_row = tl.zeros((BLOCK_C,), tl.float32)
-    for _ in range(groups):
+    for _ in range(first, last + 1):
         h = h_checkpoint
         checkpoint -= units * (unit_size * VECTOR)
         h_checkpoint = tl.load(checkpoint)
@@ -374,7 +395,6 @@ def backward_kernel(
         if HAS_C:
             dy_rows = dy_before
 
-    own = b * directions + k
     tl.store(dA + own * state * (pitch * VECTOR) + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
     tl.store(dbias + own * channels + c, dbias_row, mask=c_in)
     if HAS_D:

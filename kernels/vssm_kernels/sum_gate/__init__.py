@@ -1,4 +1,4 @@
-"""The gate behind a scan, and the sum over its directions: the public function."""
+"""The sum over a scan's directions, and the gate behind it: the public function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vssm_kernels.sum_gate.reference import GateArguments
 _registry = register("sum_gate", [reference.NATIVE, triton_fused.BACKEND, reference.BACKEND])
 
 
-def sum_gate(y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+def sum_gate(y: Tensor, z: Tensor | None, scale: float = 1.0) -> Tensor:
     """scale * (sum of y over the directions) * silu(z), in float32 (float64 for float64 inputs), rounded once.
 
     Plain torch wherever a compiler or a trace looks on, and away from GPUs: this is all that a compiler needs to fuse
@@ -20,7 +20,7 @@ def sum_gate(y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
 
     Args:
         y: (batch, tokens, directions, channels), the output of a scan.
-        z: (batch, tokens, channels), any strides; half of a projection is read where it lies.
+        z: (batch, tokens, channels), any strides; half of a projection is read where it lies. None for the sum alone.
         scale: 1 / directions makes the sum a mean.
 
     Returns:
@@ -35,10 +35,10 @@ def sum_gate(y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
     >>> sum_gate(torch.ones(1, 3, 2, 4), torch.zeros(1, 3, 4)).shape
     torch.Size([1, 3, 4])
     """
-    if y.dim() != 4 or z.shape != (*y.shape[:2], y.shape[3]):
+    if y.dim() != 4 or (z is not None and z.shape != (*y.shape[:2], y.shape[3])):
         raise ValueError(
-            f"y has shape {tuple(y.shape)} and z {tuple(z.shape)}; expected (batch, tokens, directions, channels) "
-            f"and (batch, tokens, channels)"
+            f"y has shape {tuple(y.shape)} and z {None if z is None else tuple(z.shape)}; expected "
+            f"(batch, tokens, directions, channels) and (batch, tokens, channels)"
         )
     args = GateArguments(y, z, scale)
     if torch.compiler.is_compiling():

@@ -15,7 +15,7 @@ class GateArguments(NamedTuple):
     """What every backend receives; shapes as in `sum_gate`."""
 
     y: Tensor
-    z: Tensor
+    z: Tensor | None
     scale: float
 
 
@@ -23,8 +23,10 @@ def gate(args: GateArguments) -> Tensor:
     """(batch, tokens, channels), in y's dtype."""
     y, z, scale = args
     wide = torch.promote_types(y.dtype, torch.float32)
-    gated = y.sum(2, dtype=wide) * F.silu(z.to(wide))
-    return (gated if scale == 1.0 else gated * scale).to(y.dtype)
+    total = y.sum(2, dtype=wide)
+    if z is not None:
+        total = total * F.silu(z.to(wide))
+    return (total if scale == 1.0 else total * scale).to(y.dtype)
 
 
 def _why_not_native(args: GateArguments | None) -> str | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vssm_kernels.direction_sum import TILE, tile_grid
+from vssm_kernels.direction_sum import TILE, sum_directions, tile_grid
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.gpu import why_no_triton, why_not_by_hand
 from vssm_kernels.sum_gate.reference import GateArguments
@@ -49,6 +49,23 @@ if triton is not None:
         tl.store(dsum + place, (dout * silu).to(dsum.dtype.element_ty), mask=mask)
         slope = opened + silu * (1.0 - opened)
         tl.store(dz + place, (dout * total * slope).to(dz.dtype.element_ty), mask=mask)
+
+
+class Sum(torch.autograd.Function):
+    """`sum_gate` without z and scale: every direction receives the gradient of the sum, which lies in memory once."""
+
+    @staticmethod
+    def forward(y: Tensor) -> Tensor:
+        return sum_directions(y.contiguous())
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.directions = inputs[0].shape[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.unsqueeze(2).expand(-1, -1, ctx.directions, -1)
 
 
 class SumGate(torch.autograd.Function):
@@ -97,4 +114,11 @@ def _why_not(args: GateArguments | None) -> str | None:
     return why_not_by_hand(args.y, args.z)
 
 
-BACKEND = Backend("triton", lambda args: SumGate.apply(*args), None, _why_not)
+def _forward(args: GateArguments) -> Tensor:
+    if args.z is not None:
+        return SumGate.apply(*args)
+    total = Sum.apply(args.y)
+    return total if args.scale == 1.0 else total * args.scale
+
+
+BACKEND = Backend("triton", _forward, None, _why_not)
