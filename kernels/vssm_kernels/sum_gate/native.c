@@ -1,0 +1,52 @@
+/* The gate behind a scan for the CPU: one pass over memory each way. A task is a row, of a token of an image. */
+#include "vector.h"
+
+typedef struct {
+    int64_t tokens, directions, channels;
+    double scale;
+    const float *y, *z; /* y: (batch, tokens, directions, channels) */
+    strides sz;
+    float *out;            /* (batch, tokens, channels) */
+    const float *gradient; /* like out; the rest for the backward only */
+    float *dsum, *dz;      /* like out; dsum is what every direction receives */
+} gate_args;
+
+static inline const float *z_row(const gate_args *a, int64_t row) {
+    return a->z + row / a->tokens * a->sz.batch + row % a->tokens * a->sz.token;
+}
+
+static inline vec direction_sum(const gate_args *a, int64_t row, int64_t c, int lanes) {
+    const float *y = a->y + row * a->directions * a->channels + c;
+    vec sum = load_lanes(y, lanes);
+    for (int64_t k = 1; k < a->directions; k++) sum += load_lanes(y + k * a->channels, lanes);
+    return sum;
+}
+
+int vssm_gate_forward(const gate_args *a, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) {
+        const float *z = z_row(a, row);
+        for (int64_t c = 0; c < a->channels; c += LANES) {
+            const int lanes = lanes_before(c, a->channels);
+            const vec gate = load_lanes(z + c, lanes);
+            const vec gated = (float)a->scale * direction_sum(a, row, c, lanes) * gate * sigmoid_vec(gate);
+            store_lanes(a->out + row * a->channels + c, gated, lanes);
+        }
+    }
+    return 0;
+}
+
+int vssm_gate_backward(const gate_args *a, int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) {
+        const float *z = z_row(a, row);
+        for (int64_t c = 0; c < a->channels; c += LANES) {
+            const int lanes = lanes_before(c, a->channels);
+            const int64_t place = row * a->channels + c;
+            const vec gradient = (float)a->scale * load_lanes(a->gradient + place, lanes);
+            const vec gate = load_lanes(z + c, lanes), opened = sigmoid_vec(gate), silu = gate * opened;
+            const vec slope = opened + silu * (1.0f - opened);
+            store_lanes(a->dsum + place, gradient * silu, lanes);
+            store_lanes(a->dz + place, gradient * direction_sum(a, row, c, lanes) * slope, lanes);
+        }
+    }
+    return 0;
+}
