@@ -1,18 +1,23 @@
-/* The gate behind a scan for the CPU: one pass over memory each way. A task is a row, of a token of an image. */
+/* The sum over a scan's directions and the gate behind it for the CPU: one pass over memory each way.
+ *
+ * A task is a token of an image.
+ */
 #include "vector.h"
 
 typedef struct {
     int64_t tokens, directions, channels;
     double scale;
-    const float *y, *z; /* y: (batch, tokens, directions, channels) */
+    const float *y; /* (batch, tokens, directions, channels) */
+    const float *z; /* NULL: no gate */
     strides sz;
     float *out;            /* (batch, tokens, channels) */
     const float *gradient; /* like out; the rest for the backward only */
     float *dsum, *dz;      /* like out; dsum is what every direction receives */
 } gate_args;
 
+/* NULL where there is no gate. */
 static inline const float *z_row(const gate_args *a, int64_t row) {
-    return a->z + row / a->tokens * a->sz.batch + row % a->tokens * a->sz.token;
+    return !a->z ? NULL : a->z + row / a->tokens * a->sz.batch + row % a->tokens * a->sz.token;
 }
 
 static inline vec direction_sum(const gate_args *a, int64_t row, int64_t c, int lanes) {
@@ -27,9 +32,12 @@ int vssm_gate_forward(const gate_args *a, int64_t first, int64_t last) {
         const float *z = z_row(a, row);
         for (int64_t c = 0; c < a->channels; c += LANES) {
             const int lanes = lanes_before(c, a->channels);
-            const vec gate = load_lanes(z + c, lanes);
-            const vec gated = (float)a->scale * direction_sum(a, row, c, lanes) * gate * sigmoid_vec(gate);
-            store_lanes(a->out + row * a->channels + c, gated, lanes);
+            vec out = (float)a->scale * direction_sum(a, row, c, lanes);
+            if (z) {
+                const vec gate = load_lanes(z + c, lanes);
+                out *= gate * sigmoid_vec(gate);
+            }
+            store_lanes(a->out + row * a->channels + c, out, lanes);
         }
     }
     return 0;
