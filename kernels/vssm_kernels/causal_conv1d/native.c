@@ -7,6 +7,7 @@
 #include "vector.h"
 
 #define WIDTH_MAX 16
+#define STEPS_AHEAD 2 /* of the rows that are on their way while a step is computed: an order may jump anywhere */
 
 typedef struct {
     int64_t batch, tokens, directions, channels, width, steps, groups, silu;
@@ -37,13 +38,21 @@ static walk make_walk(const conv_args *a, int64_t b, int64_t k, int64_t group) {
                   .end = last * LANES < a->channels ? last * LANES : a->channels};
 }
 
+static inline int64_t token_at(const walk *w, int64_t step) {
+    return step < 0 || step >= w->a->steps ? -1 : w->a->order[w->k * w->a->steps + step];
+}
+
+static inline const float *x_row(const walk *w, int64_t token) {
+    return w->a->x + w->b * w->a->sx.batch + token * w->a->sx.token;
+}
+
 /* Go to a step; returns the token there. */
 static inline int64_t visit(walk *w, int64_t step) {
     const conv_args *a = w->a;
     for (int64_t j = 0; j < a->width; j++) {
-        const int64_t from = step - a->width + 1 + j, token = from < 0 ? -1 : a->order[w->k * a->steps + from];
+        const int64_t token = token_at(w, step - a->width + 1 + j);
         w->token[j] = token;
-        w->x[j] = token < 0 ? a->zeros : a->x + w->b * a->sx.batch + token * a->sx.token;
+        w->x[j] = token < 0 ? a->zeros : x_row(w, token);
     }
     return w->token[a->width - 1];
 }
@@ -66,10 +75,14 @@ int vssm_conv_forward(const conv_args *a, int64_t first, int64_t last) {
     for (int64_t task = first; task < last; task++) {
         walk w = make_walk(a, task / a->groups / a->directions, task / a->groups % a->directions, task % a->groups);
         for (int64_t step = 0; step < a->steps; step++) {
-            const int64_t token = visit(&w, step);
+            const int64_t token = visit(&w, step), later = token_at(&w, step + STEPS_AHEAD);
             if (token < 0) continue;
             for (int64_t c = w.c; c < w.end; c += LANES) {
                 const int lanes = lanes_before(c, w.end);
+                if (later >= 0) {
+                    __builtin_prefetch(x_row(&w, later) + c);
+                    __builtin_prefetch(a->y + y_row(&w, later) + c, 1);
+                }
                 const vec sum = weighted_sum(&w, c, lanes);
                 put_lanes(a->y + y_row(&w, token) + c, a->silu ? sum * sigmoid_vec(sum) : sum, lanes, a->add);
             }
@@ -102,9 +115,15 @@ int vssm_conv_backward(const conv_args *a, int64_t first, int64_t last) {
         for (int64_t k = 0; k < a->directions; k++) {
             walk w = make_walk(a, task / a->groups, k, task % a->groups);
             for (int64_t step = 0; step < a->steps; step++) {
-                const int64_t token = visit(&w, step);
+                const int64_t token = visit(&w, step), later = token_at(&w, step + STEPS_AHEAD);
                 if (token < 0) continue;
-                for (int64_t c = w.c; c < w.end; c += LANES) walk_back(&w, token, c, lanes_before(c, w.end));
+                for (int64_t c = w.c; c < w.end; c += LANES) {
+                    if (later >= 0) {
+                        __builtin_prefetch(x_row(&w, later) + c);
+                        __builtin_prefetch(a->dy + y_row(&w, later) + c);
+                    }
+                    walk_back(&w, token, c, lanes_before(c, w.end));
+                }
             }
         }
     }

@@ -27,11 +27,21 @@ static inline vec direction_sum(const gate_args *a, int64_t row, int64_t c, int 
     return sum;
 }
 
+/* Have a later row's inputs on their way while this one's are added up. */
+static inline void prefetch_row(const gate_args *a, int64_t row, int64_t c) {
+    if (a->z) __builtin_prefetch(z_row(a, row) + c);
+    for (int64_t k = 0; k < a->directions; k++)
+        __builtin_prefetch(a->y + (row * a->directions + k) * a->channels + c);
+}
+
 int vssm_gate_forward(const gate_args *a, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
+        const int64_t next = row + 1 < last ? row + 1 : row;
         const float *z = z_row(a, row);
         for (int64_t c = 0; c < a->channels; c += LANES) {
             const int lanes = lanes_before(c, a->channels);
+            prefetch_row(a, next, c);
+            __builtin_prefetch(a->out + next * a->channels + c, 1);
             vec out = (float)a->scale * direction_sum(a, row, c, lanes);
             if (z) {
                 const vec gate = load_lanes(z + c, lanes);
@@ -45,10 +55,13 @@ int vssm_gate_forward(const gate_args *a, int64_t first, int64_t last) {
 
 int vssm_gate_backward(const gate_args *a, int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
+        const int64_t next = row + 1 < last ? row + 1 : row;
         const float *z = z_row(a, row);
         for (int64_t c = 0; c < a->channels; c += LANES) {
             const int lanes = lanes_before(c, a->channels);
             const int64_t place = row * a->channels + c;
+            prefetch_row(a, next, c);
+            __builtin_prefetch(a->gradient + next * a->channels + c);
             const vec gradient = (float)a->scale * load_lanes(a->gradient + place, lanes);
             const vec gate = load_lanes(z + c, lanes), opened = sigmoid_vec(gate), silu = gate * opened;
             const vec slope = opened + silu * (1.0f - opened);
