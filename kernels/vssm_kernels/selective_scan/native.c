@@ -16,10 +16,10 @@ typedef struct {
     int64_t shared; /* whether all directions read one u: then so is their du */
     const float *u, *delta, *A, *B, *C, *D, *bias; /* D and bias may be NULL */
     const int32_t *order;                          /* NULL: raster */
-    strides su, sdelta, sB, sC;
+    strides su, sdelta, sB, sC, sdy;
     float *y;        /* (batch, tokens, directions, channels), zeroed where the order leaves tokens out */
-    const float *dy; /* like y; the rest for the backward only */
-    float *du, *ddelta;      /* like y; a shared du is (batch, tokens, channels), zeroed */
+    const float *dy; /* like y, any strides; the rest for the backward only */
+    float *du, *ddelta;      /* like y, but a shared du is (batch, tokens, channels), zeroed */
     float *dA, *dD, *dbias;  /* (batch, directions, channels[, state]) */
     float *dB, *dC;          /* (groups, batch, tokens, directions, state), zeroed */
 } scan_args;
@@ -60,8 +60,8 @@ typedef struct { vec A, h; } block_state; /* A: times log2(e) */
 
 /* One step of one (batch, direction): the token it visits, and where its rows are. */
 typedef struct {
-    int64_t token, row, du_row; /* where rows of outputs and their gradients are, and of du */
-    const float *u, *delta, *B, *C;
+    int64_t token, row, du_row; /* where rows of y and ddelta are, and of du */
+    const float *u, *delta, *B, *C, *dy;
 } visit;
 
 typedef struct { vec u, delta; } step_inputs;
@@ -148,6 +148,7 @@ static inline visit visit_at(const walk *w, int64_t step) {
     at.u = a->u + b * a->su.batch + t * a->su.token + k * a->su.direction;
     at.delta = a->delta + b * a->sdelta.batch + t * a->sdelta.token + k * a->sdelta.direction;
     at.B = a->B + b * a->sB.batch + t * a->sB.token + k * a->sB.direction;
+    at.dy = a->dy + b * a->sdy.batch + t * a->sdy.token + k * a->sdy.direction;
     at.C = a->C + b * a->sC.batch + t * a->sC.token + k * a->sC.direction;
     return at;
 }
@@ -226,7 +227,7 @@ static void walk_back(const scan_args *a, const block *blk, const step_inputs *i
     for (int64_t i = kept->count - 1; i >= 0; i--) {
         const visit *at = &kept->at[i];
         const vec delta = in[i].delta, u = in[i].u, input = delta * u;
-        const vec dy = at->token >= 0 ? load_lanes(a->dy + at->row + blk->c, blk->lanes) : splat(0.0f);
+        const vec dy = at->token >= 0 ? load_lanes(at->dy + blk->c, blk->lanes) : splat(0.0f);
         kept_state *keep = kept->states + i * N;
         vec from_decay = splat(0.0f), from_input = splat(0.0f); /* sums over the states */
         for (int64_t n = 0; n < N; n++) {
@@ -280,7 +281,7 @@ static void write_chunk_gradients(const walk *w, const chunk *kept) {
 
 static inline void prefetch_gradients(const scan_args *a, const block *blk, const visit *at) {
     if (at->token < 0) return;
-    __builtin_prefetch(a->dy + at->row + blk->c);
+    __builtin_prefetch(at->dy + blk->c);
     __builtin_prefetch(a->du + at->du_row + blk->c, 1);
     __builtin_prefetch(a->ddelta + at->row + blk->c, 1);
 }

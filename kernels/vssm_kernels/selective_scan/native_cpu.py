@@ -24,7 +24,7 @@ class _CArguments(ctypes.Structure):
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
         *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add", "shared")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
-        *((n, Strides) for n in ("su", "sdelta", "sB", "sC")),
+        *((n, Strides) for n in ("su", "sdelta", "sB", "sC", "sdy")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
     ]
 
@@ -46,7 +46,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     out["dA"] = torch.empty(batch, directions, channels, args.state)
     out |= {name: torch.empty(batch, directions, channels) for name in ("dD", "dbias")}
     out |= {name: torch.zeros(groups, *args.B.shape) for name in ("dB", "dC")}
-    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=gradient.float().contiguous(), **out)
+    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=_rows(gradient), **out)
     gradients = (
         out["du"],
         out["ddelta"],
@@ -63,12 +63,10 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
 
 
 def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Tensor) -> None:
-    rows = [tensor.float() for tensor in (args.u, args.delta, args.B, args.C)]
-    rows = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in rows]
     small = {"A": args.A, "D": args.D, "bias": args.delta_bias}
     small = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in small.items()}
     order = None if args.order is None else args.order.contiguous()
-    u, delta, B, C = rows
+    u, delta, B, C = (_rows(tensor) for tensor in (args.u, args.delta, args.B, args.C))
     u_strides = Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u)
     pointers = {**dict(zip("uBC", (u, B, C), strict=True)), "delta": delta, **small, "order": order, **buffers}
     facts = order_facts(args.order, args.tokens)  # refuses entries out of range, which C would not
@@ -80,9 +78,16 @@ def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Ten
         sdelta=_strides(delta),
         sB=_strides(B),
         sC=_strides(C),
+        sdy=_strides(buffers["dy"]) if "dy" in buffers else Strides(),
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )
     run_tasks(load_library(_SOURCE), name, c_args, tasks)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor in float32, its channels or states side by side; other strides are read as they are."""
+    tensor = tensor.float()
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _strides(tensor: Tensor) -> Strides:
