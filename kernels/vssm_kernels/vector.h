@@ -61,6 +61,14 @@ static inline vec sigmoid_vec(vec x) { return 1.0f / (1.0f + exp2_vec(x * -1.442
 /* Lanes of a vector whose first channel is c, where channels end at `end`. */
 static inline int lanes_before(int64_t c, int64_t end) { return end - c < LANES ? (int)(end - c) : LANES; }
 
+static inline float sum_lanes(vec x) {
+    float lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
 /* The last block of channels may fill a part of a vector only; apart, so that whole vectors need not go through memory. */
 static __attribute__((noinline)) vec load_part(const float *from, int lanes) {
     vec x = splat(0.0f);

@@ -40,14 +40,6 @@ static inline vec softplus_vec(vec x) {
     return select_vec(x < 0.0f, splat(0.0f), x) + 2.0f * s * p;
 }
 
-static inline float sum_lanes(vec x) {
-    float lanes[LANES];
-    memcpy(lanes, &x, sizeof x);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-    return lanes[0];
-}
-
 /* One channel block of one (batch, direction): its constants. */
 typedef struct {
     int64_t c; /* its first channel */
