@@ -26,8 +26,7 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-sha
 _THREADS = "-fopenmp"  # a compiler without it, as Apple's, builds the same source for one thread
 _HEADER = Path(__file__).with_name("vector.h")
 
-
-LANES = 16  # channels in a vector, as in vector.h
+_GROUP_MIN = 16  # channels: the widest vector of any processor
 
 
 class Strides(ctypes.Structure):
@@ -77,6 +76,12 @@ def load_library(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise CompilerError(f"the compiled kernel {target} does not load: {error}") from None
+
+
+def channel_groups(channels: int, tasks: int, wanted: int = 1) -> int:
+    """How many groups of channels each of a kernel's tasks is split into: as wanted, more where threads would idle."""
+    most = -(-channels // _GROUP_MIN)
+    return max(1, min(most, max(wanted, 2 * torch.get_num_threads() // tasks)))
 
 
 def run_tasks(library: ctypes.CDLL, name: str, arguments: ctypes.Structure, tasks: int) -> None:

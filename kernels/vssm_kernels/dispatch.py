@@ -74,6 +74,15 @@ def why_not_cpu(tensor: torch.Tensor) -> str | None:
     return None if tensor.device.type == "cpu" else f"runs on the CPU; the inputs are on {tensor.device}"
 
 
+def why_not_plain(*tensors: torch.Tensor | None) -> str | None:
+    """What a backend that is no operator of torch says: it takes memory as it is, and nothing may look on."""
+    # Fake and distributed tensors, and what else wraps memory, are torch's to follow.
+    present = [tensor for tensor in tensors if tensor is not None]
+    if any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in present):
+        return "reads plain tensors only"
+    return "a trace would not see it" if torch.jit.is_tracing() else None
+
+
 _registries: list[BackendRegistry] = []
 
 

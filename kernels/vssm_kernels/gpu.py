@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vssm_kernels.dispatch import why_not_plain
+
 try:
     import triton
 except ImportError as error:  # optional: a CPU installation of torch comes without it
@@ -36,10 +38,4 @@ def why_no_triton(*tensors: Tensor | None) -> str | None:
 
 def why_not_by_hand(*tensors: Tensor | None) -> str | None:
     """The same for kernels that are launched from Python and are no operators of torch: nothing may look on."""
-    # Fake and distributed tensors, and what else wraps memory, are torch's to follow.
-    present = [tensor for tensor in tensors if tensor is not None]
-    if any(type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in present):
-        return "reads plain tensors only"
-    if torch.jit.is_tracing():
-        return "a trace would not see it"
-    return why_no_triton(*present)
+    return why_not_plain(*tensors) or why_no_triton(*tensors)

@@ -1,16 +1,23 @@
-/* What the C kernels share: vectors of 16 floats by the compilers' own extension, so that gcc and clang build the
- * same source for any processor, and 2^x on them. */
+/* What the C kernels share: vectors of floats by the compilers' own extension, so that gcc and clang build the same
+ * source for any processor, 2^x and its kin on them, and the run over all cores. */
 #ifndef VSSM_VECTOR_H
 #define VSSM_VECTOR_H
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX512DQ__
 #include <immintrin.h>
 #endif
 
+/* As wide as the processor's: compilers make slow code of wider ones. */
+#if defined(__AVX512DQ__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 
 typedef float vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
@@ -21,24 +28,21 @@ static inline vec splat(float x) { return (vec){} + x; }
 
 static inline vec select_vec(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 
-/* 2^f for f in [-0.5, 0.5], relative error below 2e-7. */
+/* 2^f for f in [-0.5, 0.5], relative error below 2e-7, exact at 0: minimax among the polynomials through (0, 1). */
 static inline vec exp2_fraction(vec f) {
-    vec p = splat(1.5403530e-4f);
-    p = p * f + 1.3333558e-3f;
-    p = p * f + 9.6181291e-3f;
-    p = p * f + 5.5504109e-2f;
-    p = p * f + 2.4022651e-1f;
-    p = p * f + 6.9314718e-1f;
+    vec p = splat(1.32647273e-3f);
+    p = p * f + 9.67151279e-3f;
+    p = p * f + 5.55073374e-2f;
+    p = p * f + 2.40222421e-1f;
+    p = p * f + 6.93146978e-1f;
     return p * f + 1.0f;
 }
 
 /* 2^x; 0 where that underflows, and NaN for NaN. */
-#ifdef __AVX512F__
+#ifdef __AVX512DQ__
 static inline vec exp2_vec(vec x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to the nearest integer */
-    const vec bounded = (vec)_mm512_max_ps((__m512)splat(-200.0f), (__m512)x); /* keeps NaN, not minus infinity */
-    const vec n = (bounded + magic) - magic;
-    return (vec)_mm512_scalef_ps((__m512)exp2_fraction(bounded - n), (__m512)n);
+    const vec f = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT); /* 0 for infinities */
+    return (vec)_mm512_scalef_ps((__m512)exp2_fraction(f), (__m512)(x - f));
 }
 #else
 static inline vec exp2_vec(vec x) {
@@ -52,16 +56,38 @@ static inline vec exp2_vec(vec x) {
 }
 #endif
 
-static inline vec load_lanes(const float *from, int lanes) {
+static inline vec sigmoid_vec(vec x) { return 1.0f / (1.0f + exp2_vec(x * -1.44269504f)); }
+
+/* Lanes of a vector whose first channel is c, where channels end at `end`. */
+static inline int lanes_before(int64_t c, int64_t end) { return end - c < LANES ? (int)(end - c) : LANES; }
+
+static inline float sum_lanes(vec x) {
+    float lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+/* The last block of channels may fill a part of a vector only; apart, so that whole vectors need not go through memory. */
+static __attribute__((noinline)) vec load_part(const float *from, int lanes) {
     vec x = splat(0.0f);
-    if (lanes == LANES) memcpy(&x, from, sizeof x);
-    else memcpy(&x, from, 4 * (size_t)lanes);
+    memcpy(&x, from, 4 * (size_t)lanes);
+    return x;
+}
+
+static __attribute__((noinline)) void store_part(float *to, vec x, int lanes) { memcpy(to, &x, 4 * (size_t)lanes); }
+
+static inline vec load_lanes(const float *from, int lanes) {
+    vec x;
+    if (lanes != LANES) return load_part(from, lanes);
+    memcpy(&x, from, sizeof x);
     return x;
 }
 
 static inline void store_lanes(float *to, vec x, int lanes) {
     if (lanes == LANES) memcpy(to, &x, sizeof x);
-    else memcpy(to, &x, 4 * (size_t)lanes);
+    else store_part(to, x, lanes);
 }
 
 static inline void add_lanes(float *to, vec x, int lanes) { store_lanes(to, load_lanes(to, lanes) + x, lanes); }
@@ -72,13 +98,12 @@ static inline void put_lanes(float *to, vec x, int lanes, int64_t add) {
     else store_lanes(to, x, lanes);
 }
 
-/* Zeroed, aligned memory for `count` vectors; NULL when there is none. */
-static inline void *vectors(size_t count) {
+/* Zeroed memory aligned for vectors; NULL when there is none. */
+static inline void *vectors(size_t bytes) {
     void *memory = NULL;
-    size_t bytes = (count ? count : 1) * sizeof(vec);
+    if (bytes < sizeof(vec)) bytes = sizeof(vec);
     if (posix_memalign(&memory, sizeof(vec), bytes)) return NULL;
-    memset(memory, 0, bytes);
-    return memory;
+    return memset(memory, 0, bytes);
 }
 
 /* Runs a kernel over its tasks in torch's own threads, as both use the machine's OpenMP. Threads of another kind would

@@ -5,7 +5,7 @@ import torch
 
 from vssm_kernels import sum_gate, use_backend
 from vssm_kernels.gpu import why_no_triton
-from vssm_kernels.sum_gate import reference, triton_fused
+from vssm_kernels.sum_gate import native_cpu, reference, triton_fused
 from vssm_kernels.testing import assert_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,20 +20,36 @@ def make_inputs(batch=2, tokens=5, directions=3, channels=20, dtype=torch.float3
     return y.to(device, dtype).requires_grad_(), both.to(device, dtype).requires_grad_()
 
 
+def needs_compiler():
+    if (reason := native_cpu.BACKEND.why_not(None)) is not None:
+        pytest.skip(reason)
+
+
 def half(both):
     return both.chunk(2, dim=-1)[1]
 
 
-def check_kernels(y, both, of_z=half):
+def check_kernels(y, both, of_z=half, backend=triton_fused.BACKEND):
     gradient = torch.randn(y[:, :, 0].shape, generator=torch.Generator().manual_seed(1)).to(y)
     args = reference.GateArguments(y, of_z(both), SCALE)
-    actual, expected = (backend.forward(args) for backend in (triton_fused.BACKEND, reference.BACKEND))
+    actual, expected = (chosen.forward(args) for chosen in (backend, reference.BACKEND))
     assert actual.dtype == y.dtype
     assert_close(actual, expected, "output")
     wanted = torch.autograd.grad(expected, (y, both), gradient)
     for name, one, want in zip("yz", torch.autograd.grad(actual, (y, both), gradient), wanted, strict=True):
         assert one.dtype == want.dtype
         assert_close(one, want, f"gradient of {name}")
+
+
+def check_sum_alone(backend, directions, scale, device="cpu"):
+    y, _ = make_inputs(directions=directions, device=device)
+    gradient = torch.randn(y[:, :, 0].shape, generator=torch.Generator().manual_seed(1)).to(y)
+    args = reference.GateArguments(y, None, scale)
+    actual, expected = (chosen.forward(args) for chosen in (backend, reference.BACKEND))
+    assert_close(actual, expected, "output")
+    assert_close(expected, scale * sum(y.unbind(2)), "reference")
+    one, want = (torch.autograd.grad(out, y, gradient)[0] for out in (actual, expected))
+    assert_close(one, want, "gradient")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -51,26 +67,48 @@ def test_sum_alone(directions, scale):
     reason = why_no_triton(torch.empty(0, device=DEVICE))
     if reason is not None:
         pytest.skip(reason)
-    y, _ = make_inputs(directions=directions, device=DEVICE)
-    gradient = torch.randn(y[:, :, 0].shape, generator=torch.Generator().manual_seed(1)).to(y)
-    args = reference.GateArguments(y, None, scale)
-    actual, expected = (backend.forward(args) for backend in (triton_fused.BACKEND, reference.BACKEND))
-    assert_close(actual, expected, "output")
-    assert_close(expected, scale * sum(y.unbind(2)), "reference")
-    one, want = (torch.autograd.grad(out, y, gradient)[0] for out in (actual, expected))
-    assert_close(one, want, "gradient")
+    check_sum_alone(triton_fused.BACKEND, directions, scale, DEVICE)
 
 
-@pytest.mark.parametrize(
+any_strides = pytest.mark.parametrize(
     "of_z",
     [lambda both: both[:, :, ::2], lambda both: half(both)[:1].expand(2, -1, -1), lambda both: half(both.flip(1))],
     ids=["every second channel", "one image for all", "copy"],
 )
+
+
+@any_strides
 def test_kernels_take_any_strides(of_z):
     reason = why_no_triton(torch.empty(0, device=DEVICE))
     if reason is not None:
         pytest.skip(reason)
     check_kernels(*make_inputs(device=DEVICE), of_z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("directions, channels", [(1, 7), (2, 16), (3, 20)])
+def test_c_agrees_with_reference(directions, channels, dtype):
+    needs_compiler()
+    check_kernels(*make_inputs(directions=directions, channels=channels, dtype=dtype), backend=native_cpu.BACKEND)
+
+
+@any_strides
+def test_c_takes_any_strides(of_z):
+    needs_compiler()
+    check_kernels(*make_inputs(), of_z, native_cpu.BACKEND)
+
+
+@pytest.mark.parametrize("directions, scale", [(1, 1.0), (2, SCALE), (3, 1.0)])
+def test_c_sums_alone(directions, scale):
+    needs_compiler()
+    check_sum_alone(native_cpu.BACKEND, directions, scale)
+
+
+def test_c_refuses_what_it_cannot_read():
+    needs_compiler()
+    for inputs, reason in (({"dtype": torch.float64}, "float64"), ({"device": "meta"}, "the inputs are on meta")):
+        y, both = make_inputs(**inputs)
+        assert reason in native_cpu.BACKEND.why_not(reference.GateArguments(y, half(both), SCALE))
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The norm of summed directions: the Triton kernels against plain torch, and plain torch against the formula."""
+"""The norm of summed directions: the kernels, in Triton and in C, against plain torch, and that against the formula."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vssm_kernels import sum_norm, use_backend
-from vssm_kernels.sum_norm import reference, triton_fused
+from vssm_kernels.sum_norm import native_cpu, reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import assert_close
 
@@ -44,8 +44,8 @@ def output_and_gradients(norm, args: NormArguments) -> dict[str, torch.Tensor]:
     return {"output": output, **{f"gradient of {name}": g for name, g in zip(leaves, gradients, strict=True)}}
 
 
-def check(args: NormArguments) -> None:
-    found, expected = (output_and_gradients(norm, args) for norm in (triton_fused.norm, reference.norm))
+def check(args: NormArguments, fast=triton_fused.norm) -> None:
+    found, expected = (output_and_gradients(norm, args) for norm in (fast, reference.norm))
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert tensor.dtype == expected[name].dtype, name
@@ -53,7 +53,14 @@ def check(args: NormArguments) -> None:
         tolerance = None if args.x.dtype == args.dtype == torch.float32 else 1e-2
         assert_close(tensor, expected[name], name, tolerance)
     with torch.no_grad():
-        assert_close(triton_fused.norm(args), found["output"], "output without gradients")
+        assert_close(fast(args), found["output"], "output without gradients")
+
+
+@pytest.fixture
+def c_norm():
+    if (reason := native_cpu.BACKEND.why_not(None)) is not None:
+        pytest.skip(reason)
+    return native_cpu.norm
 
 
 @DTYPES
@@ -128,6 +135,45 @@ def test_no_rows():
     found = output_and_gradients(triton_fused.norm, make_arguments((0, 2, 96)))
     assert found["output"].shape == (0, 96)
     assert torch.equal(found["gradient of weight"], torch.zeros(96, device=DEVICE))
+
+
+@DTYPES
+@CENTERED
+@pytest.mark.parametrize("shape", [(2, 9, 1, 96), (3, 50, 2, 384), (2, 7, 4, 97), (5, 9, 7)], ids=str)
+def test_c_agrees_with_the_reference(c_norm, shape, center, dtype):
+    check(make_arguments(shape, dtype, center, device="cpu"), c_norm)
+    check(make_arguments(shape, dtype, center, device="cpu", merge=False, bias=False, output=torch.bfloat16), c_norm)
+
+
+@CENTERED
+def test_c_takes_any_strides_and_no_weight(c_norm, center):
+    args = make_arguments((4, 3, 12, 96), center=center, device="cpu")
+    for x in (args.x.permute(1, 2, 0, 3), args.x[:1, :1].expand(2, 3, 12, 96), args.x.flip(-1).mT.contiguous().mT):
+        check(args._replace(x=x), c_norm)
+    bare = args._replace(weight=None, bias=None)
+    assert_close(c_norm(bare), reference.norm(bare))
+
+
+def test_c_keeps_the_variance_beside_a_large_mean(c_norm):
+    args = make_arguments((2, 8, 384), merge=False, offset=1e4, device="cpu")
+    exact = reference.norm(NormArguments(*(t.double() for t in args[:3]), 1e-5, True, torch.float64, False))
+    assert_close(c_norm(args), exact.float(), tolerance=2e-3)
+
+
+def test_c_gradients_do_not_depend_on_the_number_of_threads(c_norm):
+    args = make_arguments((3, 50, 2, 96), device="cpu")
+    threads = torch.get_num_threads()
+    found = []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        found.append(output_and_gradients(c_norm, args))
+    torch.set_num_threads(threads)
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
+def test_no_rows_on_a_cpu():
+    assert sum_norm(torch.ones(0, 2, 96), torch.ones(96), eps=1e-5).shape == (0, 96)
 
 
 @CENTERED

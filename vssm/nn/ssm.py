@@ -111,7 +111,7 @@ class SelectiveScan(nn.Module):
             BC, step = rows.split([states[..., 0].numel(), steps[..., 0].numel()], dim=-1)
             BC, step = (part.unflatten(-1, (self.directions, -1)) for part in (BC, step))
         else:
-            BC, step = directed_linear(tokens, states), directed_linear(tokens, steps)
+            step, BC = directed_linear(tokens, self.x_proj).split([self.rank, 2 * self.state], dim=-1)
         B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
         return step, B, C
 

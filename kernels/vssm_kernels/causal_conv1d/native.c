@@ -1,120 +1,130 @@
-/* Causal depthwise convolution along scan orders for the CPU: 16 channels at a time, one walk per direction.
+/* Causal depthwise convolution along scan orders for the CPU: step by step, all channels of a group side by side, so
+ * that rows are read as they lie in memory.
  *
- * A task is one (batch, block of 16 channels), with all its directions, so that their gradients of x add up in order.
+ * Tasks are independent: a (batch, direction, group of channels) forwards; a (batch, group) with all its directions
+ * backwards, so that their gradients of x add up in order.
  */
 #include "vector.h"
 
 #define WIDTH_MAX 16
+#define STEPS_AHEAD 2 /* of the rows that are on their way while a step is computed: an order may jump anywhere */
 
 typedef struct {
-    int64_t batch, tokens, directions, channels, width, steps, silu;
+    int64_t batch, tokens, directions, channels, width, steps, groups, silu;
     int64_t add; /* whether a token may be visited twice: then outputs are added to zeros */
-    const float *x, *weight, *bias; /* weight: (directions, width, channels); bias may be NULL */
+    const float *x, *weight, *bias; /* weight: (directions, width, channels); bias: (directions, channels) */
+    const float *zeros;             /* (channels) */
     const int32_t *order;
     strides sx;
     float *y;        /* (batch, tokens, directions, channels), zeroed where the order leaves tokens out */
     const float *dy; /* like y; the rest for the backward only */
     float *dx;       /* (batch, tokens, channels), zeroed: directions add up */
-    float *dweight;  /* (batch, directions, width, channels) */
-    float *dbias;    /* (batch, directions, channels) */
+    float *dweight;  /* (batch, directions, width, channels), zeroed */
+    float *dbias;    /* (batch, directions, channels), zeroed */
 } conv_args;
 
-static inline vec sigmoid_vec(vec x) { return 1.0f / (1.0f + exp2_vec(x * -1.44269504f)); }
+/* One direction's walk over the channels c ... end-1 of an image, and what lies under the taps, oldest first. */
+typedef struct {
+    const conv_args *a;
+    int64_t b, k, c, end;
+    int64_t token[WIDTH_MAX]; /* -1 before the first step and at empty ones: zeros */
+    const float *x[WIDTH_MAX];
+} walk;
 
-/* One task's channels: where its rows are. */
-typedef struct { const conv_args *a; int64_t b, c; int lanes; } place;
-
-static inline place make_place(const conv_args *a, int64_t task) {
+static walk make_walk(const conv_args *a, int64_t b, int64_t k, int64_t group) {
     const int64_t blocks = (a->channels + LANES - 1) / LANES;
-    place p = {.a = a, .b = task / blocks, .c = task % blocks * LANES};
-    p.lanes = a->channels - p.c < LANES ? (int)(a->channels - p.c) : LANES;
-    return p;
+    const int64_t first = group * blocks / a->groups, last = (group + 1) * blocks / a->groups;
+    return (walk){.a = a, .b = b, .k = k, .c = first * LANES,
+                  .end = last * LANES < a->channels ? last * LANES : a->channels};
 }
 
-static inline int64_t token_at(const place *p, int64_t k, int64_t step) {
-    return step < 0 ? -1 : p->a->order[k * p->a->steps + step];
+static inline int64_t token_at(const walk *w, int64_t step) {
+    return step < 0 || step >= w->a->steps ? -1 : w->a->order[w->k * w->a->steps + step];
 }
 
-static inline vec x_row(const place *p, int64_t token) {
-    const conv_args *a = p->a;
-    return token < 0 ? splat(0.0f) : load_lanes(a->x + p->b * a->sx.batch + token * a->sx.token + p->c, p->lanes);
+static inline const float *x_row(const walk *w, int64_t token) {
+    return w->a->x + w->b * w->a->sx.batch + token * w->a->sx.token;
 }
 
-static inline int64_t y_row(const place *p, int64_t k, int64_t token) {
-    const conv_args *a = p->a;
-    return ((p->b * a->tokens + token) * a->directions + k) * a->channels + p->c;
+/* Go to a step; returns the token there. */
+static inline int64_t visit(walk *w, int64_t step) {
+    const conv_args *a = w->a;
+    for (int64_t j = 0; j < a->width; j++) {
+        const int64_t token = token_at(w, step - a->width + 1 + j);
+        w->token[j] = token;
+        w->x[j] = token < 0 ? a->zeros : x_row(w, token);
+    }
+    return w->token[a->width - 1];
 }
 
-static inline void load_weights(const place *p, int64_t k, vec *weight, vec *bias) {
-    const conv_args *a = p->a;
+static inline int64_t y_row(const walk *w, int64_t token) {
+    const conv_args *a = w->a;
+    return ((w->b * a->tokens + token) * a->directions + w->k) * a->channels;
+}
+
+static inline vec weighted_sum(const walk *w, int64_t c, int lanes) {
+    const conv_args *a = w->a;
+    const float *weight = a->weight + w->k * a->width * a->channels + c;
+    vec sum = load_lanes(a->bias + w->k * a->channels + c, lanes);
     for (int64_t j = 0; j < a->width; j++)
-        weight[j] = load_lanes(a->weight + (k * a->width + j) * a->channels + p->c, p->lanes);
-    *bias = a->bias ? load_lanes(a->bias + k * a->channels + p->c, p->lanes) : splat(0.0f);
-}
-
-/* The last `width` rows that direction k has met at a step, oldest first. */
-static inline void slide(const place *p, int64_t k, int64_t step, vec *window) {
-    for (int64_t j = 0; j + 1 < p->a->width; j++) window[j] = window[j + 1];
-    window[p->a->width - 1] = x_row(p, token_at(p, k, step));
-}
-
-static inline vec weighted_sum(const place *p, const vec *weight, const vec *window, vec sum) {
-    for (int64_t j = 0; j < p->a->width; j++) sum += weight[j] * window[j];
+        sum += load_lanes(weight + j * a->channels, lanes) * load_lanes(w->x[j] + c, lanes);
     return sum;
 }
 
 int vssm_conv_forward(const conv_args *a, int64_t first, int64_t last) {
     for (int64_t task = first; task < last; task++) {
-        const place p = make_place(a, task);
-        for (int64_t k = 0; k < a->directions; k++) {
-            vec weight[WIDTH_MAX], window[WIDTH_MAX], bias;
-            load_weights(&p, k, weight, &bias);
-            for (int64_t j = 0; j < a->width; j++) window[j] = splat(0.0f);
-            for (int64_t step = 0; step < a->steps; step++) {
-                slide(&p, k, step, window);
-                const int64_t token = token_at(&p, k, step);
-                if (token < 0) continue;
-                const vec sum = weighted_sum(&p, weight, window, bias);
-                put_lanes(a->y + y_row(&p, k, token), a->silu ? sum * sigmoid_vec(sum) : sum, p.lanes, a->add);
+        walk w = make_walk(a, task / a->groups / a->directions, task / a->groups % a->directions, task % a->groups);
+        for (int64_t step = 0; step < a->steps; step++) {
+            const int64_t token = visit(&w, step), later = token_at(&w, step + STEPS_AHEAD);
+            if (token < 0) continue;
+            for (int64_t c = w.c; c < w.end; c += LANES) {
+                const int lanes = lanes_before(c, w.end);
+                if (later >= 0) {
+                    __builtin_prefetch(x_row(&w, later) + c);
+                    __builtin_prefetch(a->y + y_row(&w, later) + c, 1);
+                }
+                const vec sum = weighted_sum(&w, c, lanes);
+                put_lanes(a->y + y_row(&w, token) + c, a->silu ? sum * sigmoid_vec(sum) : sum, lanes, a->add);
             }
         }
     }
     return 0;
 }
 
+/* One step's share of the gradients, of the channels from c on. */
+static inline void walk_back(const walk *w, int64_t token, int64_t c, int lanes) {
+    const conv_args *a = w->a;
+    vec dsum = load_lanes(a->dy + y_row(w, token) + c, lanes);
+    if (a->silu) {
+        const vec sum = weighted_sum(w, c, lanes), sigmoid = sigmoid_vec(sum);
+        dsum *= sigmoid * (1.0f + sum * (1.0f - sigmoid));
+    }
+    const float *weight = a->weight + w->k * a->width * a->channels + c;
+    float *dweight = a->dweight + (w->b * a->directions + w->k) * a->width * a->channels + c;
+    add_lanes(a->dbias + (w->b * a->directions + w->k) * a->channels + c, dsum, lanes);
+    for (int64_t j = 0; j < a->width; j++) {
+        if (w->token[j] < 0) continue;
+        add_lanes(dweight + j * a->channels, dsum * load_lanes(w->x[j] + c, lanes), lanes);
+        add_lanes(a->dx + (w->b * a->tokens + w->token[j]) * a->channels + c,
+                  dsum * load_lanes(weight + j * a->channels, lanes), lanes);
+    }
+}
+
 int vssm_conv_backward(const conv_args *a, int64_t first, int64_t last) {
     for (int64_t task = first; task < last; task++) {
-        const place p = make_place(a, task);
         for (int64_t k = 0; k < a->directions; k++) {
-            vec weight[WIDTH_MAX], window[WIDTH_MAX], dwindow[WIDTH_MAX], dweight[WIDTH_MAX], bias;
-            vec dbias = splat(0.0f);
-            load_weights(&p, k, weight, &bias);
-            for (int64_t j = 0; j < a->width; j++) window[j] = dwindow[j] = dweight[j] = splat(0.0f);
-            /* A row's gradient is complete when it leaves the window; width - 1 steps more push out the last ones. */
-            for (int64_t step = 0; step < a->steps + a->width - 1; step++) {
-                const int64_t leaving = token_at(&p, k, step - a->width + 1);
-                const int64_t token = step < a->steps ? token_at(&p, k, step) : -1;
-                for (int64_t j = 0; j + 1 < a->width; j++) dwindow[j] = dwindow[j + 1];
-                dwindow[a->width - 1] = splat(0.0f);
-                if (step < a->steps) slide(&p, k, step, window);
-                if (token >= 0) {
-                    vec dsum = load_lanes(a->dy + y_row(&p, k, token), p.lanes);
-                    if (a->silu) {
-                        const vec sum = weighted_sum(&p, weight, window, bias), sigmoid = sigmoid_vec(sum);
-                        dsum *= sigmoid * (1.0f + sum * (1.0f - sigmoid));
+            walk w = make_walk(a, task / a->groups, k, task % a->groups);
+            for (int64_t step = 0; step < a->steps; step++) {
+                const int64_t token = visit(&w, step), later = token_at(&w, step + STEPS_AHEAD);
+                if (token < 0) continue;
+                for (int64_t c = w.c; c < w.end; c += LANES) {
+                    if (later >= 0) {
+                        __builtin_prefetch(x_row(&w, later) + c);
+                        __builtin_prefetch(a->dy + y_row(&w, later) + c);
                     }
-                    dbias += dsum;
-                    for (int64_t j = 0; j < a->width; j++) {
-                        dweight[j] += dsum * window[j];
-                        dwindow[j] += dsum * weight[j];
-                    }
+                    walk_back(&w, token, c, lanes_before(c, w.end));
                 }
-                if (leaving >= 0) add_lanes(a->dx + (p.b * a->tokens + leaving) * a->channels + p.c, dwindow[0], p.lanes);
             }
-            const int64_t own = p.b * a->directions + k;
-            store_lanes(a->dbias + own * a->channels + p.c, dbias, p.lanes);
-            for (int64_t j = 0; j < a->width; j++)
-                store_lanes(a->dweight + (own * a->width + j) * a->channels + p.c, dweight[j], p.lanes);
         }
     }
     return 0;

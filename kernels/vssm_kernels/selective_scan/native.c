@@ -1,23 +1,25 @@
-/* Selective scan for the CPU: 16 channels at a time in vector registers, serial over the steps, float32.
+/* Selective scan for the CPU: a vector of channels at a time, serial over the steps, float32.
  *
  * Compiled with the machine's C compiler on first use and called through ctypes (native_cpu.py).
  * A task is one (batch, direction, group of channel blocks); tasks are independent and may run on any thread.
  */
 #include "vector.h"
 
-#define CHUNK_MAX 64
-/* Steps recomputed at a time in the backward: what is kept of them, 256 * state bytes a step, stays in the L2 cache. */
-static inline int64_t chunk_steps(int64_t state) { return state > 32 ? 16 : state > 8 ? 512 / state : 64; }
+#define CHUNK_MAX 16
+/* Steps recomputed at a time in the backward: what is kept of a block, 16 * LANES * state bytes a step, stays in the
+ * L1 cache. */
+static inline int64_t chunk_steps(int64_t state) { return state > 64 ? 2 : state > 8 ? 128 / state : CHUNK_MAX; }
 
 typedef struct {
     int64_t batch, tokens, directions, channels, state, steps, segment, groups;
-    int64_t add; /* whether a token may be visited twice: then outputs are added to zeros */
+    int64_t add;    /* whether a token may be visited twice: then outputs are added to zeros */
+    int64_t shared; /* whether all directions read one u: then so is their du */
     const float *u, *delta, *A, *B, *C, *D, *bias; /* D and bias may be NULL */
     const int32_t *order;                          /* NULL: raster */
-    strides su, sdelta, sB, sC;
+    strides su, sdelta, sB, sC, sdy;
     float *y;        /* (batch, tokens, directions, channels), zeroed where the order leaves tokens out */
-    const float *dy; /* like y; the rest for the backward only */
-    float *du, *ddelta;      /* like y */
+    const float *dy; /* like y, any strides; the rest for the backward only */
+    float *du, *ddelta;      /* like y, but a shared du is (batch, tokens, channels), zeroed */
     float *dA, *dD, *dbias;  /* (batch, directions, channels[, state]) */
     float *dB, *dC;          /* (groups, batch, tokens, directions, state), zeroed */
 } scan_args;
@@ -38,227 +40,310 @@ static inline vec softplus_vec(vec x) {
     return select_vec(x < 0.0f, splat(0.0f), x) + 2.0f * s * p;
 }
 
-static inline float sum_lanes(vec x) {
-    float total = 0.0f;
-    for (int lane = 0; lane < LANES; lane++) total += x[lane];
-    return total;
-}
-
-/* One channel block of one (batch, direction): where its rows are and its constants. */
+/* One channel block of one (batch, direction): its constants. */
 typedef struct {
-    const scan_args *a;
-    int64_t b, k, c;
+    int64_t c; /* its first channel */
     int lanes;
     vec bias, D;
-    const vec *A; /* (state), times log2(e) */
 } block;
 
-typedef struct { int64_t token; vec u, delta; const float *B, *C; } step_inputs;
+/* One state of a block. Side by side, as arrays at a distance of some 4096 bytes would wait for each other's stores. */
+typedef struct { vec A, h; } block_state; /* A: times log2(e) */
 
-static inline block make_block(const scan_args *a, int64_t b, int64_t k, int64_t c, vec *A) {
-    block blk = {.a = a, .b = b, .k = k, .c = c, .A = A};
-    blk.lanes = a->channels - c < LANES ? (int)(a->channels - c) : LANES;
+/* One step of one (batch, direction): the token it visits, and where its rows are. */
+typedef struct {
+    int64_t token, row, du_row; /* where rows of y and ddelta are, and of du */
+    const float *u, *delta, *B, *C, *dy;
+} visit;
+
+typedef struct { vec u, delta; } step_inputs;
+
+static inline block make_block(const scan_args *a, int64_t k, int64_t c, block_state *states) {
+    block blk = {.c = c, .lanes = lanes_before(c, a->channels)};
     const int64_t row = k * a->channels + c;
     blk.bias = a->bias ? load_lanes(a->bias + row, blk.lanes) : splat(0.0f);
     blk.D = a->D ? load_lanes(a->D + row, blk.lanes) : splat(0.0f);
     for (int64_t n = 0; n < a->state; n++) {
-        A[n] = splat(0.0f);
-        for (int lane = 0; lane < blk.lanes; lane++) A[n][lane] = a->A[(row + lane) * a->state + n] * 1.44269504f;
+        vec A = splat(0.0f);
+        for (int lane = 0; lane < blk.lanes; lane++) A[lane] = a->A[(row + lane) * a->state + n] * 1.44269504f;
+        states[n] = (block_state){A, splat(0.0f)};
     }
     return blk;
 }
 
-/* What a step reads; an empty step (token -1) reads zeros, so that only the bias moves the state. */
-static inline step_inputs read_step(const block *blk, int64_t step, const float *zeros) {
-    const scan_args *a = blk->a;
-    step_inputs in = {.token = a->order ? a->order[blk->k * a->steps + step] : step, .B = zeros, .C = zeros};
-    vec delta = splat(0.0f);
-    in.u = splat(0.0f);
-    if (in.token >= 0) {
-        const int64_t b = blk->b, k = blk->k, t = in.token;
-        in.u = load_lanes(a->u + b * a->su.batch + t * a->su.token + k * a->su.direction + blk->c, blk->lanes);
-        delta = load_lanes(
-            a->delta + b * a->sdelta.batch + t * a->sdelta.token + k * a->sdelta.direction + blk->c, blk->lanes);
-        in.B = a->B + b * a->sB.batch + t * a->sB.token + k * a->sB.direction;
-        in.C = a->C + b * a->sC.batch + t * a->sC.token + k * a->sC.direction;
+/* What a block reads at a step; an empty step (token -1) reads zeros, so that only the bias moves the state. */
+static inline step_inputs read_step(const block *blk, const visit *at) {
+    step_inputs in = {splat(0.0f), splat(0.0f)};
+    if (at->token >= 0) {
+        in.u = load_lanes(at->u + blk->c, blk->lanes);
+        in.delta = load_lanes(at->delta + blk->c, blk->lanes);
     }
-    in.delta = softplus_vec(delta + blk->bias);
+    in.delta = softplus_vec(in.delta + blk->bias);
     return in;
+}
+
+/* Have the rows of a later step on their way while this one is computed: an order may jump anywhere. */
+#define STEPS_AHEAD 4
+static inline void prefetch_step(const block *blk, const visit *at, float *y) {
+    if (at->token < 0) return;
+    __builtin_prefetch(at->u + blk->c);
+    __builtin_prefetch(at->delta + blk->c);
+    if (y) __builtin_prefetch(y + at->row + blk->c, 1);
+}
+
+/* One step of a block's states; returns their share of y. */
+static inline vec move_states(const block *blk, const visit *at, step_inputs in, block_state *states, int64_t count) {
+    const vec input = in.delta * in.u;
+    vec y = blk->D * in.u;
+    for (int64_t n = 0; n < count; n++) {
+        states[n].h = exp2_vec(in.delta * states[n].A) * states[n].h + input * at->B[n];
+        y += states[n].h * at->C[n];
+    }
+    return y;
 }
 
 static inline int starts_anew(const scan_args *a, int64_t step) { return a->segment > 0 && step % a->segment == 0; }
 
-static inline int64_t row_of(const block *blk, int64_t token) {
-    const scan_args *a = blk->a;
-    return ((blk->b * a->tokens + token) * a->directions + blk->k) * a->channels + blk->c;
+/* A thread's work space, for one task at a time: the blocks of a group and where they stand on their way. */
+typedef struct {
+    const scan_args *a;
+    int64_t b, k, group, count;
+    block *blocks;     /* (count), and so on */
+    step_inputs *rows; /* what they read at a step: before any state moves, so that no state waits for a softplus */
+    block_state *states; /* (count, state) */
+    float *zeros;      /* (state), for empty steps */
+} walk;
+
+static int64_t most_blocks(const scan_args *a) { return (a->channels + LANES - 1) / LANES / a->groups + 1; }
+
+/* Memory for the largest group; not 0 where there is none. */
+static int make_walk(walk *w, const scan_args *a) {
+    const size_t most = most_blocks(a);
+    *w = (walk){.a = a, .zeros = vectors(a->state * sizeof(float))};
+    w->blocks = vectors(most * sizeof(block));
+    w->rows = vectors(most * sizeof(step_inputs));
+    w->states = vectors(most * a->state * sizeof(block_state));
+    return !w->zeros || !w->blocks || !w->rows || !w->states;
 }
 
-static void group_range(const scan_args *a, int64_t group, int64_t *first, int64_t *last) {
-    const int64_t blocks = (a->channels + LANES - 1) / LANES;
-    *first = group * blocks / a->groups;
-    *last = (group + 1) * blocks / a->groups;
+static void free_walk(walk *w) { free(w->zeros), free(w->blocks), free(w->rows), free(w->states); }
+
+/* Where a step is; beyond the last one there are empty steps. */
+static inline visit visit_at(const walk *w, int64_t step) {
+    const scan_args *a = w->a;
+    const int64_t b = w->b, k = w->k;
+    const int64_t t = step >= a->steps ? -1 : a->order ? a->order[k * a->steps + step] : step;
+    visit at = {.token = t, .B = w->zeros, .C = w->zeros};
+    if (t < 0) return at;
+    at.row = ((b * a->tokens + t) * a->directions + k) * a->channels;
+    at.du_row = a->shared ? (b * a->tokens + t) * a->channels : at.row;
+    at.u = a->u + b * a->su.batch + t * a->su.token + k * a->su.direction;
+    at.delta = a->delta + b * a->sdelta.batch + t * a->sdelta.token + k * a->sdelta.direction;
+    at.B = a->B + b * a->sB.batch + t * a->sB.token + k * a->sB.direction;
+    at.dy = a->dy + b * a->sdy.batch + t * a->sdy.token + k * a->sdy.direction;
+    at.C = a->C + b * a->sC.batch + t * a->sC.token + k * a->sC.direction;
+    return at;
 }
 
-/* Tasks first ... last-1 of batch * directions * groups. Returns 0, or 1 when memory ran out. */
-int vssm_scan_forward(const scan_args *a, int64_t first, int64_t last) {
-    const int64_t N = a->state;
-    vec *A = vectors(N), *h = vectors(N);
-    float *zeros = vectors((N + LANES - 1) / LANES);
-    const int failed = !A || !h || !zeros;
-    for (int64_t task = first; !failed && task < last; task++) {
-        int64_t block_first, block_last;
-        group_range(a, task % a->groups, &block_first, &block_last);
-        const int64_t k = task / a->groups % a->directions, b = task / a->groups / a->directions;
-        for (int64_t index = block_first; index < block_last; index++) {
-            const block blk = make_block(a, b, k, index * LANES, A);
-            memset(h, 0, N * sizeof(vec));
-            for (int64_t step = 0; step < a->steps; step++) {
-                const step_inputs in = read_step(&blk, step, zeros);
-                if (starts_anew(a, step)) memset(h, 0, N * sizeof(vec));
-                const vec input = in.delta * in.u;
-                vec y = blk.D * in.u;
-                for (int64_t n = 0; n < N; n++) {
-                    h[n] = exp2_vec(in.delta * A[n]) * h[n] + input * in.B[n];
-                    y += h[n] * in.C[n];
-                }
-                if (in.token >= 0) put_lanes(a->y + row_of(&blk, in.token), y, blk.lanes, a->add);
-            }
-        }
+/* Put a group's blocks before the first step of a direction. */
+static void start_walk(walk *w, int64_t b, int64_t k, int64_t group) {
+    const scan_args *a = w->a;
+    const int64_t blocks = (a->channels + LANES - 1) / LANES, first = group * blocks / a->groups;
+    w->b = b, w->k = k, w->group = group;
+    w->count = (group + 1) * blocks / a->groups - first;
+    for (int64_t j = 0; j < w->count; j++)
+        w->blocks[j] = make_block(a, w->k, (first + j) * LANES, w->states + j * a->state);
+}
+
+/* All blocks at one step, side by side: rows are read as they lie in memory. y may be NULL. */
+static inline void walk_step(walk *w, int64_t step, float *y) {
+    const scan_args *a = w->a;
+    const visit at = visit_at(w, step), later = visit_at(w, step + STEPS_AHEAD);
+    if (starts_anew(a, step))
+        for (int64_t i = 0; i < w->count * a->state; i++) w->states[i].h = splat(0.0f);
+    for (int64_t j = 0; j < w->count; j++) w->rows[j] = read_step(&w->blocks[j], &at);
+    for (int64_t j = 0; j < w->count; j++) {
+        const block *blk = &w->blocks[j];
+        prefetch_step(blk, &later, y);
+        const vec out = move_states(blk, &at, w->rows[j], w->states + j * a->state, a->state);
+        if (y && at.token >= 0) put_lanes(y + at.row + blk->c, out, blk->lanes, a->add);
     }
-    free(A), free(h), free(zeros);
+}
+
+/* Tasks first ... last-1 of (batch, directions, groups). Returns 0, or 1 when memory ran out. */
+int vssm_scan_forward(const scan_args *a, int64_t first, int64_t last) {
+    walk w;
+    const int failed = make_walk(&w, a);
+    for (int64_t task = first; !failed && task < last; task++) {
+        start_walk(&w, task / a->groups / a->directions, task / a->groups % a->directions, task % a->groups);
+        for (int64_t step = 0; step < a->steps; step++) walk_step(&w, step, a->y);
+    }
+    free_walk(&w);
     return failed;
 }
 
-typedef struct {
-    step_inputs in[CHUNK_MAX];
-    vec *decay, *state, *dB, *dC; /* (steps of a chunk, state); state[i] is the one before step i */
-} chunk_buffers;
+/* What the way back needs of a state at a step, the one before it, and the gradients of B and C, summed over blocks. */
+typedef struct { vec decay, before, dB, dC; } kept_state;
 
-/* Walk a chunk forwards from h, keeping what the way back needs; with keep == 0 only h is moved. */
-static void walk_chunk(const block *blk, int64_t start, int64_t count, vec *h, const float *zeros, chunk_buffers *keep) {
-    const scan_args *a = blk->a;
+typedef struct { vec dh, dA; } state_gradient;
+typedef struct { vec dD, dbias; } block_gradient;
+
+typedef struct {
+    int64_t start, count;
+    visit at[CHUNK_MAX];
+    step_inputs *in;    /* (blocks, steps) */
+    kept_state *states; /* (steps, state), of one block at a time */
+} chunk;
+
+/* Walk a block through a chunk from the states h, and keep what the way back needs. */
+static void keep_states(const scan_args *a, const step_inputs *in, const block_state *states, vec *h, chunk *kept) {
     const int64_t N = a->state;
-    for (int64_t i = 0; i < count; i++) {
-        const step_inputs in = read_step(blk, start + i, zeros);
-        if (starts_anew(a, start + i)) memset(h, 0, N * sizeof(vec));
-        const vec input = in.delta * in.u;
-        if (keep) {
-            keep->in[i] = in;
-            for (int64_t n = 0; n < N; n++) {
-                const vec decay = exp2_vec(in.delta * blk->A[n]);
-                keep->state[i * N + n] = h[n];
-                keep->decay[i * N + n] = decay;
-                h[n] = decay * h[n] + input * in.B[n];
-            }
-        } else {
-            for (int64_t n = 0; n < N; n++) h[n] = exp2_vec(in.delta * blk->A[n]) * h[n] + input * in.B[n];
+    for (int64_t i = 0; i < kept->count; i++) {
+        const float *B = kept->at[i].B;
+        const vec delta = in[i].delta, input = delta * in[i].u;
+        kept_state *keep = kept->states + i * N;
+        if (starts_anew(a, kept->start + i)) memset(h, 0, N * sizeof(vec));
+        for (int64_t n = 0; n < N; n++) {
+            const vec decay = exp2_vec(delta * states[n].A);
+            keep[n].before = h[n];
+            keep[n].decay = decay;
+            h[n] = decay * h[n] + input * B[n];
         }
     }
 }
 
-/* The adjoint of a kept chunk, last step first; dh and dA are carried from chunk to chunk. */
-static void walk_chunk_back(const block *blk, int64_t start, int64_t count, const chunk_buffers *kept,
-                            vec *dh, vec *dA, vec *dD, vec *dbias) {
-    const scan_args *a = blk->a;
+/* The adjoint of a kept chunk, last step first; the gradients of the states, A, D and the bias are carried along. */
+static void walk_back(const scan_args *a, const block *blk, const step_inputs *in, const block_state *states,
+                      chunk *kept, state_gradient *carried, block_gradient *own) {
     const int64_t N = a->state;
-    for (int64_t i = count - 1; i >= 0; i--) {
-        const step_inputs in = kept->in[i];
-        const vec dy = in.token >= 0 ? load_lanes(a->dy + row_of(blk, in.token), blk->lanes) : splat(0.0f);
-        const vec input = in.delta * in.u;
+    for (int64_t i = kept->count - 1; i >= 0; i--) {
+        const visit *at = &kept->at[i];
+        const vec delta = in[i].delta, u = in[i].u, input = delta * u;
+        const vec dy = at->token >= 0 ? load_lanes(at->dy + blk->c, blk->lanes) : splat(0.0f);
+        kept_state *keep = kept->states + i * N;
         vec from_decay = splat(0.0f), from_input = splat(0.0f); /* sums over the states */
         for (int64_t n = 0; n < N; n++) {
-            const vec decay = kept->decay[i * N + n], previous = kept->state[i * N + n];
-            const vec gradient = dh[n] + dy * in.C[n];
-            const vec decayed = decay * previous;
+            const vec decay = keep[n].decay, decayed = decay * keep[n].before;
+            const vec gradient = carried[n].dh + dy * at->C[n];
             const vec through_decay = gradient * decayed;
-            kept->dC[i * N + n] += dy * (decayed + input * in.B[n]);
-            kept->dB[i * N + n] += gradient * input;
-            from_decay += through_decay * blk->A[n];
-            from_input += gradient * in.B[n];
-            dA[n] += through_decay * in.delta;
-            dh[n] = decay * gradient;
+            keep[n].dC += dy * (decayed + input * at->B[n]);
+            keep[n].dB += gradient * input;
+            from_decay += through_decay * states[n].A;
+            from_input += gradient * at->B[n];
+            carried[n].dA += through_decay * delta;
+            carried[n].dh = decay * gradient;
         }
-        if (starts_anew(a, start + i)) memset(dh, 0, N * sizeof(vec));
+        if (starts_anew(a, kept->start + i))
+            for (int64_t n = 0; n < N; n++) carried[n].dh = splat(0.0f);
         /* A was scaled by log2(e); softplus' = 1 - exp(-softplus) */
-        const vec slope = 1.0f - exp2_vec(in.delta * -1.44269504f);
-        const vec small = in.delta * (1.0f - in.delta * (0.5f - in.delta * (1.0f / 6.0f)));
-        const vec ddelta =
-            (from_decay * 0.69314718f + in.u * from_input) * select_vec(in.delta < 0.02f, small, slope);
-        *dbias += ddelta;
-        *dD += dy * in.u;
-        if (in.token >= 0) {
-            const int64_t row = row_of(blk, in.token);
-            put_lanes(a->du + row, in.delta * from_input + blk->D * dy, blk->lanes, a->add);
-            put_lanes(a->ddelta + row, ddelta, blk->lanes, a->add);
+        const vec slope = 1.0f - exp2_vec(delta * -1.44269504f);
+        const vec small = delta * (1.0f - delta * (0.5f - delta * (1.0f / 6.0f)));
+        const vec ddelta = (from_decay * 0.69314718f + u * from_input) * select_vec(delta < 0.02f, small, slope);
+        own->dbias += ddelta;
+        own->dD += dy * u;
+        if (at->token >= 0) {
+            put_lanes(a->du + at->du_row + blk->c, delta * from_input + blk->D * dy, blk->lanes, a->add || a->shared);
+            put_lanes(a->ddelta + at->row + blk->c, ddelta, blk->lanes, a->add);
         }
     }
 }
 
-static void write_block_gradients(const block *blk, const vec *dA, vec dD, vec dbias) {
-    const scan_args *a = blk->a;
-    const int64_t row = (blk->b * a->directions + blk->k) * a->channels + blk->c;
-    store_lanes(a->dD + row, dD, blk->lanes);
-    store_lanes(a->dbias + row, dbias, blk->lanes);
+static void write_block_gradients(const walk *w, const block *blk, const state_gradient *carried, block_gradient own) {
+    const scan_args *a = w->a;
+    const int64_t row = (w->b * a->directions + w->k) * a->channels + blk->c;
+    store_lanes(a->dD + row, own.dD, blk->lanes);
+    store_lanes(a->dbias + row, own.dbias, blk->lanes);
     for (int64_t n = 0; n < a->state; n++)
-        for (int lane = 0; lane < blk->lanes; lane++) a->dA[(row + lane) * a->state + n] = dA[n][lane];
+        for (int lane = 0; lane < blk->lanes; lane++) a->dA[(row + lane) * a->state + n] = carried[n].dA[lane];
 }
 
-static void write_chunk_gradients(const scan_args *a, int64_t group, int64_t b, int64_t k, int64_t count,
-                                  const chunk_buffers *kept) {
-    const int64_t N = a->state;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t token = kept->in[i].token;
+static void write_chunk_gradients(const walk *w, const chunk *kept) {
+    const scan_args *a = w->a;
+    for (int64_t i = 0; i < kept->count; i++) {
+        const int64_t token = kept->at[i].token;
         if (token < 0) continue;
-        const int64_t row = (((group * a->batch + b) * a->tokens + token) * a->directions + k) * N;
-        for (int64_t n = 0; n < N; n++) {
-            a->dB[row + n] += sum_lanes(kept->dB[i * N + n]);
-            a->dC[row + n] += sum_lanes(kept->dC[i * N + n]);
+        const kept_state *keep = kept->states + i * a->state;
+        const int64_t row = (((w->group * a->batch + w->b) * a->tokens + token) * a->directions + w->k) * a->state;
+        for (int64_t n = 0; n < a->state; n++) {
+            a->dB[row + n] += sum_lanes(keep[n].dB);
+            a->dC[row + n] += sum_lanes(keep[n].dC);
         }
     }
 }
 
-int vssm_scan_backward(const scan_args *a, int64_t first, int64_t last) {
-    const int64_t N = a->state, length = chunk_steps(N), chunks = (a->steps + length - 1) / length;
-    const int64_t most = (a->channels + LANES - 1) / LANES / a->groups + 1; /* blocks in the largest group */
-    vec *A = vectors(most * N), *h = vectors(N), *checkpoints = vectors(chunks * most * N);
-    vec *dh = vectors(most * N), *dA = vectors(most * N), *dD = vectors(most), *dbias = vectors(most);
-    float *zeros = vectors((N + LANES - 1) / LANES);
-    chunk_buffers *kept = vectors((sizeof(chunk_buffers) + sizeof(vec) - 1) / sizeof(vec));
-    vec *kept_rows = vectors(4 * length * N);
-    block *blocks = vectors((most * sizeof(block) + sizeof(vec) - 1) / sizeof(vec));
-    const int failed = !A || !h || !checkpoints || !dh || !dA || !dD || !dbias || !zeros || !kept || !kept_rows ||
-                       !blocks;
-    for (int64_t task = first; !failed && task < last; task++) {
-        int64_t block_first, block_last;
-        group_range(a, task % a->groups, &block_first, &block_last);
-        const int64_t group = task % a->groups, count_blocks = block_last - block_first;
-        const int64_t k = task / a->groups % a->directions, b = task / a->groups / a->directions;
-        kept->state = kept_rows, kept->decay = kept_rows + length * N;
-        kept->dB = kept_rows + 2 * length * N, kept->dC = kept_rows + 3 * length * N;
-        memset(dh, 0, most * N * sizeof(vec)), memset(dA, 0, most * N * sizeof(vec));
-        memset(dD, 0, most * sizeof(vec)), memset(dbias, 0, most * sizeof(vec));
+static inline void prefetch_gradients(const scan_args *a, const block *blk, const visit *at) {
+    if (at->token < 0) return;
+    __builtin_prefetch(at->dy + blk->c);
+    __builtin_prefetch(a->du + at->du_row + blk->c, 1);
+    __builtin_prefetch(a->ddelta + at->row + blk->c, 1);
+}
 
-        for (int64_t j = 0; j < count_blocks; j++) { /* the state before each chunk */
-            blocks[j] = make_block(a, b, k, (block_first + j) * LANES, A + j * N);
-            memset(h, 0, N * sizeof(vec));
-            for (int64_t chunk = 0; chunk < chunks; chunk++) {
-                memcpy(checkpoints + (chunk * most + j) * N, h, N * sizeof(vec));
-                if (chunk + 1 < chunks) walk_chunk(&blocks[j], chunk * length, length, h, zeros, NULL);
-            }
+/* What all blocks read at the steps of a chunk; B and C have no gradients yet. */
+static void open_chunk(chunk *kept, const walk *w, int64_t start, int64_t length) {
+    kept->start = start, kept->count = w->a->steps - start < length ? w->a->steps - start : length;
+    for (int64_t i = 0; i < kept->count; i++) {
+        kept->at[i] = visit_at(w, start + i);
+        for (int64_t j = 0; j < w->count; j++) {
+            kept->in[j * length + i] = read_step(&w->blocks[j], &kept->at[i]);
+            prefetch_gradients(w->a, &w->blocks[j], &kept->at[i]);
         }
-        for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) {
-            const int64_t start = chunk * length, count = a->steps - start < length ? a->steps - start : length;
-            memset(kept->dB, 0, 2 * length * N * sizeof(vec));
-            for (int64_t j = 0; j < count_blocks; j++) {
-                memcpy(h, checkpoints + (chunk * most + j) * N, N * sizeof(vec));
-                walk_chunk(&blocks[j], start, count, h, zeros, kept);
-                walk_chunk_back(&blocks[j], start, count, kept, dh + j * N, dA + j * N, dD + j, dbias + j);
-            }
-            write_chunk_gradients(a, group, b, k, count, kept);
-        }
-        for (int64_t j = 0; j < count_blocks; j++) write_block_gradients(&blocks[j], dA + j * N, dD[j], dbias[j]);
     }
-    free(A), free(h), free(checkpoints), free(dh), free(dA), free(dD), free(dbias), free(zeros);
-    free(kept), free(kept_rows), free(blocks);
+    for (int64_t i = 0; i < kept->count * w->a->state; i++) kept->states[i].dB = kept->states[i].dC = splat(0.0f);
+}
+
+typedef struct {
+    walk forwards;
+    chunk kept;
+    vec *checkpoints;        /* (chunks, blocks, state): the states before each chunk */
+    state_gradient *carried; /* (blocks, state) */
+    block_gradient *own;     /* (blocks) */
+} way_back;
+
+/* The gradients of one direction of one group of blocks. */
+static void walk_direction_back(way_back *way) {
+    walk *w = &way->forwards;
+    chunk *kept = &way->kept;
+    const scan_args *a = w->a;
+    const int64_t N = a->state, length = chunk_steps(N), in_chunk = most_blocks(a) * N;
+    memset(way->carried, 0, w->count * N * sizeof(state_gradient));
+    memset(way->own, 0, w->count * sizeof(block_gradient));
+    for (int64_t step = 0; step < a->steps; step++) {
+        if (step % length == 0)
+            for (int64_t i = 0; i < w->count * N; i++) way->checkpoints[step / length * in_chunk + i] = w->states[i].h;
+        walk_step(w, step, NULL);
+    }
+    for (int64_t start = (a->steps - 1) / length * length; start >= 0; start -= length) {
+        open_chunk(kept, w, start, length);
+        for (int64_t j = 0; j < w->count; j++) {
+            const step_inputs *in = kept->in + j * length;
+            const block_state *states = w->states + j * N;
+            keep_states(a, in, states, way->checkpoints + start / length * in_chunk + j * N, kept);
+            walk_back(a, &w->blocks[j], in, states, kept, way->carried + j * N, way->own + j);
+        }
+        write_chunk_gradients(w, kept);
+    }
+    for (int64_t j = 0; j < w->count; j++) write_block_gradients(w, &w->blocks[j], way->carried + j * N, way->own[j]);
+}
+
+/* Tasks first ... last-1 of (batch, groups), with all directions: they add to one du where they share their input. */
+int vssm_scan_backward(const scan_args *a, int64_t first, int64_t last) {
+    const size_t most = most_blocks(a), N = a->state, length = chunk_steps(N), chunks = (a->steps - 1) / length + 1;
+    way_back way = {
+        .kept.in = vectors(most * length * sizeof(step_inputs)),
+        .kept.states = vectors(length * N * sizeof(kept_state)),
+        .checkpoints = vectors(chunks * most * N * sizeof(vec)),
+        .carried = vectors(most * N * sizeof(state_gradient)),
+        .own = vectors(most * sizeof(block_gradient)),
+    };
+    const int failed = make_walk(&way.forwards, a) || !way.kept.in || !way.kept.states || !way.checkpoints ||
+                       !way.carried || !way.own;
+    for (int64_t task = first; !failed && task < last; task++) {
+        for (int64_t k = 0; k < a->directions; k++) {
+            start_walk(&way.forwards, task / a->groups, k, task % a->groups);
+            walk_direction_back(&way);
+        }
+    }
+    free_walk(&way.forwards);
+    free(way.kept.in), free(way.kept.states), free(way.checkpoints), free(way.carried), free(way.own);
     return failed;
 }

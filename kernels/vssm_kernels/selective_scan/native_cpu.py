@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssm_kernels.compiler import LANES, Strides, load_library, run_tasks, why_no_library
+from vssm_kernels.compiler import Strides, channel_groups, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
+_STATES_KEPT = 3072  # of a token's, by one thread: they stay in its L1 cache with their rates, 8 bytes each
 
 
 class _CArguments(ctypes.Structure):
@@ -21,32 +22,33 @@ class _CArguments(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
-        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add")),
+        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add", "shared")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
-        *((n, Strides) for n in ("su", "sdelta", "sB", "sC")),
+        *((n, Strides) for n in ("su", "sdelta", "sB", "sC", "sdy")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
     ]
 
 
 def scan(args: ScanArguments) -> Tensor:
     y = output_rows(args.order, args.tokens, args.output_shape)
-    blocks = -(-args.channels // LANES)
-    _run("vssm_scan_forward", args, groups=blocks, y=y)
+    walks = args.batch * args.directions
+    groups = channel_groups(args.channels, walks, wanted=args.channels * args.state // _STATES_KEPT)
+    _run("vssm_scan_forward", args, groups, tasks=walks * groups, y=y)
     return y.to(args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     batch, _, directions, channels = args.delta.shape
-    blocks = -(-channels // LANES)
-    # A group of channel blocks sums its dB and dC at once; more groups only where threads would idle.
-    groups = max(1, min(blocks, 2 * torch.get_num_threads() // (batch * directions)))
-    out = {name: output_rows(args.order, args.tokens, args.output_shape) for name in ("du", "ddelta")}
+    groups = channel_groups(channels, batch)  # each has its own dB and dC, to be added up
+    rows = args.order, args.tokens, args.output_shape
+    out = {"ddelta": output_rows(*rows)}
+    out["du"] = torch.zeros(args.u.shape) if args.shared_input else output_rows(*rows)
     out["dA"] = torch.empty(batch, directions, channels, args.state)
     out |= {name: torch.empty(batch, directions, channels) for name in ("dD", "dbias")}
     out |= {name: torch.zeros(groups, *args.B.shape) for name in ("dB", "dC")}
-    _run("vssm_scan_backward", args, groups=groups, dy=gradient.float().contiguous(), **out)
+    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=_rows(gradient), **out)
     gradients = (
-        out["du"].sum(2) if args.shared_input else out["du"],
+        out["du"],
         out["ddelta"],
         out["dA"].sum(0),
         out["dB"].sum(0),
@@ -60,27 +62,32 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     )
 
 
-def _run(name: str, args: ScanArguments, groups: int, **buffers: Tensor) -> None:
-    """Call a C function over all tasks: every (batch, direction, group of channel blocks)."""
-    rows = [tensor.float() for tensor in (args.u, args.delta, args.B, args.C)]
-    rows = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in rows]
+def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Tensor) -> None:
     small = {"A": args.A, "D": args.D, "bias": args.delta_bias}
     small = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in small.items()}
     order = None if args.order is None else args.order.contiguous()
-    u, delta, B, C = rows
+    u, delta, B, C = (_rows(tensor) for tensor in (args.u, args.delta, args.B, args.C))
     u_strides = Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u)
     pointers = {**dict(zip("uBC", (u, B, C), strict=True)), "delta": delta, **small, "order": order, **buffers}
     facts = order_facts(args.order, args.tokens)  # refuses entries out of range, which C would not
     c_args = _CArguments(
         *(args.batch, args.tokens, args.directions, args.channels, args.state, args.steps, args.segment, groups),
         add=facts.repeats,
+        shared=args.shared_input,
         su=u_strides,
         sdelta=_strides(delta),
         sB=_strides(B),
         sC=_strides(C),
+        sdy=_strides(buffers["dy"]) if "dy" in buffers else Strides(),
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )
-    run_tasks(load_library(_SOURCE), name, c_args, tasks=args.batch * args.directions * groups)
+    run_tasks(load_library(_SOURCE), name, c_args, tasks)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor in float32, its channels or states side by side; other strides are read as they are."""
+    tensor = tensor.float()
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _strides(tensor: Tensor) -> Strides:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.dispatch import register
-from vssm_kernels.sum_norm import reference, triton_fused
+from vssm_kernels.sum_norm import native_cpu, reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments, check_shapes
 
-_registry = register("sum_norm", [reference.NATIVE, triton_fused.BACKEND, reference.BACKEND])
+_registry = register("sum_norm", [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
 
 
 def sum_norm(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend, why_not_cpu
+from vssm_kernels.dispatch import Backend
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 
@@ -24,10 +24,4 @@ def norm(args: NormArguments) -> Tensor:
     return (normed if bias is None else normed + bias).to(args.dtype)
 
 
-def _why_not_native(args: NormArguments | None) -> str | None:
-    return None if args is None else why_not_cpu(args.x)
-
-
-# Torch's own norms on a CPU are compiled and fast: there is nothing to add in C.
-NATIVE = Backend("native", norm, None, _why_not_native)
 BACKEND = Backend("reference", norm, None, why_not=lambda args: None)
