@@ -10,6 +10,8 @@ from vssm_kernels.gpu import cdiv
 try:
     import triton
     import triton.language as tl
+
+    from vssm_kernels.triton_math import saturate
 except ImportError:  # why_no_triton says so
     triton = None
 
@@ -40,7 +42,7 @@ if triton is not None:
     def sum_kernel(y, out, rows, channels, DIRECTIONS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
         row, c, mask = tile(rows, channels, ROWS, CHANNELS)
         total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
-        tl.store(out + row * channels + c, total.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + row * channels + c, saturate(total, out.dtype.element_ty), mask=mask)
 
 
 def tile_grid(rows: int, channels: int) -> tuple[int]:

@@ -1,4 +1,4 @@
-"""Functions that Triton kernels share, in fewer instructions than Triton's own."""
+"""Functions that Triton kernels share."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ if triton is not None:
         """1 / (1 + exp(-x)): squaring a reciprocal root takes fewer instructions than dividing, and is as exact."""
         root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
         return root * root
+
+    @triton.jit
+    def saturate(values, dtype: tl.constexpr):
+        """As vssm_kernels.saturation.saturate."""
+        if dtype == tl.float16:
+            held = tl.minimum(tl.maximum(values, -65504.0), 65504.0)
+            values = tl.where(tl.abs(values) < float("inf"), held, values)
+        return values.to(dtype)

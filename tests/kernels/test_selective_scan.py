@@ -316,6 +316,22 @@ def test_triton_reads_gradients_of_any_strides(with_C, shared):
                 assert_close(actual, wanted, name)
 
 
+@pytest.mark.parametrize("backend", [reference.BACKEND, *FAST], ids=lambda backend: backend.name)
+def test_float16_outputs_saturate(backend):
+    """Finite numbers beyond 65504 become that, or -65504; an infinity that comes in goes out."""
+    device = DEVICE if backend is triton_fused.BACKEND else "cpu"
+    inputs = make_inputs(batch=1, tokens=9, channels=20, state=4, directions=2, dtype=torch.float16, device=device)
+    inputs["u"] = (inputs["u"] * 1e4).clamp(-6e4, 6e4)
+    inputs["C"] = inputs["C"] * 1e3
+    args = ScanArguments(**inputs, order=None, segment=0)
+    if runs_here(backend, args):
+        exact = reference.scan(args.replace(u=inputs["u"].float()))
+        assert (exact.abs() > 65504).any() and (exact.abs() < 65504).any()
+        assert_close(backend.forward(args), exact.clamp(-65504, 65504).half(), "output")
+        inputs["u"][0, 4, 3] = float("inf")
+        assert backend.forward(args)[0, 4, :, 3].isinf().any() or backend.forward(args)[0, 4, :, 3].isnan().any()
+
+
 def test_not_a_number_is_not_hidden():
     for backend in (native_cpu.BACKEND, chunked.BACKEND):
         inputs = make_inputs(batch=1, tokens=6, channels=4, directions=1)

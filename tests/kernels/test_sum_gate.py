@@ -163,3 +163,15 @@ def test_errors():
     y, both = make_inputs()
     with pytest.raises(ValueError, match=r"y has shape \(2, 5, 3, 20\) and z \(2, 5, 40\); expected"):
         sum_gate(y, both)
+
+
+@pytest.mark.parametrize("backend", [reference.BACKEND, native_cpu.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)
+def test_float16_sums_saturate(backend):
+    device = DEVICE if backend is triton_fused.BACKEND else "cpu"
+    y = torch.tensor([6e4, 1e4, -6e4, -2e4, 3.0, 4.0], dtype=torch.float16, device=device).view(1, 3, 2, 1)
+    z = torch.full((1, 3, 1), 10.0, dtype=torch.float16, device=device)
+    for gate, expected in ((None, [65504, -65504, 7]), (z, [65504, -65504, 70])):
+        args = reference.GateArguments(y, gate, 1.0)
+        if (reason := backend.why_not(args)) is not None:
+            pytest.skip(reason)
+        assert_close(backend.forward(args).flatten(), y.new_tensor(expected))

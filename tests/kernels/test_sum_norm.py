@@ -244,3 +244,15 @@ def test_more_than_2_to_the_31_elements_on_gpu():
 @pytest.mark.gpu
 def test_many_channels_on_gpu():
     check(make_arguments((64, 2, 5000)))
+
+
+@pytest.mark.parametrize("backend", [reference.BACKEND, native_cpu.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)
+def test_float16_sums_saturate(backend):
+    """Directions whose sum is beyond float16 are normed as if it were the largest number."""
+    device = DEVICE if backend is triton_fused.BACKEND else "cpu"
+    x = torch.tensor([[6e4, -6e4, 1e4, 0], [6e4, -6e4, 1e4, 0]], dtype=torch.float16, device=device)[None]
+    args = NormArguments(x, None, None, 1e-5, True, torch.float16, True)
+    if (reason := backend.why_not(args)) is not None:
+        pytest.skip(reason)
+    held = torch.tensor([[65504.0, -65504.0, 2e4, 0]], device=device)
+    assert_close(backend.forward(args), torch.nn.functional.layer_norm(held, (4,), eps=1e-5).half())

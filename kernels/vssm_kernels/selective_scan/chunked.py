@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.orders import order_facts
+from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 _CHUNK = 16  # steps; a chunk of 16 x (batch 8, directions 2, channels 384, state 16) floats is 6 MB
@@ -107,7 +108,7 @@ def scan(args: ScanArguments) -> Tensor:
             continue
         y = (states @ chunk.C[..., None])[..., 0]
         chunk.add_to(output, y if walk.D is None else y + walk.D * chunk.u)
-    return output.to(args.u.dtype)
+    return saturate(output, args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:

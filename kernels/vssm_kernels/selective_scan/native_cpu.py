@@ -11,6 +11,7 @@ from torch import Tensor
 from vssm_kernels.compiler import Strides, channel_groups, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import order_facts, output_rows
+from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
@@ -34,7 +35,7 @@ def scan(args: ScanArguments) -> Tensor:
     walks = args.batch * args.directions
     groups = channel_groups(args.channels, walks, wanted=args.channels * args.state // _STATES_KEPT)
     _run("vssm_scan_forward", args, groups, tasks=walks * groups, y=y)
-    return y.to(args.u.dtype)
+    return saturate(y, args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.orders import order_facts
+from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 
@@ -39,7 +40,7 @@ def scan(args: ScanArguments) -> Tensor:
             if walk.D is not None:
                 output_t = output_t + walk.D * u_t
         output = walk.add(output, step, output_t)
-    return output.to(args.u.dtype)
+    return saturate(output, args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:

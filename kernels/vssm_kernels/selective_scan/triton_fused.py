@@ -20,6 +20,7 @@ from vssm_kernels.direction_sum import sum_directions
 from vssm_kernels.dispatch import Backend
 from vssm_kernels.gpu import cdiv, why_no_triton
 from vssm_kernels.orders import order_facts, output_rows
+from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 try:
@@ -123,7 +124,7 @@ def scan(args: ScanArguments) -> Tensor:
     given = _given(args, unused)
     chunks = _chunks(args, launch)
     _run_forward(args, given, launch, chunks, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
-    return y.to(args.u.dtype)
+    return saturate(y, args.u.dtype)
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from vssm_kernels.triton_math import saturate
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -266,9 +268,10 @@ def forward_kernel(
                     y_t = tl.sum(h * C_rows[i].to(tl.float32)[:, None], 0)
                     if HAS_D:
                         y_t += D_row * u_t
-                    put_row(y, here[i], y_token, c_here, y_t, ADD)
+                    put_row(y, here[i], y_token, c_here, saturate(y_t, y.dtype.element_ty), ADD)
                 else:
-                    put_row(y_tile, here[i], y_token, (n < state)[:, None] & c_here[None, :], h, ADD)
+                    states = saturate(h, y.dtype.element_ty)
+                    put_row(y_tile, here[i], y_token, (n < state)[:, None] & c_here[None, :], states, ADD)
         here, ahead = ahead, after
         u_rows, delta_rows, B_rows = u_ahead, delta_ahead, B_ahead
         if HAS_C:

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.dispatch import register
-from vssm_kernels.sum_gate import reference, triton_fused
+from vssm_kernels.sum_gate import native_cpu, reference, triton_fused
 from vssm_kernels.sum_gate.reference import GateArguments
 
-_registry = register("sum_gate", [reference.NATIVE, triton_fused.BACKEND, reference.BACKEND])
+_registry = register("sum_gate", [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
 
 
 def sum_gate(y: Tensor, z: Tensor | None, scale: float = 1.0) -> Tensor:
     """scale * (sum of y over the directions) * silu(z), in float32 (float64 for float64 inputs), rounded once.
 
-    Plain torch wherever a compiler or a trace looks on, and away from GPUs: this is all that a compiler needs to fuse
-    it. Eager on a GPU it is one Triton kernel each way.
+    Plain torch wherever a compiler or a trace looks on: this is all that a compiler needs to fuse it. Eager it is one
+    kernel each way, in Triton on a GPU and in C on a CPU.
 
     Args:
         y: (batch, tokens, directions, channels), the output of a scan.

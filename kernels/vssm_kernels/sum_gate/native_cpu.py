@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from vssm_kernels.compiler import Strides, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu, why_not_plain
+from vssm_kernels.saturation import saturate
 from vssm_kernels.sum_gate.reference import GateArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
@@ -35,19 +36,20 @@ class SumGate(torch.autograd.Function):
     def forward(y: Tensor, z: Tensor | None, scale: float) -> Tensor:
         out = torch.empty(*y.shape[:2], y.shape[3])
         _run("vssm_gate_forward", y, z, scale, out=out)
-        return out.to(y.dtype)
+        return saturate(out, y.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         y, z, ctx.scale = inputs
-        ctx.save_for_backward(y, z)
+        ctx.shape = y.shape
+        ctx.save_for_backward(*((y, z) if z is not None else ()))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        if not ctx.saved_tensors:
+            return (gradient * ctx.scale).unsqueeze(2).expand(ctx.shape), None, None
         y, z = ctx.saved_tensors
-        if z is None:
-            return (gradient * ctx.scale).unsqueeze(2).expand(y.shape), None, None
         dsum, dz = torch.empty(z.shape), torch.empty(z.shape)
         _run("vssm_gate_backward", y, z, ctx.scale, gradient=gradient.float().contiguous(), dsum=dsum, dz=dz)
         return dsum.to(y.dtype).unsqueeze(2).expand(y.shape), dz.to(z.dtype), None

@@ -16,7 +16,7 @@ try:
     import triton.language as tl
 
     from vssm_kernels.direction_sum import direction_sum, tile
-    from vssm_kernels.triton_math import sigmoid
+    from vssm_kernels.triton_math import saturate, sigmoid
 except ImportError:  # why_no_triton says so
     triton = None
 
@@ -31,9 +31,9 @@ if triton is not None:
         gate = tl.load(z + row * z_token + c, mask=mask, other=0.0).to(tl.float32)
         total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
         if summed is not None:
-            tl.store(summed + row * channels + c, total.to(summed.dtype.element_ty), mask=mask)
+            tl.store(summed + row * channels + c, saturate(total, summed.dtype.element_ty), mask=mask)
         gated = scale * total * gate * sigmoid(gate)
-        tl.store(out + row * channels + c, gated.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + row * channels + c, saturate(gated, out.dtype.element_ty), mask=mask)
 
     @triton.jit
     def backward_kernel(

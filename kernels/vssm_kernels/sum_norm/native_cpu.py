@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from vssm_kernels.compiler import load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu, why_not_plain
+from vssm_kernels.saturation import saturate
 from vssm_kernels.sum_norm import reference
 from vssm_kernels.sum_norm.arguments import NormArguments
 
@@ -70,7 +71,7 @@ def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
     """The output, and where asked for the rows that were normed, in float32."""
     x = args.x
     if args.merge and x.dtype != torch.float32:  # the sum is rounded to x's dtype
-        x = x.sum(-2, keepdim=True, dtype=torch.float32).to(x.dtype)
+        x = saturate(x.sum(-2, keepdim=True, dtype=torch.float32), x.dtype)
     x = x.float().contiguous()
     directions = x.shape[-2] if args.merge else 1
     y = torch.empty((*x.shape[:-2], x.shape[-1]) if args.merge else x.shape)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
+from vssm_kernels.saturation import saturate
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 
@@ -15,7 +16,7 @@ def norm(args: NormArguments) -> Tensor:
     x = args.x
     wide = torch.promote_types(x.dtype, torch.float32)
     if args.merge:
-        x = x.sum(-2, dtype=wide).to(x.dtype)
+        x = saturate(x.sum(-2, dtype=wide), x.dtype)
     rows, channels = x.to(wide), x.shape[-1:]
     weight, bias = (None if tensor is None else tensor.to(wide) for tensor in (args.weight, args.bias))
     if args.center:

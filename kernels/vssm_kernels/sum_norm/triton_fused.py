@@ -21,6 +21,8 @@ from vssm_kernels.sum_norm.arguments import NormArguments
 try:
     import triton
     import triton.language as tl
+
+    from vssm_kernels.triton_math import saturate
 except ImportError:  # why_no_triton says so
     triton = None
 
@@ -61,7 +63,7 @@ if triton is not None:
             for _ in tl.static_range(DIRECTIONS - 1):
                 x += direction_stride
                 values += load_rows(x, row, row_stride, c, mask)
-            values = values.to(x.dtype.element_ty).to(tl.float32)
+            values = saturate(values, x.dtype.element_ty).to(tl.float32)
             if merged is not None:
                 store_rows(merged, row, CHANNELS, c, mask, values)
         normed, _ = normalise(values, mask, eps, CHANNELS, CENTER)
