@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from vssm_kernels.dispatch import why_not_plain
+from vssm_kernels.dispatch import Backend, why_not_plain
 
 try:
     import triton
@@ -14,6 +17,23 @@ except ImportError as error:  # optional: a CPU installation of torch comes with
 else:
     # Set before the first import, TRITON_INTERPRET=1 makes kernels run anywhere, slowly; tests use it.
     _MISSING, _INTERPRETED = None, bool(triton.knobs.runtime.interpret)
+
+
+def triton_backend(
+    forward: Callable[..., Any], backward: Callable[..., Any] | None, why_not: Callable[[Any], str | None]
+) -> Backend:
+    """A backend whose kernels run on the GPU that the arguments lie on: Triton itself takes the current one."""
+
+    def there(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(args: Any, *gradient: Tensor) -> Any:
+            if args.device.type != "cuda":  # interpreted
+                return function(args, *gradient)
+            with torch.cuda.device(args.device):
+                return function(args, *gradient)
+
+        return run
+
+    return Backend("triton", there(forward), None if backward is None else there(backward), why_not)
 
 
 def cdiv(size: int, block: int) -> int:

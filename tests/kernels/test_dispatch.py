@@ -8,7 +8,7 @@ from vssm_kernels import selective_scan, sum_gate, use_backend
 from vssm_kernels.compiler import CompilerError, load_library, why_no_library
 from vssm_kernels.dispatch import Backend, BackendRegistry
 from vssm_kernels.selective_scan import native_cpu
-from vssm_kernels.testing import make_inputs
+from vssm_kernels.testing import assert_close, make_inputs
 
 
 def test_report_names_every_backend():
@@ -70,3 +70,16 @@ def test_an_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return 42; }")
     assert load_library(source).answer() == 42
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_where_their_inputs_are():
+    """Not on the current GPU."""
+    inputs = {name: tensor.requires_grad_() for name, tensor in make_inputs(device="cuda:1").items()}
+    assert torch.cuda.current_device() == 0
+    u, delta, A, B, C, D, bias = inputs.values()
+    y = selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=u, merge=True)
+    expected = selective_scan(*(t.cpu() for t in (u, delta, A, B, C, D)), delta_bias=bias.cpu(), z=u.cpu(), merge=True)
+    assert_close(y.detach().cpu(), expected.detach())
+    assert all(gradient.device == u.device for gradient in torch.autograd.grad(y.sum(), list(inputs.values())))

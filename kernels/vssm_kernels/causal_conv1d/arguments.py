@@ -19,6 +19,10 @@ class ConvArguments:
     silu: bool
 
     @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         batch, tokens, channels = self.x.shape
         return batch, tokens, self.order.shape[0], channels

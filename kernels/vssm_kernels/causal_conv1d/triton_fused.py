@@ -13,8 +13,7 @@ from torch import Tensor
 
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.direction_sum import sum_directions
-from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import cdiv, why_no_triton
+from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
 from vssm_kernels.orders import order_facts, output_rows
 
 try:
@@ -256,4 +255,4 @@ def _why_not(args: ConvArguments | None) -> str | None:
     return reason
 
 
-BACKEND = Backend("triton", conv, conv_backward, _why_not)
+BACKEND = triton_backend(conv, conv_backward, _why_not)

@@ -23,6 +23,10 @@ class ScanArguments:
     segment: int
 
     @property
+    def device(self) -> torch.device:
+        return self.delta.device
+
+    @property
     def batch(self) -> int:
         return self.delta.shape[0]
 

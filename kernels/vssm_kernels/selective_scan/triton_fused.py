@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.direction_sum import sum_directions
-from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import cdiv, why_no_triton
+from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
 from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -294,8 +293,7 @@ def _why_not(args: ScanArguments | None) -> str | None:
     return why_no_triton(*(() if args is None else args.tensors()))
 
 
-BACKEND = Backend(
-    "triton",
+BACKEND = triton_backend(
     lambda args: scan(_with_contiguous_rows(args)),
     lambda args, gradient: scan_backward(_with_contiguous_rows(args), gradient),
     _why_not,

@@ -19,6 +19,10 @@ class GateArguments(NamedTuple):
     z: Tensor | None
     scale: float
 
+    @property
+    def device(self) -> torch.device:
+        return self.y.device
+
 
 def gate(args: GateArguments) -> Tensor:
     """(batch, tokens, channels), in y's dtype."""

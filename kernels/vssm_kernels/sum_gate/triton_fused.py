@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vssm_kernels.direction_sum import TILE, sum_directions, tile_grid
-from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import why_no_triton, why_not_by_hand
+from vssm_kernels.gpu import triton_backend, why_no_triton, why_not_by_hand
 from vssm_kernels.sum_gate.reference import GateArguments
 
 try:
@@ -128,4 +127,4 @@ def _forward(args: GateArguments) -> Tensor:
     return total if args.scale == 1.0 else total * args.scale
 
 
-BACKEND = Backend("triton", _forward, None, _why_not)
+BACKEND = triton_backend(_forward, None, _why_not)

@@ -19,6 +19,10 @@ class NormArguments(NamedTuple):
     dtype: torch.dtype
     merge: bool
 
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
 
 def check_shapes(args: NormArguments) -> None:
     """Raise with got, expected and what to do, for anything that the backends could not read."""

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vssm_kernels.dispatch import Backend
-from vssm_kernels.gpu import cdiv, why_no_triton, why_not_by_hand
+from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton, why_not_by_hand
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 try:
@@ -196,4 +195,4 @@ def _why_not(args: NormArguments | None) -> str | None:
     return why_not_by_hand(args.x, args.weight, args.bias)
 
 
-BACKEND = Backend("triton", norm, None, _why_not)
+BACKEND = triton_backend(norm, None, _why_not)
