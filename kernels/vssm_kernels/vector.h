@@ -69,7 +69,7 @@ static inline float sum_lanes(vec x) {
     return lanes[0];
 }
 
-/* The last block of channels may fill a part of a vector only; apart, so that whole vectors need not go through memory. */
+/* The last block of channels may fill a part of a vector only; apart, so that whole vectors stay in registers. */
 static __attribute__((noinline)) vec load_part(const float *from, int lanes) {
     vec x = splat(0.0f);
     memcpy(&x, from, 4 * (size_t)lanes);

@@ -1,7 +1,8 @@
 /* Selective scan for the CPU: a vector of channels at a time, serial over the steps, float32.
  *
  * Compiled with the machine's C compiler on first use and called through ctypes (native_cpu.py).
- * A task is one (batch, direction, group of channel blocks); tasks are independent and may run on any thread.
+ * All blocks of channels of a group take a step before the next, so that rows are read as they lie in memory. Tasks are
+ * independent: a (batch, direction, group) forwards; a (batch, group) with all its directions backwards.
  */
 #include "vector.h"
 
