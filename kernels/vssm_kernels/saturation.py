@@ -14,8 +14,8 @@ def saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
     lost; the largest number, normed, is what an even larger one would have become. Infinities and NaN that come in go
     out: they are not hidden.
 
-    >>> saturate(torch.tensor([1.0, -1e6, float("inf")]), torch.float16)
-    tensor([     1., -65504.,     inf], dtype=torch.float16)
+    >>> saturate(torch.tensor([1.0, -1e6, float("inf")]), torch.float16).tolist()
+    [1.0, -65504.0, inf]
     """
     if dtype != torch.float16 or values.dtype == dtype:
         return values.to(dtype)

@@ -47,9 +47,10 @@ class SumGate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        if not ctx.saved_tensors:
+        saved = ctx.saved_tensors  # once: under activation checkpointing a second look would recompute
+        if not saved:
             return (gradient * ctx.scale).unsqueeze(2).expand(ctx.shape), None, None
-        y, z = ctx.saved_tensors
+        y, z = saved
         dsum, dz = torch.empty(z.shape), torch.empty(z.shape)
         _run("vssm_gate_backward", y, z, ctx.scale, gradient=gradient.float().contiguous(), dsum=dsum, dz=dz)
         return dsum.to(y.dtype).unsqueeze(2).expand(y.shape), dz.to(z.dtype), None

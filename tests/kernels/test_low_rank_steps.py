@@ -1,0 +1,37 @@
+"""Step sizes that the scan makes of low-rank ones itself."""
+
+import pytest
+import torch
+
+from vssm_kernels import selective_scan
+from vssm_kernels.testing import assert_close, make_inputs
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_low_rank_steps(device):
+    """The step size as a product, made inside or outside: the same outputs and gradients."""
+    inputs = make_inputs(tokens=5, channels=3, state=2, dtype=torch.float64, device=device)
+    u, _, A, B, C, D, bias = (tensor.requires_grad_() for tensor in inputs.values())
+    order = torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 1, 0]], dtype=torch.int32, device=device)
+    step = torch.randn(2, 5, 2, 4, dtype=torch.float64, device=device, requires_grad=True)
+    weight = torch.randn(2, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
+    outside = selective_scan(u, torch.einsum("btkr,kcr->btkc", step, weight), A, B, C, D, delta_bias=bias, order=order)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda kept: kept
+    ):
+        inside = selective_scan(u, step, A, B, C, D, delta_bias=bias, delta_weight=weight, order=order)
+    assert step.shape in kept and (2, 5, 2, 3) not in kept  # the product
+    assert_close(inside, outside)
+    leaves = (u, step, A, B, C, D, bias, weight)
+    gradient = torch.randn_like(outside)
+    expected = torch.autograd.grad(outside, leaves, gradient)
+    for one, want in zip(torch.autograd.grad(inside, leaves, gradient), expected, strict=True):
+        assert_close(one, want)
+
+
+def test_low_rank_steps_that_do_not_fit():
+    inputs = make_inputs(channels=6, directions=2)
+    u, _, A, B, C, D, _ = inputs.values()
+    with pytest.raises(ValueError, match=r"delta has shape \(2, 63, 2, 3\) and delta_weight \(2, 6, 4\); expected"):
+        selective_scan(u, torch.randn(2, 63, 2, 3), A, B, C, D, delta_weight=torch.randn(2, 6, 4))
