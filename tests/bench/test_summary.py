@@ -90,6 +90,8 @@ def test_throughput_table():
     row |= {"images_per_second": 3011.2, "peak_gib": 5.36, "dtype": "bfloat16", **environment(torch.device("cpu"))}
     lines = throughput_table([row]).splitlines()
     assert lines[2] == "| vim_tiny | 224 | 128 | train | CUDA graph | 42.5 | 3,011 | 5.36 |"
+    on_a_cpu = throughput_table([{**row, "peak_gib": ""}]).splitlines()
+    assert on_a_cpu[2] == "| vim_tiny | 224 | 128 | train | CUDA graph | 42.5 | 3,011 |  |"
 
 
 def test_heads_table():

@@ -135,7 +135,8 @@ def throughput_table(rows: list[Mapping[str, object]]) -> str:
     """A Markdown table of the rows of `benchmark_model`, and below it what was measured with what."""
     lines = [["model", "size", "batch", "mode", "how", "ms", "images/s", "peak GiB"]]
     for row in rows:
-        speed = [f"{float(row['ms']):.3g}", f"{float(row['images_per_second']):,.0f}", f"{float(row['peak_gib']):.2f}"]
+        peak = float(row["peak_gib"]) if row["peak_gib"] else None  # None on a CPU
+        speed = [f"{float(row['ms']):.3g}", f"{float(row['images_per_second']):,.0f}", _text(peak, "{:.2f}")]
         lines.append([*(str(row[name]) for name in ("model", "size", "batch", "mode", "execution")), *speed])
     return f"{_table(lines)}\n{rows[0]['dtype']}. {_conditions(rows[0])}"
 

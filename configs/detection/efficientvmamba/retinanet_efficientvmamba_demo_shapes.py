@@ -1,5 +1,5 @@
 # Command: python tools/train.py configs/detection/efficientvmamba/retinanet_efficientvmamba_demo_shapes.py
-# Cost: 2 CPU cores, about 5 minutes (260 seconds of processor time).
+# Cost: 2 CPU cores, 6 minutes.
 # Score: 0.68 box AP at IoU 0.5 on held-out images.
 # A small RetinaNet from scratch on scenes of 96 pixels, with anchors from 16 pixels on.
 _base_ = [
