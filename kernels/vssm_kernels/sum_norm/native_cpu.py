@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vssm_kernels.compiler import load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu, why_not_plain
 from vssm_kernels.saturation import saturate
 from vssm_kernels.sum_norm import reference
 from vssm_kernels.sum_norm.arguments import NormArguments
+from vssm_kernels.sum_norm.autograd import Kernels, differentiable
 
 _SOURCE = Path(__file__).with_name("native.c")
 _SHARES = 64  # tasks of the backward at most, whatever the number of threads
@@ -33,38 +33,7 @@ def norm(args: NormArguments) -> Tensor:
     """(..., channels), in args.dtype."""
     if args.center and not args.merge:  # torch's own layer norm is compiled, and faster than this one
         return reference.norm(args)
-    tensors = args.x, args.weight, args.bias
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return _Norm.apply(*args)
-    return _forward(args, save=False)[0]
-
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        args = NormArguments(*inputs)
-        y, rows = _forward(args, save=True)
-        ctx.save_for_backward(rows, args.weight)
-        ctx.eps, ctx.center, ctx.merged_shape = args.eps, args.center, args.x.shape if args.merge else None
-        ctx.x_dtype, ctx.bias_dtype = args.x.dtype, None if args.bias is None else args.bias.dtype
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        rows, weight = ctx.saved_tensors
-        channels = rows.shape[-1]
-        shares = min(_SHARES, rows.numel() // channels)
-        out = {"dx": torch.empty(rows.shape)}
-        out |= {name: torch.zeros(shares, channels) for name in ("dweight", "dbias")}
-        how = {"eps": ctx.eps, "center": ctx.center, "weight": weight, "shares": shares}
-        _run("vssm_norm_backward", rows, **how, tasks=shares, dy=gradient.float().contiguous(), **out)
-        dx = out["dx"].to(ctx.x_dtype)
-        if ctx.merged_shape is not None:  # every direction counts the same in the sum
-            dx = dx.unsqueeze(-2).expand(ctx.merged_shape)
-        dweight = None if weight is None else out["dweight"].sum(0).to(weight.dtype)
-        dbias = None if ctx.bias_dtype is None else out["dbias"].sum(0).to(ctx.bias_dtype)
-        return dx, dweight, dbias, None, None, None, None
+    return differentiable(Kernels(_forward, _backward), args)
 
 
 def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
@@ -79,6 +48,19 @@ def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
     how = {"eps": args.eps, "center": args.center, "weight": args.weight, "bias": args.bias}
     _run("vssm_norm_forward", x, directions=directions, **how, tasks=y.numel() // y.shape[-1], y=y, **merged)
     return y.to(args.dtype), x.view(y.shape) if directions == 1 else merged.get("merged")
+
+
+def _backward(
+    gradient: Tensor, rows: Tensor, weight: Tensor | None, eps: float, center: bool, has_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the normed rows, and of weight and bias, (2, channels)."""
+    channels = rows.shape[-1]
+    shares = min(_SHARES, rows.numel() // channels)
+    dx, parameters = torch.empty(rows.shape), torch.zeros(2, shares, channels)
+    out = {"dx": dx, "dweight": parameters[0], "dbias": parameters[1]}
+    how = {"eps": eps, "center": center, "weight": weight, "shares": shares}
+    _run("vssm_norm_backward", rows, **how, tasks=shares, dy=gradient.float().contiguous(), **out)
+    return dx, parameters.sum(1)
 
 
 def _run(

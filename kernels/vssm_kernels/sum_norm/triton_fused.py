@@ -12,10 +12,10 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton, why_not_by_hand
 from vssm_kernels.sum_norm.arguments import NormArguments
+from vssm_kernels.sum_norm.autograd import Kernels, differentiable
 
 try:
     import triton
@@ -107,32 +107,7 @@ if triton is not None:
 
 def norm(args: NormArguments) -> Tensor:
     """(..., channels), in args.dtype."""
-    x, weight, bias, *rest = args
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)):
-        return _Norm.apply(x, weight, bias, *rest)
-    return _forward(args, save=False)[0]
-
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        args = NormArguments(*inputs)
-        y, rows = _forward(args, save=True)
-        ctx.save_for_backward(rows, args.weight)
-        ctx.eps, ctx.center, ctx.merged_shape = args.eps, args.center, args.x.shape if args.merge else None
-        ctx.bias_dtype = None if args.bias is None else args.bias.dtype
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        rows, weight = ctx.saved_tensors
-        dx, shares = _backward(gradient, rows, weight, ctx.eps, ctx.center, ctx.bias_dtype is not None)
-        if ctx.merged_shape is not None:  # every direction counts the same in the sum
-            dx = dx.unsqueeze(-2).expand(ctx.merged_shape)
-        dweight = None if weight is None else shares[0].to(weight.dtype)
-        dbias = None if ctx.bias_dtype is None else shares[1].to(ctx.bias_dtype)
-        return dx, dweight, dbias, None, None, None, None
+    return differentiable(Kernels(_forward, _backward), args)
 
 
 def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
