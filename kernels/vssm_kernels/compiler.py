@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,12 @@ def load_library(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise CompilerError(f"the compiled kernel {target} does not load: {error}") from None
+
+
+def float_rows(tensor: Tensor) -> Tensor:
+    """The tensor in float32, its last dimension contiguous; other strides are read as they are."""
+    tensor = tensor.float()
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def channel_groups(channels: int, tasks: int, wanted: int = 1) -> int:

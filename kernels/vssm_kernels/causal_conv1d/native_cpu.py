@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
-from vssm_kernels.compiler import Strides, channel_groups, load_library, run_tasks, why_no_library
+from vssm_kernels.compiler import Strides, channel_groups, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import order_facts, output_rows
 
@@ -50,9 +50,8 @@ def _run(name: str, args: ConvArguments, walks: int, **buffers: Tensor) -> None:
     """Call a C function over all tasks: the groups of channels of independent walks."""
     batch, tokens, directions, channels = args.output_shape
     groups = channel_groups(channels, walks)
-    x = args.x.float()
     pointers = {
-        "x": x if x.stride(2) == 1 else x.contiguous(),
+        "x": float_rows(args.x),
         "weight": args.weight.float().transpose(1, 2).contiguous(),
         "bias": torch.zeros(directions, channels) if args.bias is None else args.bias.float().contiguous(),
         "zeros": torch.zeros(channels),

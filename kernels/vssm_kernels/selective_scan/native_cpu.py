@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssm_kernels.compiler import Strides, channel_groups, load_library, run_tasks, why_no_library
+from vssm_kernels.compiler import Strides, channel_groups, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import order_facts, output_rows
 from vssm_kernels.saturation import saturate
@@ -47,7 +47,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     out["dA"] = torch.empty(batch, directions, channels, args.state)
     out |= {name: torch.empty(batch, directions, channels) for name in ("dD", "dbias")}
     out |= {name: torch.zeros(groups, *args.B.shape) for name in ("dB", "dC")}
-    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=_rows(gradient), **out)
+    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=float_rows(gradient), **out)
     gradients = (
         out["du"],
         out["ddelta"],
@@ -67,7 +67,7 @@ def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Ten
     small = {"A": args.A, "D": args.D, "bias": args.delta_bias}
     small = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in small.items()}
     order = None if args.order is None else args.order.contiguous()
-    u, delta, B, C = (_rows(tensor) for tensor in (args.u, args.delta, args.B, args.C))
+    u, delta, B, C = (float_rows(tensor) for tensor in (args.u, args.delta, args.B, args.C))
     u_strides = Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u)
     pointers = {**dict(zip("uBC", (u, B, C), strict=True)), "delta": delta, **small, "order": order, **buffers}
     facts = order_facts(args.order, args.tokens)  # refuses entries out of range, which C would not
@@ -83,12 +83,6 @@ def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Ten
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
     )
     run_tasks(load_library(_SOURCE), name, c_args, tasks)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor in float32, its channels or states side by side; other strides are read as they are."""
-    tensor = tensor.float()
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _strides(tensor: Tensor) -> Strides:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vssm_kernels.compiler import Strides, load_library, run_tasks, why_no_library
+from vssm_kernels.compiler import Strides, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu, why_not_plain
 from vssm_kernels.saturation import saturate
 from vssm_kernels.sum_gate.reference import GateArguments
@@ -62,8 +62,7 @@ def _run(name: str, y: Tensor, z: Tensor | None, scale: float, **buffers: Tensor
     pointers = {"y": y.float().contiguous(), **buffers}
     sz = Strides()
     if z is not None:
-        z = z.float()
-        pointers["z"] = z = z if z.stride(2) == 1 else z.contiguous()
+        pointers["z"] = z = float_rows(z)
         sz = Strides(z.stride(0), z.stride(1), 0)
     addresses = {name: tensor.data_ptr() for name, tensor in pointers.items()}
     c_args = _CArguments(tokens, directions, channels, scale, sz=sz, **addresses)
