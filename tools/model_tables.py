@@ -14,7 +14,6 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +104,11 @@ def recorded(kind: str, name: str, root: Path) -> str:
         return "Nothing is recorded yet.\n"
     from vssm.bench import summary  # takes seconds, for torch; the other tables do without
 
-    official = ROOT / "docs" / "studies" / "official_kernels.csv"
+    official = file.with_name("official_kernels.csv")
     tables = {
         "study": summary.study_table,
         "orders": summary.orders_table,
-        "kernels": partial(summary.kernels_table, official=summary.read_rows(official)),
+        "kernels": lambda rows: summary.kernels_table(rows, summary.read_rows(official)),
         "throughput": summary.throughput_table,
         "heads": summary.heads_table,
     }
