@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vssm_kernels.compiler import Strides, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu, why_not_plain
 from vssm_kernels.saturation import saturate
+from vssm_kernels.sum_gate.autograd import Kernels, differentiable
 from vssm_kernels.sum_gate.reference import GateArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
@@ -25,46 +25,40 @@ class _CArguments(ctypes.Structure):
         ("scale", ctypes.c_double),
         *((n, ctypes.c_void_p) for n in ("y", "z")),
         ("sz", Strides),
-        *((n, ctypes.c_void_p) for n in ("out", "gradient", "dsum", "dz")),
+        *((n, ctypes.c_void_p) for n in ("out", "summed", "gradient", "dsum", "dz")),
     ]
 
 
-class SumGate(torch.autograd.Function):
-    """`sum_gate`; y and z are kept for the backward, the sum is made again."""
-
-    @staticmethod
-    def forward(y: Tensor, z: Tensor | None, scale: float) -> Tensor:
-        out = torch.empty(*y.shape[:2], y.shape[3])
-        _run("vssm_gate_forward", y, z, scale, out=out)
-        return saturate(out, y.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        y, z, ctx.scale = inputs
-        ctx.shape = y.shape
-        ctx.save_for_backward(*((y, z) if z is not None else ()))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        saved = ctx.saved_tensors  # once: under activation checkpointing a second look would recompute
-        if not saved:
-            return (gradient * ctx.scale).unsqueeze(2).expand(ctx.shape), None, None
-        y, z = saved
-        dsum, dz = torch.empty(z.shape), torch.empty(z.shape)
-        _run("vssm_gate_backward", y, z, ctx.scale, gradient=gradient.float().contiguous(), dsum=dsum, dz=dz)
-        return dsum.to(y.dtype).unsqueeze(2).expand(y.shape), dz.to(z.dtype), None
+def gate(args: GateArguments) -> Tensor:
+    """(batch, tokens, channels), in y's dtype."""
+    return differentiable(Kernels(_forward, _backward), args)
 
 
-def _run(name: str, y: Tensor, z: Tensor | None, scale: float, **buffers: Tensor) -> None:
-    """Call a C function over all tokens."""
-    batch, tokens, directions, channels = y.shape
-    pointers = {"y": y.float().contiguous(), **buffers}
+def _forward(args: GateArguments, save: bool) -> tuple[Tensor, Tensor | None]:
+    """The output, and the sum in float32."""
+    z, scale, y = args.z, args.scale, args.y.float().contiguous()
+    out = torch.empty(*y.shape[:2], y.shape[3])
+    summed = torch.empty_like(out) if save and z is not None else None
+    _run("vssm_gate_forward", out.shape, z, scale, directions=y.shape[2], y=y, out=out, summed=summed)
+    return saturate(out, args.y.dtype), summed
+
+
+def _backward(gradient: Tensor, summed: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    out = {"dsum": torch.empty(summed.shape), "dz": torch.empty(summed.shape)}
+    _run("vssm_gate_backward", summed.shape, z, scale, summed=summed, gradient=gradient.float().contiguous(), **out)
+    return out["dsum"].to(gradient.dtype), out["dz"].to(z.dtype)
+
+
+def _run(
+    name: str, shape: torch.Size, z: Tensor | None, scale: float, *, directions: int = 1, **buffers: Tensor | None
+) -> None:
+    """Call a C function over all tokens of (batch, tokens, channels); no pointer where a buffer is None."""
+    batch, tokens, channels = shape
     sz = Strides()
     if z is not None:
-        pointers["z"] = z = float_rows(z)
+        buffers["z"] = z = float_rows(z)
         sz = Strides(z.stride(0), z.stride(1), 0)
-    addresses = {name: tensor.data_ptr() for name, tensor in pointers.items()}
+    addresses = {name: buffer.data_ptr() for name, buffer in buffers.items() if buffer is not None}
     c_args = _CArguments(tokens, directions, channels, scale, sz=sz, **addresses)
     run_tasks(load_library(_SOURCE), name, c_args, tasks=batch * tokens)
 
@@ -78,4 +72,4 @@ def _why_not(args: GateArguments | None) -> str | None:
     return why_no_library(_SOURCE)
 
 
-BACKEND = Backend("native", lambda args: SumGate.apply(*args), None, _why_not)
+BACKEND = Backend("native", gate, None, _why_not)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from vssm_kernels.direction_sum import TILE, sum_directions, tile_grid
 from vssm_kernels.gpu import triton_backend, why_no_triton, why_not_by_hand
+from vssm_kernels.sum_gate.autograd import Kernels, differentiable
 from vssm_kernels.sum_gate.reference import GateArguments
 
 try:
@@ -52,57 +52,36 @@ if triton is not None:
         tl.store(dz + place, (dout * total * slope).to(dz.dtype.element_ty), mask=mask)
 
 
-class Sum(torch.autograd.Function):
-    """`sum_gate` without z and scale: every direction receives the gradient of the sum, which lies in memory once."""
-
-    @staticmethod
-    def forward(y: Tensor) -> Tensor:
-        return sum_directions(y.contiguous())
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.directions = inputs[0].shape[2]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient.unsqueeze(2).expand(-1, -1, ctx.directions, -1)
+def gate(args: GateArguments) -> Tensor:
+    """(batch, tokens, channels), in y's dtype."""
+    return differentiable(Kernels(_forward, _backward), args)
 
 
-class SumGate(torch.autograd.Function):
-    """`sum_gate`, as one kernel each way; z and the sum, which is smaller than y, are kept for the backward."""
-
-    @staticmethod
-    def forward(ctx, y: Tensor, z: Tensor, scale: float) -> Tensor:
-        y, ctx.scale, ctx.directions = y.contiguous(), scale, y.shape[2]
-        summed = y.squeeze(2) if ctx.directions == 1 else torch.empty(z.shape, dtype=y.dtype, device=y.device)
-        ctx.save_for_backward(summed, z)
-        return _gated(y, z, scale, None if ctx.directions == 1 else summed)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        summed, z = ctx.saved_tensors
-        z = _even_rows(z)
-        dsum = torch.empty_like(summed, memory_format=torch.contiguous_format)
-        dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-        rows, channels = summed[..., 0].numel(), summed.shape[2]
-        backward_kernel[tile_grid(rows, channels)](
-            gradient.contiguous(), summed.contiguous(), z, dsum, dz, ctx.scale, rows, channels, z.stride(1), **TILE
-        )
-        return dsum.unsqueeze(2).expand(-1, -1, ctx.directions, -1), dz, None
-
-
-def _gated(y: Tensor, z: Tensor, scale: float, summed: Tensor | None) -> Tensor:
-    """The gated sum, and in `summed` the sum itself where it is given."""
+def _forward(args: GateArguments, save: bool) -> tuple[Tensor, Tensor | None]:
+    y, z, scale = args.y.contiguous(), args.z, args.scale
+    if z is None:
+        total = sum_directions(y)
+        return total if scale == 1.0 else total * scale, None
     z = _even_rows(z)
     batch, tokens, directions, channels = y.shape
     out = torch.empty(z.shape, dtype=y.dtype, device=y.device)
+    summed = torch.empty_like(out) if save and directions > 1 else None
     rows = batch * tokens
     forward_kernel[tile_grid(rows, channels)](
         y, z, out, summed, scale, rows, channels, z.stride(1), DIRECTIONS=directions, **TILE
     )
-    return out
+    return out, y.squeeze(2) if directions == 1 else summed
+
+
+def _backward(gradient: Tensor, summed: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    z = _even_rows(z)
+    dsum = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
+    dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    rows, channels = summed[..., 0].numel(), summed.shape[2]
+    backward_kernel[tile_grid(rows, channels)](
+        gradient.contiguous(), summed.contiguous(), z, dsum, dz, scale, rows, channels, z.stride(1), **TILE
+    )
+    return dsum, dz
 
 
 def _even_rows(z: Tensor) -> Tensor:
@@ -118,13 +97,4 @@ def _why_not(args: GateArguments | None) -> str | None:
     return why_not_by_hand(args.y, args.z)
 
 
-def _forward(args: GateArguments) -> Tensor:
-    if args.z is not None:
-        if torch.is_grad_enabled() and (args.y.requires_grad or args.z.requires_grad):
-            return SumGate.apply(*args)
-        return _gated(args.y.contiguous(), args.z, args.scale, None)
-    total = Sum.apply(args.y)
-    return total if args.scale == 1.0 else total * args.scale
-
-
-BACKEND = triton_backend(_forward, None, _why_not)
+BACKEND = triton_backend(gate, None, _why_not)
