@@ -132,9 +132,11 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
     executions = [Execution.EAGER]
     executions += [Execution.COMPILED] if arguments.compile else []
     executions += [Execution.GRAPH] if arguments.graph else []
+    executions += [Execution.COMPILED_GRAPH] if arguments.compile and arguments.graph else []
     modes = (False, True) if arguments.train else (False,)
     runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
-    runs += [(how, False, 1) for how in (Execution.EAGER, Execution.GRAPH) if arguments.graph and arguments.batch > 1]
+    if arguments.graph and arguments.batch > 1:
+        runs += [(how, False, 1) for how in executions if how is not Execution.COMPILED]
     for name in arguments.names:
         for size in arguments.sizes:
             for execution, training, batch in runs:

@@ -1,6 +1,7 @@
 """The benchmark measures what it says, checks before it times, and writes what it measured with."""
 
 import csv
+from itertools import product
 
 import pytest
 import torch
@@ -135,6 +136,6 @@ def test_on_a_gpu():
         ]
         > 0
     )
-    for training in (False, True):
-        how = {"execution": Execution.GRAPH, "training": training, "arguments": {"depth": 2}}
+    for execution, training in product((Execution.GRAPH, Execution.COMPILED_GRAPH), (False, True)):
+        how = {"execution": execution, "training": training, "arguments": {"depth": 2}}
         assert benchmark_model("vim_tiny", 224, 2, device, torch.bfloat16, **how)["ms"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import nn
 
 from vssm.nn import (
@@ -13,6 +14,7 @@ from vssm.nn import (
     ChannelsLastConv2d,
     ConvDownsample,
     ConvStem,
+    LeanMlp,
     PatchMerging,
     PatchStem,
 )
@@ -67,3 +69,17 @@ def test_branch_norms_load_torchs_weights_and_merge_directions(kind: type[nn.Mod
     norm.load_state_dict(reference.state_dict())
     torch.testing.assert_close(norm(directions, merge=True), reference(directions.sum(2)))
     torch.testing.assert_close(norm(directions), reference(directions))
+
+
+def test_lean_mlp_is_timms_and_keeps_no_wide_tensor_twice() -> None:
+    lean, timms = LeanMlp(4, 16), Mlp(4, 16)
+    timms.load_state_dict(lean.state_dict())
+    wide, gradients = {}, {}
+    for mlp in (lean, timms):
+        x, kept = torch.linspace(-2, 2, 24).view(2, 3, 4).requires_grad_(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape[-1]) or t, lambda t: t):
+            mlp(x).square().sum().backward()
+        wide[mlp] = kept.count(16)
+        gradients[mlp] = [x.grad, *(parameter.grad for parameter in mlp.parameters())]
+    torch.testing.assert_close(gradients[lean], gradients[timms])
+    assert wide[lean] < wide[timms]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import vssm.models  # noqa: F401  (registers the models)
 from vssm.bench.flops import Flops, count_flops
-from vssm.bench.timing import as_graph, median_time, peak_memory
+from vssm.bench.timing import allocated_memory, as_graph, median_time, peak_memory
 from vssm.nn import compile_module
 
 
@@ -22,6 +22,15 @@ class Execution(Enum):
     EAGER = "eager"
     COMPILED = "compiled"
     GRAPH = "CUDA graph"
+    COMPILED_GRAPH = "compiled, CUDA graph"
+
+    @property
+    def compiled(self) -> bool:
+        return self in (Execution.COMPILED, Execution.COMPILED_GRAPH)
+
+    @property
+    def captured(self) -> bool:
+        return self in (Execution.GRAPH, Execution.COMPILED_GRAPH)
 
 
 def benchmark_model(
@@ -44,27 +53,28 @@ def benchmark_model(
         batch: images at once.
         device: where.
         dtype: float32, or a half precision under autocast.
-        execution: eager, compiled, or as a CUDA graph, which takes the launches of kernels out of the time.
+        execution: eager, compiled, as a CUDA graph, which takes the launches of kernels out of the time, or both.
         training: forward, backward and an AdamW step; else inference.
         arguments: of the model, such as scan_order.
         seconds: how long to measure.
     """
     gc.collect()
+    before = allocated_memory(device)
     torch.manual_seed(0)
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if execution is Execution.COMPILED:
+    if execution.compiled:
         torch.compiler.reset()  # another batch size would make the next model's sizes symbols
         compile_module(model)
     batches = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
     # Casts of weights are kept from one use to the next where they are, but not beyond a captured graph.
-    cached = execution is not Execution.GRAPH
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=cached)
+    how = {"enabled": dtype != torch.float32, "cache_enabled": not execution.captured}
+    autocast = torch.autocast(device.type, dtype, **how)
     step = _training_step(model, autocast, device) if training else _inference(model, autocast)
     functions = [lambda images=images: step(images) for images in batches]
     check_finite(step(batches[0]), name)
-    peak = peak_memory(functions[0], device)
-    if execution is Execution.GRAPH:
+    peak = peak_memory(functions[0], device, before)
+    if execution.captured:
         functions = [as_graph(function) for function in functions]
     median = median_time(functions, device, seconds)
     return {

@@ -59,15 +59,26 @@ def _run_for(function: Callable[[], object], device: torch.device, seconds: floa
     return times
 
 
-def peak_memory(function: Callable[[], object], device: torch.device) -> float | None:
-    """GiB of GPU memory at the peak of a call, including what was allocated before; None on a CPU."""
+def allocated_memory(device: torch.device) -> int:
+    """Bytes that torch holds on a GPU now; 0 on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak_memory(function: Callable[[], object], device: torch.device, before: int = 0) -> float | None:
+    """GiB of GPU memory at the peak of a call, beyond the bytes `before`; None on a CPU.
+
+    Args:
+        function: called once.
+        device: where.
+        before: held by what does not belong to the function, such as what cuBLAS keeps from earlier work.
+    """
     if device.type != "cuda":
         return None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     function()
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) / 2**30
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**30
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from vssm.nn import (
     SelectiveScan,
     StreamLayerNorm,
     concrete,
+    recomputed,
 )
 from vssm.scan import OrderFunction, ScanOrder, chain, columns, flipped, raster, remembered
 
@@ -150,7 +151,7 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        return self.fc2(F.gelu(x + self.conv(x)))
+        return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), x + self.conv(x))
 
 
 class MSBlock(nn.Module):

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, Mlp, register_notrace_module
+from timm.layers import DropPath, register_notrace_module
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +28,7 @@ from vssm.nn import (
     ChannelsLastConv2d,
     ConvDownsample,
     ConvStem,
+    LeanMlp,
     OrderTable,
     PatchMerging,
     PatchStem,
@@ -96,7 +97,7 @@ class VSSBlock(nn.Module):
         self.mlp = None
         if mlp_ratio > 0:
             self.norm2 = BranchLayerNorm(dim, **dd)
-            self.mlp = Mlp(dim, int(mlp_ratio * dim), act_layer=nn.GELU, **dd)
+            self.mlp = LeanMlp(dim, int(mlp_ratio * dim), **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.norm(x)))

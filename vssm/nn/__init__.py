@@ -5,6 +5,7 @@ from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.downsample import ConvDownsample, PatchMerging
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
+from vssm.nn.recompute import LeanMlp, recomputed
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import ConvStem, PatchStem
 
@@ -14,6 +15,7 @@ __all__ = [
     "ChannelsLastConv2d",
     "ConvDownsample",
     "ConvStem",
+    "LeanMlp",
     "OrderTable",
     "PatchMerging",
     "PatchStem",
@@ -21,4 +23,5 @@ __all__ = [
     "StreamLayerNorm",
     "compile_module",
     "concrete",
+    "recomputed",
 ]

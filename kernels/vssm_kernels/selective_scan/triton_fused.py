@@ -31,9 +31,9 @@ except ImportError:  # why_no_triton says so
     triton = None
 
 
-# So many programs fill a large GPU. Sequences are cut to have them where there would be a quarter of them, or fewer:
-# every chunk is walked twice.
-PROGRAMS = 2048
+# So many programs fill a large GPU. Fewer sequences are cut to have them, where that is worth walking three times, and
+# launches that take as long as so many steps.
+PROGRAMS, CUT_STEPS = 2048, 1024
 # Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
 CHUNK_UNIT, CHUNKS = 32, 128
 CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chunk
@@ -90,8 +90,9 @@ class _Chunks(NamedTuple):
 
 def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
     programs = args.batch * args.directions * cdiv(args.channels, launch.block_c)
+    worth = programs * (3 * args.steps + CUT_STEPS) <= PROGRAMS * args.steps
     # Tokens that are visited twice are written in turn, by one program.
-    cut = 4 * programs <= PROGRAMS and args.C is not None and not order_facts(args.order, args.tokens).repeats
+    cut = worth and args.C is not None and not order_facts(args.order, args.tokens).repeats
     count = min(CHUNKS, PROGRAMS // programs) if cut else 1
     steps = cdiv(cdiv(args.steps, count), CHUNK_UNIT) * CHUNK_UNIT
     return _Chunks(steps, cdiv(args.steps, steps))
