@@ -58,7 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
     models.add_argument("--batch", type=int, default=128, help="default: %(default)s")
     models.add_argument("--train", action="store_true", help="also forward, backward and an AdamW step")
     models.add_argument("--compile", action="store_true", help="also through torch.compile")
-    models.add_argument("--graph", action="store_true", help="also as CUDA graphs, and inference of a single image")
+    models.add_argument("--graph", action="store_true", help="also as CUDA graphs; with --compile, of both")
+    models.add_argument("--latency", action="store_true", help="also inference of a single image")
     models.add_argument("--plot", type=Path, help="PNG of the time per image over the size")
 
     heads = commands.add_parser("heads", help="detectors and segmentors, and their backbones alone")
@@ -135,8 +136,7 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
     executions += [Execution.COMPILED_GRAPH] if arguments.compile and arguments.graph else []
     modes = (False, True) if arguments.train else (False,)
     runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
-    if arguments.graph and arguments.batch > 1:
-        runs += [(how, False, 1) for how in executions if how is not Execution.COMPILED]
+    runs += [(how, False, 1) for how in executions] if arguments.latency else []
     for name in arguments.names:
         for size in arguments.sizes:
             for execution, training, batch in runs:

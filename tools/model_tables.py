@@ -112,7 +112,8 @@ def recorded(kind: str, name: str, root: Path) -> str:
         "throughput": summary.throughput_table,
         "heads": summary.heads_table,
     }
-    plot = f"\n![accuracy and costs of each model](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
+    shown = {"study": "accuracy and costs of each model", "throughput": "time of an image over its size"}
+    plot = f"\n![{shown[kind]}](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
     return tables[kind](summary.read_rows(file)) + plot
 
 

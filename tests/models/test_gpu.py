@@ -84,6 +84,16 @@ def test_compiled_under_autocast_is_as_exact_as_eager(model):
                 assert_close(gradients[name], gradient, name, allowed)
 
 
+@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
+def test_compiled_into_cuda_graphs(name):
+    model = timm.create_model(name, num_classes=10, **FAMILIES[name]).eval().cuda()
+    with torch.no_grad():
+        expected = model(images().cuda())
+        compile_module(model, mode="reduce-overhead", fullgraph=True)
+        for _ in range(3):  # runs, records, replays
+            assert_close(model(images().cuda()), expected, "logits", tolerance=5e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_agrees_with_float32(model, dtype):
     inputs, scale = images().cuda(), 2.0**16 if dtype == torch.float16 else 1.0  # where a loss scaler starts

@@ -8,12 +8,16 @@ from torch import nn
 
 
 def compile_module(module: nn.Module, **options: Any) -> None:
-    """Compile a module in place, without an optimisation of torch's that makes gradients wrong.
+    """Compile a module in place, without two optimisations of torch's that make numbers wrong on a GPU.
 
-    Inductor's mix-order reductions, on a GPU from torch 2.10 on, sum the gradients of a norm's weight in the kernel
-    that makes the gradient of its input. In some graphs they leave memory unwritten, and gradients are silently wrong:
-    https://github.com/pytorch/pytorch/issues/190796 and https://github.com/pytorch/pytorch/issues/193061. They are
-    turned off for the whole process, as inductor reads its switches when a module is first called.
+    Both fuse kernels that walk over memory in different orders, and in some graphs leave memory unwritten. Nothing
+    says so. They are turned off for the whole process, as inductor reads its switches when a module is first called:
+
+    - mix-order reductions, from torch 2.10 on, sum the gradients of a norm's weight in the kernel that makes the
+      gradient of its input: https://github.com/pytorch/pytorch/issues/190796 and
+      https://github.com/pytorch/pytorch/issues/193061;
+    - loop ordering after fusion: under autocast in bfloat16, logits of vanilla_vmamba are off by a tenth, and other
+      ones at every call (torch 2.11), with every other switch of inductor's as it was.
 
     Args:
         module: its `forward` is compiled, when it is first called.
@@ -27,6 +31,7 @@ def compile_module(module: nn.Module, **options: Any) -> None:
     """
     from torch._inductor import config  # here: importing inductor takes seconds
 
+    config.loop_ordering_after_fusion = False
     if hasattr(config.triton, "mix_order_reduction"):
         config.triton.mix_order_reduction = False
     module.compile(**options)
