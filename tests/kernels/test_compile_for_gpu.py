@@ -38,13 +38,16 @@ def build_scan(kernel, launch, switches):
     warps = options.pop("num_warps")
     build(kernel, warps, {**switches, **options})
 
-CASES = (1, 1, False, True), (1, 4096, False, True), (16, 1, False, True), (16, 1, True, True), (4, 1, False, False)
-for state, sequences, add, with_C in CASES:
+CASES = (
+    (96, 1, 1, False, True), (96, 1, 4096, False, True), (128, 1, 4096, False, True),
+    (96, 16, 1, False, True), (96, 16, 1, True, True), (96, 4, 1, False, False),
+)
+for channels, state, sequences, add, with_C in CASES:
     common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, WIDE=add)
     common |= dict(ROW_ALIGN=2, STATE_ALIGN=8 if state == 16 else 1)
     chunked = not add and with_C
-    again, back = triton_fused._backward_launches(96, state, sequences)
-    for checkpoint, launch in ((False, triton_fused._forward_launch(96, state)), (True, again)):
+    again, back = triton_fused._backward_launches(channels, state, sequences)
+    for checkpoint, launch in ((False, triton_fused._forward_launch(channels, state, sequences)), (True, again)):
         forward = {"CHECKPOINT": checkpoint, "ADD": add and not checkpoint, "UNIT": back.block_c, "EXACT": add}
         forward |= {"CHUNKED": chunked}
         build_scan(scan.forward_kernel, launch, {**common, **forward})

@@ -106,8 +106,19 @@ def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
     monkeypatch.setattr(triton_fused, "CARRY_TILE", 64)
     args = make_arguments(case, device=DEVICE)
     if runs_here(triton_fused.BACKEND, args):
-        launch = triton_fused._forward_launch(args.channels, args.state)
+        launch = triton_fused._forward_launch(args.channels, args.state, args.batch * args.directions)
         assert triton_fused._chunks(args, launch).count == math.ceil(args.steps / 8)
+        check_backend(triton_fused.BACKEND, args)
+
+
+@pytest.mark.parametrize("state", [1, 2])
+def test_triton_with_many_programs(state, poisoned_memory, monkeypatch):
+    """Tiles of other widths forwards and backwards, as only large batches have."""
+    monkeypatch.setattr(triton_fused, "PROGRAMS", 1)
+    assert len({launch.block_c for launch in triton_fused._backward_launches(256, state, 4)}) == 2
+    inputs = make_inputs(batch=2, tokens=13, channels=256, state=state, directions=2, device=DEVICE)
+    args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
+    if runs_here(triton_fused.BACKEND, args):
         check_backend(triton_fused.BACKEND, args)
 
 

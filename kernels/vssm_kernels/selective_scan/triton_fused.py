@@ -58,24 +58,26 @@ class _Launch(NamedTuple):
         }
 
 
-def _forward_launch(channels: int, state: int) -> _Launch:
+def _forward_launch(channels: int, state: int, sequences: int) -> _Launch:
+    """`sequences` are those of a batch and all directions."""
     block_n = 1 << (state - 1).bit_length()
     block_c = max(16, min(64, 1024 // block_n, 1 << (channels - 1).bit_length()))
+    if block_n <= 2:
+        if channels % 128 == 0 and 2 * sequences * channels // 128 >= PROGRAMS:
+            return _Launch(128, block_n, unroll=4, warps=1, vector=2)  # half the addresses, where programs are many
+        return _Launch(block_c, block_n, unroll=8, warps=1, vector=2)
     warps = max(1, min(8, block_n * block_c // 1024))
-    return _Launch(block_c, block_n, unroll=8 if block_n <= 2 else 1, warps=warps, vector=2)
+    return _Launch(block_c, block_n, unroll=1, warps=warps, vector=2)
 
 
 def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
-    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size.
-
-    `sequences` are those of a batch and all directions.
-    """
-    again = _forward_launch(channels, state)
+    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size."""
+    again = _forward_launch(channels, state, sequences)
     if again.block_n <= 2:
         # Groups of 8 need so many registers that a GPU holds half as many programs at once; see PROGRAMS.
         fits = 2 * sequences * cdiv(channels, again.block_c) <= PROGRAMS
         again = again if fits else again._replace(unroll=4)
-        return again, again
+        return again, again._replace(block_c=min(64, again.block_c))
     again = again._replace(unroll=4)
     block_c = max(16, min(again.block_c, 512 // again.block_n))
     return again, again._replace(block_c=block_c, warps=max(1, min(8, again.block_n * block_c // 512)), vector=1)
@@ -119,7 +121,7 @@ def scan(args: ScanArguments) -> Tensor:
     y = output_rows(
         args.order, args.tokens, args.output_shape, torch.float32 if repeats else args.u.dtype, args.u.device
     )
-    launch = _forward_launch(args.channels, args.state)
+    launch = _forward_launch(args.channels, args.state, args.batch * args.directions)
     unused = args.delta  # a pointer that the kernel does not follow
     given = _given(args, unused)
     chunks = _chunks(args, launch)
