@@ -101,13 +101,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "models" and arguments.plot:
         lines = [
             {
-                **row,
-                "line": f"{row['model']}, {row['mode']}, {row['execution']}, batch {row['batch']}",
-                "ms_per_image": row["ms"] / row["batch"],
+                "model": f"{row['model']}, {row['mode']}, {row['execution']}, batch {row['batch']}",
+                "image size, pixels": row["size"],
+                "ms per image": row["ms"] / row["batch"],
             }
             for row in rows
         ]
-        write_plot(arguments.plot, lines, "size", "ms_per_image", "line")
+        write_plot(arguments.plot, lines, "image size, pixels", "ms per image", "model")
     return 0
 
 

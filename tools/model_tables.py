@@ -104,11 +104,12 @@ def recorded(kind: str, name: str, root: Path) -> str:
         return "Nothing is recorded yet.\n"
     from vssm.bench import summary  # takes seconds, for torch; the other tables do without
 
-    official = file.with_name("official_kernels.csv")
+    official = file.with_name(f"official_{name}.csv")
+    peers = summary.read_rows(official) if official.exists() else []
     tables = {
         "study": summary.study_table,
         "orders": summary.orders_table,
-        "kernels": lambda rows: summary.kernels_table(rows, summary.read_rows(official)),
+        "kernels": lambda rows: summary.kernels_table(rows, peers),
         "throughput": summary.throughput_table,
         "heads": summary.heads_table,
     }

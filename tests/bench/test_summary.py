@@ -83,15 +83,19 @@ def test_kernels_table():
     assert lines[3] == "| forward only | 2 | 4 x 20 | 16 | 1 | 0.5 | 2.0 | 2 |  | 0.25 | 1.00 |"
     assert lines[4] == "| alone | 2 | 4 x 20 | 16 | 1 | 0.5 |  | 2 |  | 0.25 | 1.00 |"
     assert lines[6].startswith("bfloat16, triton. ")
+    assert kernels_table(rows).splitlines()[2] == "| small | 2 | 4 x 20 | 16 | 1 | 0.5 | 2 | 0.25 | 1.00 |"
 
 
 def test_throughput_table():
-    row = {"model": "vim_tiny", "size": 224, "batch": 128, "mode": "train", "execution": "CUDA graph", "ms": "42.51"}
-    row |= {"images_per_second": 3011.2, "peak_gib": 5.36, "dtype": "bfloat16", **environment(torch.device("cpu"))}
-    lines = throughput_table([row]).splitlines()
-    assert lines[2] == "| vim_tiny | 224 | 128 | train | CUDA graph | 42.5 | 3,011 | 5.36 |"
-    on_a_cpu = throughput_table([{**row, "peak_gib": ""}]).splitlines()
-    assert on_a_cpu[2] == "| vim_tiny | 224 | 128 | train | CUDA graph | 42.5 | 3,011 |  |"
+    row = {"model": "vim_tiny", "size": 224, "batch": 128, "mode": "train", "execution": "eager"}
+    row |= {"images_per_second": 311.2, "peak_gib": 5.36, "dtype": "bfloat16", **environment(torch.device("cpu"))}
+    graph = {**row, "execution": "CUDA graph", "images_per_second": "3011.2", "peak_gib": "5.4"}
+    lines = throughput_table([row, {**row, "batch": 1}, graph]).splitlines()
+    assert lines[0] == "| model | size | batch | mode | eager | CUDA graph | peak GiB, eager |"
+    assert lines[2] == "| vim_tiny | 224 | 128 | train | 311 | 3,011 | 5.36 |"
+    assert lines[3] == "| vim_tiny | 224 | 1 | train | 311 |  | 5.36 |"
+    assert lines[5].startswith("Images per second, bfloat16. ")
+    assert throughput_table([{**row, "peak_gib": ""}]).splitlines()[2] == "| vim_tiny | 224 | 128 | train | 311 |"
 
 
 def test_heads_table():

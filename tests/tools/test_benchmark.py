@@ -23,7 +23,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_commands_of_the_documents_are_understood(benchmark):
-    texts = [ROOT / "README.md", ROOT / "docs/detection_and_segmentation.md", ROOT / "tools/benchmark.py"]
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "tools/benchmark.py"]
     commands = [
         command
         for text in texts

@@ -84,10 +84,13 @@ def write_csv(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
 def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:
     """A line per value of the column `line`, `y` over `x`, both axes logarithmic: growth shows as a slope.
 
+    Columns give the axes their names.
+
     Raises ImportError with the install line where matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullLocator
     except ImportError:
         raise ImportError("a plot needs matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -96,6 +99,10 @@ def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:
         points = sorted((row[x], row[y]) for row in rows if row[line] == name)
         axes.plot(*zip(*points, strict=True), marker="o", label=str(name))
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    axes.set_xticks(sorted({row[x] for row in rows}))
+    for axis in (axes.xaxis, axes.yaxis):  # plain numbers, no powers of ten
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,20 +111,21 @@ def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[s
         official: `case`, `forward_ms` and `backward_ms` of the official kernels, empty where one was not measured.
     """
     peers = {peer["case"]: peer for peer in official}
-    head = ["case", "batch", "directions x steps", "channels", "state", "forward, ms", "official / ours"]
-    head += ["with backward, ms", "official / ours", "floor / forward", "peak GiB"]
-    lines = [head]
+    ratio = ["official / ours"] if peers else []
+    head = ["case", "batch", "directions x steps", "channels", "state", "forward, ms", *ratio]
+    lines = [[*head, "with backward, ms", *ratio, "floor / forward", "peak GiB"]]
     for row in rows:
         forward, both = float(row["forward_ms"]), float(row["forward_backward_ms"])
         peer = peers.get(str(row["case"]), {})
         theirs = float(peer["forward_ms"]) if peer else None
         theirs_both = theirs + float(peer["backward_ms"]) if peer.get("backward_ms") else None
+        ratios = [_text(theirs and theirs / forward, "{:.1f}"), _text(theirs_both and theirs_both / both, "{:.1f}")]
         lines.append(
             [
                 *(str(row["case"]), str(row["batch"]), f"{row['directions']} x {row['tokens']}"),
                 *(str(row["channels"]), str(row["state"])),
-                *(f"{forward:.3g}", _text(theirs and theirs / forward, "{:.1f}")),
-                *(f"{both:.3g}", _text(theirs_both and theirs_both / both, "{:.1f}")),
+                *(f"{forward:.3g}", *ratios[: len(ratio)]),
+                *(f"{both:.3g}", *ratios[1 : 1 + len(ratio)]),
                 *(f"{float(row['share_of_floor']):.2f}", f"{float(row['peak_gib']):.2f}"),
             ]
         )
@@ -132,13 +133,28 @@ def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[s
 
 
 def throughput_table(rows: list[Mapping[str, object]]) -> str:
-    """A Markdown table of the rows of `benchmark_model`, and below it what was measured with what."""
-    lines = [["model", "size", "batch", "mode", "how", "ms", "images/s", "peak GiB"]]
+    """A Markdown table of the rows of `benchmark_model`, a line for all executions of a model in a mode.
+
+    Below it stands what was measured with what. Memory is that of the first execution.
+    """
+    executions = list(dict.fromkeys(str(row["execution"]) for row in rows))
+    named = ("model", "size", "batch", "mode")
+    runs: dict[tuple[str, ...], dict[str, Mapping[str, object]]] = {}
     for row in rows:
-        peak = float(row["peak_gib"]) if row["peak_gib"] else None  # None on a CPU
-        speed = [f"{float(row['ms']):.3g}", f"{float(row['images_per_second']):,.0f}", _text(peak, "{:.2f}")]
-        lines.append([*(str(row[name]) for name in ("model", "size", "batch", "mode", "execution")), *speed])
-    return f"{_table(lines)}\n{rows[0]['dtype']}. {_conditions(rows[0])}"
+        runs.setdefault(tuple(str(row[name]) for name in named), {})[str(row["execution"])] = row
+    with_memory = any(row["peak_gib"] not in (None, "") for row in rows)  # there is none on a CPU
+    lines = [[*named, *executions, *([f"peak GiB, {executions[0]}"] if with_memory else [])]]
+    for run, measured in runs.items():
+        speeds = [_number(measured, execution, "images_per_second", "{:,.0f}") for execution in executions]
+        peak = [_number(measured, executions[0], "peak_gib", "{:.2f}")] if with_memory else []
+        lines.append([*run, *speeds, *peak])
+    return f"{_table(lines)}\nImages per second, {rows[0]['dtype']}. {_conditions(rows[0])}"
+
+
+def _number(measured: Mapping[str, Mapping[str, object]], execution: str, column: str, form: str) -> str:
+    """A cell, empty where nothing was measured."""
+    value = measured.get(execution, {}).get(column)
+    return form.format(float(str(value))) if value not in (None, "") else ""
 
 
 def heads_table(rows: list[Mapping[str, object]]) -> str:
