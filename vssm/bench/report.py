@@ -106,4 +106,4 @@ def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
