@@ -136,7 +136,7 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
     executions += [Execution.COMPILED_GRAPH] if arguments.compile and arguments.graph else []
     modes = (False, True) if arguments.train else (False,)
     runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
-    runs += [(how, False, 1) for how in executions] if arguments.latency else []
+    runs += [(how, False, 1) for how in executions] if arguments.latency and arguments.batch > 1 else []
     for name in arguments.names:
         for size in arguments.sizes:
             for execution, training, batch in runs:

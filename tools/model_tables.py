@@ -114,7 +114,7 @@ def recorded(kind: str, name: str, root: Path) -> str:
         "heads": summary.heads_table,
     }
     shown = {"study": "accuracy and costs of each model", "throughput": "time of an image over its size"}
-    plot = f"\n![{shown[kind]}](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
+    plot = f"\n![{shown.get(kind, name)}](studies/{name}.png)\n" if file.with_suffix(".png").exists() else ""
     return tables[kind](summary.read_rows(file)) + plot
 
 

@@ -119,13 +119,13 @@ def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[s
         peer = peers.get(str(row["case"]), {})
         theirs = float(peer["forward_ms"]) if peer else None
         theirs_both = theirs + float(peer["backward_ms"]) if peer.get("backward_ms") else None
-        ratios = [_text(theirs and theirs / forward, "{:.1f}"), _text(theirs_both and theirs_both / both, "{:.1f}")]
+        times = (forward, theirs), (both, theirs_both)
+        cells = [[f"{ours:.3g}", _text(other and other / ours, "{:.1f}")][: 1 + len(ratio)] for ours, other in times]
         lines.append(
             [
                 *(str(row["case"]), str(row["batch"]), f"{row['directions']} x {row['tokens']}"),
                 *(str(row["channels"]), str(row["state"])),
-                *(f"{forward:.3g}", *ratios[: len(ratio)]),
-                *(f"{both:.3g}", *ratios[1 : 1 + len(ratio)]),
+                *(cell for pair in cells for cell in pair),
                 *(f"{float(row['share_of_floor']):.2f}", f"{float(row['peak_gib']):.2f}"),
             ]
         )
@@ -154,7 +154,7 @@ def throughput_table(rows: list[Mapping[str, object]]) -> str:
 def _number(measured: Mapping[str, Mapping[str, object]], execution: str, column: str, form: str) -> str:
     """A cell, empty where nothing was measured."""
     value = measured.get(execution, {}).get(column)
-    return form.format(float(str(value))) if value not in (None, "") else ""
+    return _text(None if value in (None, "") else float(str(value)), form)
 
 
 def heads_table(rows: list[Mapping[str, object]]) -> str:
