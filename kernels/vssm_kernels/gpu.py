@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,23 +22,21 @@ else:
 def triton_backend(
     forward: Callable[..., Any], backward: Callable[..., Any] | None, why_not: Callable[[Any], str | None]
 ) -> Backend:
-    """A backend whose kernels run on the GPU that the arguments lie on: Triton itself takes the current one."""
-
-    def there(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(args: Any, *gradient: Tensor) -> Any:
-            # No GPU where kernels are interpreted. Most often it is the current one, and making it that takes 0.02 ms.
-            if args.device.type != "cuda" or args.device.index == torch.cuda.current_device():
-                return function(args, *gradient)
-            with torch.cuda.device(args.device):
-                return function(args, *gradient)
-
-        return run
-
-    return Backend("triton", there(forward), None if backward is None else there(backward), why_not)
+    """A backend whose kernels run on the GPU that the arguments lie on."""
+    return Backend("triton", on_their_gpu(forward), None if backward is None else on_their_gpu(backward), why_not)
 
 
-# Asked before every launch; torch looks into the environment each time.
-_gpu_is_available = lru_cache(torch.cuda.is_available)
+def on_their_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(something with a device, ...) with that GPU made the current one, which Triton launches kernels on."""
+
+    def run(args: Any, *more: Any) -> Any:
+        # No GPU where kernels are interpreted. Most often it is the current one, and making it that takes 0.02 ms.
+        if args.device.type != "cuda" or args.device.index == torch.cuda.current_device():
+            return function(args, *more)
+        with torch.cuda.device(args.device):
+            return function(args, *more)
+
+    return run
 
 
 def cdiv(size: int, block: int) -> int:
@@ -51,12 +48,13 @@ def why_no_triton(*tensors: Tensor | None) -> str | None:
     """One sentence, or None where kernels can run; without tensors, for the machine alone."""
     if _MISSING is not None:
         return f"Triton cannot be imported ({_MISSING}); it comes with torch's GPU builds: pip install triton"
-    if not _INTERPRETED and not _gpu_is_available():
-        return "needs a GPU (or TRITON_INTERPRET=1 set before the import, for tests); torch sees none"
     present = [tensor for tensor in tensors if tensor is not None]
     elsewhere = next((tensor for tensor in present if not tensor.is_cuda), None)
-    if elsewhere is not None and not _INTERPRETED:
-        return f"runs on a GPU; the inputs are on {elsewhere.device}"
+    if not _INTERPRETED and (elsewhere is not None or not present):
+        if not torch.cuda.is_available():
+            return "needs a GPU (or TRITON_INTERPRET=1 set before the import, for tests); torch sees none"
+        if elsewhere is not None:
+            return f"runs on a GPU; the inputs are on {elsewhere.device}"
     if any(tensor.dtype == torch.float64 for tensor in present):
         return "computes in float32; float64 inputs ask for more"
     return None

@@ -18,9 +18,9 @@ from vssm_kernels.sum_norm import triton_fused as norm
 
 ROWS = {"u", "delta", "B", "C", "y", "dy", "du", "ddelta", "x", "dx", "z", "out", "gradient", "dsum", "dz", "merged"}
 ROWS |= {"summed"}
-WIDE = {"weight", "shares", "A", "D", "bias", "checkpoints", "dA", "dB", "dC", "dD", "dbias"}
+WIDE = {"weight", "shares", "A", "D", "bias", "checkpoints", "dB", "dC"}
 WIDE |= {"carried", "ends", "decays"}
-OTHER = {"order": "*i32", "scale": "fp32", "eps": "fp32"}
+OTHER = {"order": "*i32", "scale": "fp32", "eps": "fp32", "zero": "fp32"}
 
 def build(kernel, warps, switches):
     types = {}
@@ -47,8 +47,9 @@ for channels, state, sequences, add, with_C in CASES:
     common |= dict(ROW_ALIGN=2, STATE_ALIGN=8 if state == 16 else 1)
     chunked = not add and with_C
     again, back = triton_fused._backward_launches(channels, state, sequences)
-    for checkpoint, launch in ((False, triton_fused._forward_launch(channels, state, sequences)), (True, again)):
-        forward = {"CHECKPOINT": checkpoint, "ADD": add and not checkpoint, "UNIT": back.block_c, "EXACT": add}
+    once = triton_fused._forward_launch(channels, state, sequences)
+    for every, launch in ((0, once), (back.unroll, again)):
+        forward = {"CHECKPOINT": every, "ADD": add and every == 0, "UNIT": back.block_c, "EXACT": add}
         forward |= {"CHUNKED": chunked}
         build_scan(scan.forward_kernel, launch, {**common, **forward})
     build_scan(scan.backward_kernel, back, {**common, "ADD": add, "EXACT": add, "CHUNKED": chunked})

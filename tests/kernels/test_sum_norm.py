@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vssm_kernels import sum_norm, use_backend
-from vssm_kernels.sum_norm import native_cpu, reference, triton_fused
+from vssm_kernels.sum_norm import compiled, native_cpu, reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import assert_close
 
@@ -193,16 +193,37 @@ def test_formula(center):
     assert_close(sum_norm(*args[:3], eps=1e-5, center=center), expected)
 
 
-def test_backends_can_be_forced_and_compilers_see_plain_torch():
+def test_backends_can_be_forced():
     args = make_arguments((2, 5, 2, 96))
     expected = reference.norm(args)
     for name in ("triton", "reference"):
         with use_backend(name):
             assert_close(sum_norm(*args[:3], eps=1e-5), expected)
-    compiled = torch.compile(sum_norm, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(*args[:3], eps=1e-5), expected)
     meta = sum_norm(args.x.to("meta"), args.weight.to("meta"), eps=1e-5, dtype=torch.float16)
     assert meta.is_meta and meta.shape == (2, 5, 96) and meta.dtype == torch.float16
+
+
+@CENTERED
+@pytest.mark.parametrize("shape", [(2, 9, 1, 96), (3, 11, 2, 384)], ids=str)
+@pytest.mark.parametrize("merge", [True, False])
+def test_compiled(shape, merge, center):
+    """Plain torch on a CPU; on a GPU our kernels, as operators."""
+    torch.compiler.reset()
+
+    def compiled_norm(args: NormArguments) -> torch.Tensor:
+        norm = torch.compile(sum_norm, fullgraph=True, backend="aot_eager")
+        return norm(*args[:3], eps=args.eps, center=args.center, dtype=args.dtype, merge=args.merge)
+
+    check(make_arguments(shape, torch.bfloat16, center, bias=center, merge=merge), compiled_norm)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_operators_for_compilers(merge):
+    args = make_arguments((2, 9, 2, 96), torch.bfloat16, merge=merge)
+    check(args, lambda args: compiled._norm(*args, True)[0])
+    torch.library.opcheck(compiled._norm, (*args, False))
+    leaves = [tensor.requires_grad_() for tensor in args[:3]]
+    torch.library.opcheck(compiled._norm, (*leaves, *args[3:], True))
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from vssm.models._base import build, quarters
 from vssm.models._cfg import imagenet_cfg
 from vssm.models._plain import Plain
-from vssm.nn import BranchRMSNorm, OrderTable, PatchStem, SelectiveScan, concrete
-from vssm.ops import causal_conv1d
+from vssm.nn import BranchRMSNorm, OrderTable, PatchStem, SelectiveScan, concrete, recomputed
+from vssm.ops import causal_conv1d, sum_gate
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
 
 
@@ -79,7 +79,15 @@ class VimMixer(nn.Module):
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
-        return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
+        if not torch.is_grad_enabled():
+            return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
+        # Of the gate, the sum is kept, and z, which is half of what in_proj made; not the gated sum.
+        total = self.scan(x, order)
+        return recomputed(lambda *kept: self.out_proj(self.gate(*kept)), total, z)
+
+    def gate(self, total: Tensor, z: Tensor) -> Tensor:
+        """The mean over the directions, gated; (batch, tokens, channels) all."""
+        return sum_gate(total.unsqueeze(2), z, 1 / self.directions)
 
 
 class VimBlock(nn.Module):

@@ -26,11 +26,16 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class LeanMlp(Mlp):
-    """timm's MLP, without dropout; the activation's output, the largest tensor of a block, is not kept.
+    """timm's MLP with GELU; the activation's output, the largest tensor of a block, is not kept.
 
     >>> LeanMlp(4, 16)(torch.randn(2, 3, 4)).shape
     torch.Size([2, 3, 4])
     """
+
+    def __init__(
+        self, dim: int, hidden: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ):
+        super().__init__(dim, hidden, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return recomputed(lambda hidden: self.fc2(self.act(hidden)), self.fc1(x))

@@ -41,6 +41,8 @@ def ends_kernel(
     """
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
+    if j == (0 if ADJOINT else chunks - 1):  # no chunk receives its end
+        return
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     rates, _, bias_row = load_constants(A, A, bias, k, c, n, channels, state, pitch, False, HAS_BIAS, VECTOR)
@@ -51,7 +53,9 @@ def ends_kernel(
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
     B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + n
     start = (j * chunk).to(tl.int32)
-    groups = tl.cdiv(tl.minimum(chunk, steps - start), UNROLL)
+    end = tl.minimum(start + chunk, steps)
+    segment_start = tl.cdiv(start, segment) * segment
+    groups = tl.cdiv(end - start, UNROLL)
     # The steps of a group, in the order of this walk.
     FIRST: tl.constexpr = UNROLL - 1 if ADJOINT else 0
     END: tl.constexpr = -1 if ADJOINT else UNROLL
@@ -65,7 +69,7 @@ def ends_kernel(
     B_rows = load_rows(B, here, B_token, n, state, UNROLL)
     ahead = walk(order, k, start + STRIDE * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    decay = tl.full((BLOCK_N, BLOCK_C), 1.0, tl.float32)
+    duration = tl.zeros((BLOCK_C,), tl.float32)  # the sum of step sizes
     for _ in range(groups):
         u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
         delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
@@ -81,7 +85,7 @@ def ends_kernel(
                 h = decay_t * (h + B_t[:, None] * u_t[None, :])
             else:
                 h = decay_t * h + (delta_t * u_t)[None, :] * B_t[:, None]
-            decay *= decay_t
+            duration += delta_t
         start += STRIDE * UNROLL
         here, ahead = ahead, after
         u_rows, delta_rows, B_rows = u_ahead, delta_ahead, B_ahead
@@ -89,6 +93,9 @@ def ends_kernel(
     tile = (n < state)[:, None] & (c < channels)[None, :]
     place = ((b * chunks + j) * directions + k) * state * (pitch * VECTOR) + tile_offsets(n, c, pitch, VECTOR)
     tl.store(ends + place, h, mask=tile)
+    decay = tl.exp2(tl.minimum(duration, 3e38)[None, :] * rates)  # infinity times a rate of zero would be NaN
+    if SEGMENTED:
+        decay = tl.where(segment_start < end, 0.0, decay)
     tl.store(decays + place, decay, mask=tile)
 
 

@@ -63,24 +63,28 @@ def _forward_launch(channels: int, state: int, sequences: int) -> _Launch:
     block_n = 1 << (state - 1).bit_length()
     block_c = max(16, min(64, 1024 // block_n, 1 << (channels - 1).bit_length()))
     if block_n <= 2:
-        if channels % 128 == 0 and 2 * sequences * channels // 128 >= PROGRAMS:
-            return _Launch(128, block_n, unroll=4, warps=1, vector=2)  # half the addresses, where programs are many
+        if channels % 128 == 0 and _many(sequences, channels, 128):
+            return _Launch(128, block_n, unroll=4, warps=1, vector=2)  # half the addresses
         return _Launch(block_c, block_n, unroll=8, warps=1, vector=2)
     warps = max(1, min(8, block_n * block_c // 1024))
     return _Launch(block_c, block_n, unroll=1, warps=warps, vector=2)
 
 
 def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
-    """Of the pass that computes the states again, and of the one that walks back: both in groups of equal size."""
+    """Of the pass that computes the states again, and of the one that walks back, whose groups are not the smaller."""
     again = _forward_launch(channels, state, sequences)
     if again.block_n <= 2:
-        # Groups of 8 need so many registers that a GPU holds half as many programs at once; see PROGRAMS.
-        fits = 2 * sequences * cdiv(channels, again.block_c) <= PROGRAMS
-        again = again if fits else again._replace(unroll=4)
+        if _many(sequences, channels, again.block_c):
+            again = again._replace(unroll=4)  # groups of 8 need so many registers that a GPU holds half as many programs
         return again, again._replace(block_c=min(64, again.block_c))
-    again = again._replace(unroll=4)
     block_c = max(16, min(again.block_c, 512 // again.block_n))
-    return again, again._replace(block_c=block_c, warps=max(1, min(8, again.block_n * block_c // 512)), vector=1)
+    warps = max(1, min(8, again.block_n * block_c // 512))
+    return again, _Launch(block_c, again.block_n, unroll=4, warps=warps, vector=1)
+
+
+def _many(sequences: int, channels: int, block_c: int) -> bool:
+    """Whether there are so many programs that a GPU with half of them at once would not hold all."""
+    return 2 * sequences * cdiv(channels, block_c) > PROGRAMS
 
 
 class _Chunks(NamedTuple):
@@ -98,6 +102,15 @@ def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
     count = min(CHUNKS, PROGRAMS // programs) if cut else 1
     steps = cdiv(cdiv(args.steps, count), CHUNK_UNIT) * CHUNK_UNIT
     return _Chunks(steps, cdiv(args.steps, steps))
+
+
+class _Kept(NamedTuple):
+    """States that the backward's first pass keeps for the second; see `checkpoint_tile` of triton_kernels.py."""
+
+    states: Tensor
+    every: int  # steps; 0 for none
+    units: int
+    unit: int  # channels
 
 
 class _Given(NamedTuple):
@@ -125,7 +138,8 @@ def scan(args: ScanArguments) -> Tensor:
     unused = args.delta  # a pointer that the kernel does not follow
     given = _given(args, unused)
     chunks = _chunks(args, launch)
-    _run_forward(args, given, launch, chunks, y, unused, unused, unused, units=0, unit=launch.block_c, add=repeats)
+    nothing = _Kept(unused, every=0, units=0, unit=launch.block_c)
+    _run_forward(args, given, launch, chunks, y, unused, unused, nothing, add=repeats)
     return saturate(y, args.u.dtype)
 
 
@@ -137,8 +151,6 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
     blocks, again_blocks = cdiv(channels, launch.block_c), cdiv(channels, again.block_c)
-    units = again_blocks * (again.block_c // launch.block_c)
-    groups = cdiv(args.steps, launch.unroll)
     tile = launch.block_n * launch.block_c
 
     def floats(*shape: int) -> Tensor:
@@ -148,39 +160,32 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         dtype = torch.float32 if repeats or like is None else like.dtype
         return output_rows(args.order, tokens, shape, dtype, device)
 
-    # Read one group ahead, the walk back ends before the first: a spare group keeps that inside the buffer.
-    checkpoints = floats((batch * directions * groups + 1) * units * tile)[units * tile :]
+    units = again_blocks * (again.block_c // launch.block_c)
+    states = floats(batch, directions, cdiv(args.steps, launch.unroll), units, tile)
+    kept = _Kept(states, launch.unroll, units, launch.block_c)
     dC = rows(again_blocks, batch, tokens, directions, args.state)
     given = _given(args, gradient)
     unused = args.delta
     chunks = _chunks(args, again)
-    _run_forward(
-        args, given, again, chunks, unused, gradient, dC, checkpoints, units=units, unit=launch.block_c, add=repeats
-    )
+    _run_forward(args, given, again, chunks, unused, gradient, dC, kept, add=repeats)
 
     du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
-    dA = floats(batch * chunks.count, directions, args.state, pitch)
-    dD, dbias = (floats(batch * chunks.count, directions, channels) for _ in range(2))
+    shares = floats(batch * chunks.count, directions, args.state + 2, pitch)
     carried = _carried(args, given, again, chunks, gradient) if chunks.count > 1 else unused
     kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
-        *given.operands, checkpoints, carried,
-        gradient, du, ddelta, dA, dB, dD, dbias,
+        *given.operands, states, carried,
+        gradient, du, ddelta, dB, shares, 0.0,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
         pitch // launch.vector, units, tile // launch.vector, *chunks,
         *given.strides,
         **given.switches, ADD=repeats, CHUNKED=chunks.count > 1,
         **launch.options(),
     )  # fmt: skip
-    gradients = (
-        sum_directions(du) if args.shared_input else du,
-        ddelta,
-        dA.sum(0)[..., :channels].transpose(1, 2),
-        dB.sum(0),
-        dC.sum(0),
-        dD.sum(0),
-        dbias.sum(0),
-    )
+    if args.shared_input:
+        du = sum_directions(du)
+    dA, dD, dbias = shares.sum(0)[..., :channels].split([args.state, 1, 1], dim=1)
+    gradients = (du, ddelta, dA.transpose(1, 2), dB.sum(0), dC.sum(0), dD.squeeze(1), dbias.squeeze(1))
     return tuple(
         None if tensor is None else value.to(tensor.dtype).contiguous()
         for value, tensor in zip(gradients, args.tensors(), strict=True)
@@ -195,22 +200,20 @@ def _run_forward(
     y: Tensor,
     gradient: Tensor,
     dC: Tensor,
-    checkpoints: Tensor,
+    kept: _Kept,
     *,
-    units: int,
-    unit: int,
     add: bool,
 ) -> None:
-    """The outputs into y, or where there are units of checkpoints, these and dC."""
+    """The outputs into y; or where states are to be kept, these and dC."""
     blocks = cdiv(args.channels, launch.block_c)
-    carried = _carried(args, given, launch, chunks) if chunks.count > 1 else checkpoints
+    carried = _carried(args, given, launch, chunks) if chunks.count > 1 else kept.states
     kernels.forward_kernel[(args.batch * args.directions * chunks.count * blocks,)](
         *given.operands,
-        y, gradient, dC, checkpoints, carried,
+        y, gradient, dC, kept.states, carried,
         args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
-        _pitch(args.channels) // launch.vector, units, launch.block_n * unit // launch.vector, *chunks,
+        _pitch(args.channels) // launch.vector, kept.units, launch.block_n * kept.unit // launch.vector, *chunks,
         *given.strides,
-        **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=units > 0, UNIT=unit,
+        **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=kept.every, UNIT=kept.unit,
         **launch.options(),
     )  # fmt: skip
 

@@ -154,19 +154,21 @@ def tile_offsets(n, c, pitch, VECTOR: tl.constexpr):
 
 @triton.jit
 def checkpoint_tile(
-    checkpoints, b_k, block, group, groups, units, unit_size,
+    checkpoints, b_k, block, groups, units, unit_size,
     VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Where the states before a group of steps are kept, for a (state, channels) tile of a program.
+    """Where the states before the first group of steps are kept, for a (state, channels) tile of a program, and how
+    far from there those before the next group are.
 
     The buffer is (batch and direction, group, unit, state, channel), units of as many channels as a program of the
     backward has. `unit_size` times VECTOR is the size of a unit: written so, Triton knows that rows start at multiples
     of VECTOR and no more, and gives each thread VECTOR neighbouring channels of every state; see `tile_offsets`.
     """
     n, c = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_C)
-    unit = (b_k * groups + group) * units + block * (BLOCK_C // UNIT)
+    group_size = units.to(tl.int64) * (unit_size * VECTOR)
+    first = checkpoints + b_k * groups * group_size + block * (BLOCK_C // UNIT) * (unit_size * VECTOR)
     inner = (c // UNIT) * (BLOCK_N * UNIT) + c % UNIT
-    return checkpoints + unit * (unit_size * VECTOR) + n[:, None] * UNIT + inner[None, :]
+    return first + n[:, None] * UNIT + inner[None, :], group_size
 
 
 @triton.jit
@@ -194,7 +196,7 @@ def forward_kernel(
     ROW_ALIGN: tl.constexpr, STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a chunk's steps, or with CHECKPOINT, for the backward, the state before every group, and dC."""
+    """Outputs of a chunk's steps; or for the backward dC, and the state before every CHECKPOINT steps."""
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
     if BLOCK_N <= 2:  # see backward_kernel; with more states this kernel takes 8 % longer so (Triton 3.6)
@@ -216,22 +218,22 @@ def forward_kernel(
     else:
         y_token = directions * channels * state
         y_tile = y + b * tokens * y_token + k * channels * state + c[None, :] * state + n[:, None]
-    if CHECKPOINT and HAS_C:
+    if CHECKPOINT > 0 and HAS_C:
         dy_lanes = dy + first_row(b, k, dy_batch, dy_direction, ROW_ALIGN) + c
         dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
     first = (j * chunk).to(tl.int32)
-    groups = tl.cdiv(steps, UNROLL)
-    group = first // UNROLL
-    checkpoint = checkpoint_tile(
-        checkpoints, b * directions + k, block, group, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, UNIT
-    )
+    if CHECKPOINT > 0:
+        groups = tl.cdiv(steps, CHECKPOINT)
+        checkpoint, group_size = checkpoint_tile(
+            checkpoints, b * directions + k, block, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, UNIT
+        )
 
     here = walk(order, k, first, steps, HAS_ORDER, WIDE, UNROLL)
     u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
     delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
     B_rows = load_rows(B, here, B_token, n, state, UNROLL)
     if HAS_C:
-        if CHECKPOINT:
+        if CHECKPOINT > 0:
             dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
         else:
             C_rows = load_rows(C, here, C_token, n, state, UNROLL)
@@ -246,21 +248,21 @@ def forward_kernel(
         delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
         B_ahead = load_rows(B, ahead, B_token, n, state, UNROLL)
         if HAS_C:
-            if CHECKPOINT:
+            if CHECKPOINT > 0:
                 dy_ahead = load_rows(dy_lanes, ahead, dy_token, c, channels, UNROLL)
             else:
                 C_ahead = load_rows(C, ahead, C_token, n, state, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
-        if CHECKPOINT:
-            tl.store(checkpoint, h)
-            checkpoint += units * (unit_size * VECTOR)
+        if CHECKPOINT > 0:
+            if start % CHECKPOINT < UNROLL:
+                tl.store(checkpoint + start // CHECKPOINT * group_size, h)
         for i in tl.static_range(UNROLL):
             u_t = u_rows[i].to(tl.float32)
             delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
             h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * B_rows[i].to(tl.float32)[:, None]
-            if CHECKPOINT:
+            if CHECKPOINT > 0:
                 if HAS_C:
                     dC_t = sum_over_channels(h * dy_rows[i].to(tl.float32)[None, :], EXACT, BLOCK_N, BLOCK_C)
                     put_row(dC_lanes, here[i], directions * state, inside(n, state, here[i]), dC_t, ADD)
@@ -277,7 +279,7 @@ def forward_kernel(
         here, ahead = ahead, after
         u_rows, delta_rows, B_rows = u_ahead, delta_ahead, B_ahead
         if HAS_C:
-            if CHECKPOINT:
+            if CHECKPOINT > 0:
                 dy_rows = dy_ahead
             else:
                 C_rows = C_ahead
@@ -286,7 +288,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=SIZES + STRIDES)
 def backward_kernel(
     u, delta, A, B, C, D, bias, order, checkpoints, carried,
-    dy, du, ddelta, dA, dB, dD, dbias,
+    dy, du, ddelta, dB, shares, zero,
     tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size, chunk, chunks,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
@@ -295,7 +297,11 @@ def backward_kernel(
     STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients but dC, from a chunk's last UNROLL steps to its first; the adjoint is in README.md."""
+    """Gradients but dC, from a chunk's last UNROLL steps to its first; the adjoint is in README.md.
+
+    `shares` are this chunk's of the gradients of A, D and bias: (batch, chunk, direction, state + 2, pitch). `zero` is
+    0.0, which the compiler does not know.
+    """
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
     block = block.to(tl.int32)  # channels are compared at every step, which takes twice the instructions in 64 bits
@@ -323,8 +329,8 @@ def backward_kernel(
     first = (j * chunk // UNROLL).to(tl.int32)
     last = tl.minimum(first + chunk // UNROLL, groups) - 1
     start = last * UNROLL
-    checkpoint = checkpoint_tile(
-        checkpoints, b * directions + k, block, last, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, BLOCK_C
+    checkpoint, group_size = checkpoint_tile(
+        checkpoints, b * directions + k, block, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, BLOCK_C
     )
 
     here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
@@ -336,7 +342,7 @@ def backward_kernel(
     else:
         dy_tile = dy + c[None, :] * state + n[:, None]
     before = walk(order, k, start - UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
-    h_checkpoint = tl.load(checkpoint)
+    h_checkpoint = tl.load(checkpoint + start // UNROLL * group_size)
     if CHUNKED:
         dh = load_carried(carried, own * state, n, c, tile, pitch, VECTOR)
     else:
@@ -346,8 +352,7 @@ def backward_kernel(
     dbias_row = tl.zeros((BLOCK_C,), tl.float32)
     for _ in range(first, last + 1):
         h = h_checkpoint
-        checkpoint -= units * (unit_size * VECTOR)
-        h_checkpoint = tl.load(checkpoint)
+        h_checkpoint = tl.load(checkpoint + tl.maximum(start // UNROLL - 1, 0) * group_size)
         u_before = load_rows(u, before, u_token, c, channels, UNROLL)
         delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
         # Read here and not ahead: registers are short, and other programs have brought these rows near.
@@ -357,17 +362,15 @@ def backward_kernel(
             dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
-        delta_list, decay_list, decayed_list = (), (), ()
+        delta_list, before_list = (), ()  # step sizes, and the state before each step
         for i in tl.static_range(UNROLL):
             delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
             delta_t = tl.where(start + i < steps, delta_t, 0.0)  # beyond the end nothing decays
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
+            delta_list, before_list = delta_list + (delta_t,), before_list + (h,)
             decay = tl.exp2(delta_t[None, :] * rates)
-            decayed = decay * h  # the state before, times its decay
-            h = decayed + (delta_t * u_rows[i].to(tl.float32))[None, :] * B_rows[i].to(tl.float32)[:, None]
-            delta_list, decayed_list = delta_list + (delta_t,), decayed_list + (decayed,)
-            decay_list = decay_list + (decay,)
+            h = decay * h + (delta_t * u_rows[i].to(tl.float32))[None, :] * B_rows[i].to(tl.float32)[:, None]
         for i in tl.static_range(UNROLL - 1, -1, -1):
             token, delta_t = here[i], delta_list[i]
             u_t, B_t = u_rows[i].to(tl.float32), B_rows[i].to(tl.float32)
@@ -380,8 +383,11 @@ def backward_kernel(
                 dh += tl.load(dy_tile + token * dy_token, mask=mask, other=0.0).to(tl.float32)
             dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], EXACT, BLOCK_N, BLOCK_C)
             put_row(dB, token, directions * state, n_here, dB_t, ADD)
-            through_decay = dh * decayed_list[i]
             through_input = tl.sum(dh * B_t[:, None], 0)
+            if BLOCK_N > 2:  # else the compiler would keep every step's decays from above, in registers that are short
+                delta_t += zero
+            dh *= tl.exp2(delta_t[None, :] * rates)
+            through_decay = dh * before_list[i]
             dA_tile += through_decay * delta_t[None, :]
             ddelta_t = tl.sum(through_decay * rates, 0) * LN_2 + u_t * through_input
             ddelta_t *= softplus_slope(delta_t)
@@ -392,7 +398,6 @@ def backward_kernel(
             dbias_row += ddelta_t
             put_row(du, token, row_token, c_here, du_t, ADD)
             put_row(ddelta, token, row_token, c_here, ddelta_t, ADD)
-            dh *= decay_list[i]
             if SEGMENTED:
                 dh = tl.where((start + i) % segment == 0, 0.0, dh)
         start -= UNROLL
@@ -401,7 +406,8 @@ def backward_kernel(
         if HAS_C:
             dy_rows = dy_before
 
-    tl.store(dA + own * state * (pitch * VECTOR) + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
-    tl.store(dbias + own * channels + c, dbias_row, mask=c_in)
-    if HAS_D:
-        tl.store(dD + own * channels + c, dD_row, mask=c_in)
+    shares += own * (state + 2) * (pitch * VECTOR)
+    tl.store(shares + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
+    shares += state * (pitch * VECTOR) + c
+    tl.store(shares, dD_row, mask=c_in)
+    tl.store(shares + pitch * VECTOR, dbias_row, mask=c_in)

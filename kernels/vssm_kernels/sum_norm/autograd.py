@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,20 +37,31 @@ class _Norm(torch.autograd.Function):
     def forward(ctx, kernels, *inputs):
         args = NormArguments(*inputs)
         y, rows = kernels.forward(args, True)
-        ctx.save_for_backward(rows, args.weight)
-        ctx.kernels, ctx.eps, ctx.center = kernels, args.eps, args.center
-        ctx.merged_shape = args.x.shape if args.merge else None
-        ctx.x_dtype, ctx.bias_dtype = args.x.dtype, None if args.bias is None else args.bias.dtype
+        keep(ctx, args, rows)
+        ctx.kernels = kernels
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        rows, weight = ctx.saved_tensors
-        dx, shares = ctx.kernels.backward(gradient, rows, weight, ctx.eps, ctx.center, ctx.bias_dtype is not None)
-        dx = dx.to(ctx.x_dtype)
-        if ctx.merged_shape is not None:  # every direction counts the same in the sum
-            dx = dx.unsqueeze(-2).expand(ctx.merged_shape)
-        dweight = None if weight is None else shares[0].to(weight.dtype)
-        dbias = None if ctx.bias_dtype is None else shares[1].to(ctx.bias_dtype)
-        return None, dx, dweight, dbias, None, None, None, None
+        return None, *gradients(ctx, ctx.kernels.backward, gradient)
+
+
+def keep(ctx: Any, args: NormArguments, rows: Tensor) -> None:
+    """What the backward needs; `rows` are those that were normed."""
+    ctx.save_for_backward(rows, args.weight)
+    ctx.eps, ctx.center = args.eps, args.center
+    ctx.merged_shape = args.x.shape if args.merge else None
+    ctx.x_dtype, ctx.bias_dtype = args.x.dtype, None if args.bias is None else args.bias.dtype
+
+
+def gradients(ctx: Any, backward: Callable[..., tuple[Tensor, Tensor]], gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Of what `NormArguments` names."""
+    rows, weight = ctx.saved_tensors
+    dx, shares = backward(gradient, rows, weight, ctx.eps, ctx.center, ctx.bias_dtype is not None)
+    dx = dx.to(ctx.x_dtype)
+    if ctx.merged_shape is not None:  # every direction counts the same in the sum
+        dx = dx.unsqueeze(-2).expand(ctx.merged_shape)
+    dweight = None if weight is None else shares[0].to(weight.dtype)
+    dbias = None if ctx.bias_dtype is None else shares[1].to(ctx.bias_dtype)
+    return dx, dweight, dbias, None, None, None, None

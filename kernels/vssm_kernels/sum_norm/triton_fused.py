@@ -107,10 +107,10 @@ if triton is not None:
 
 def norm(args: NormArguments) -> Tensor:
     """(..., channels), in args.dtype."""
-    return differentiable(Kernels(_forward, _backward), args)
+    return differentiable(Kernels(forward, backward), args)
 
 
-def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
+def forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
     """The output, and where asked for the rows that were normed."""
     directions, channels = args.x.shape[-2] if args.merge else 1, args.x.shape[-1]
     shape = (*args.x.shape[:-2], channels) if args.merge else args.x.shape
@@ -125,7 +125,7 @@ def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
     return y, x if merged is None else merged
 
 
-def _backward(
+def backward(
     gradient: Tensor, x: Tensor, weight: Tensor | None, eps: float, center: bool, has_bias: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the normed rows, (..., channels), and of weight and bias, (1 or 2, channels) in float32."""
