@@ -127,12 +127,13 @@ def _scan_backward(
     order: Tensor | None,
     segment: int,
 ) -> list[Tensor]:
+    """`gradient` is of the output, or where all directions have the same, of one."""
     if delta_weight is None:
         args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
-        return _present(_registry.choose(args).backward(args, gradient))
+        return _present(_registry.choose(args).backward(args, gradient.expand(args.output_shape)))
     weight = delta_weight.to(delta.dtype)
     args = ScanArguments(u, directed_linear(delta, weight), A, B, C, D, delta_bias, order, segment)
-    du, dstep, *others = _registry.choose(args).backward(args, gradient)
+    du, dstep, *others = _registry.choose(args).backward(args, gradient.expand(args.output_shape))
     ddelta, dweight = directed_linear_backward(dstep, delta, weight)
     return _present([du, ddelta.contiguous(), *others, dweight.to(delta_weight.dtype).contiguous()])
 
@@ -159,6 +160,8 @@ def _setup_context(ctx, inputs, output):
 
 def _autograd_backward(ctx, gradient):
     saved = ctx.saved_tensors  # once: under activation checkpointing a second look would recompute
+    if gradient.stride(2) == 0:  # directions that are summed share one gradient, which compilers would write for each
+        gradient = gradient[:, :, :1]
     gradients = iter(_scan_backward(gradient, *saved, ctx.segment))
     *tensors, _order = saved
     return (*(None if tensor is None else next(gradients) for tensor in tensors), None, None)

@@ -21,11 +21,16 @@ def norm(args: NormArguments) -> Tensor:
     tensors = (args.x, args.weight, args.bias)
     if not args.x.is_cuda or why_no_triton(*tensors) is not None:
         return reference.norm(args)
-    if args.merge and args.x.shape[-2] == 1:
-        args = args._replace(x=args.x.squeeze(-2), merge=False)
     weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (args.weight, args.bias))
+    *lengths, channels = args.x.shape
+    directions = lengths.pop() if args.merge else 1
+    merge = directions > 1
+    # As rows: inductor takes four dimensions for (batch, channels, height, width), and copies what is kept for the
+    # backward to its own idea of channels-last.
+    rows = args.x.reshape(-1, directions, channels) if merge else args.x.reshape(-1, channels)
     save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    return _norm(*args._replace(weight=weight, bias=bias), save)[0]
+    y, _ = _norm(rows, weight, bias, args.eps, args.center, args.dtype, merge, save)
+    return y.view(*lengths, channels)
 
 
 @operator("vssm::sum_norm")
