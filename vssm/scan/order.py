@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial, update_wrapper, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,8 +82,7 @@ class ScanOrder:
         """The table on a device, copied there once: (directions, steps) int32."""
         device = torch.device(device)
         if device not in self._on_device:
-            with torch.inference_mode(False):  # the copy outlives the mode, and training must be able to use it
-                self._on_device[device] = self.table.to(device)
+            self._on_device[device] = _apart(self.table.to, device)
         return self._on_device[device]
 
     def gather(self, values: Tensor) -> Tensor:
@@ -109,15 +110,23 @@ class ScanOrder:
 
 
 def remembered(make: Callable[..., ScanOrder]) -> Callable[..., ScanOrder]:
-    """Decorator: make each order once, on the CPU and outside inference mode, wherever it is first asked for."""
+    """Decorator: make each order once, and the same wherever it is first asked for."""
 
     @lru_cache(maxsize=64)
     @wraps(make)
     def order(*args: Hashable, **named: Hashable) -> ScanOrder:
-        with torch.inference_mode(False), torch.device("cpu"):
-            return make(*args, **named)
+        return _apart(make, *args, **named)
 
     return order
+
+
+def _apart(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """Call a function in a thread of its own, where no mode of the caller's is on.
+
+    What is made outlives inference mode and a default device, and must be no part of what torch.export traces.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(function, *args, **named).result()
 
 
 def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunction:
