@@ -204,26 +204,44 @@ def test_backends_can_be_forced():
 
 
 @CENTERED
-@pytest.mark.parametrize("shape", [(2, 9, 1, 96), (3, 11, 2, 384)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 9, 1, 96), (3, 11, 2, 384), (2, 96)], ids=str)
 @pytest.mark.parametrize("merge", [True, False])
-def test_compiled(shape, merge, center):
-    """Plain torch on a CPU; on a GPU our kernels, as operators."""
+@pytest.mark.parametrize("operators", [True, False])
+def test_compiled(shape, merge, center, operators, monkeypatch):
+    """Our kernels as operators, which compilers see on a GPU, and plain torch."""
+    norm = (lambda args: compiled._norm_rows(args, True)) if operators else reference.norm
+    monkeypatch.setattr(compiled, "norm", norm)
     torch.compiler.reset()
 
     def compiled_norm(args: NormArguments) -> torch.Tensor:
-        norm = torch.compile(sum_norm, fullgraph=True, backend="aot_eager")
-        return norm(*args[:3], eps=args.eps, center=args.center, dtype=args.dtype, merge=args.merge)
+        function = torch.compile(sum_norm, fullgraph=True, backend="aot_eager")
+        return function(*args[:3], eps=args.eps, center=args.center, dtype=args.dtype, merge=args.merge)
 
-    check(make_arguments(shape, torch.bfloat16, center, bias=center, merge=merge), compiled_norm)
+    args = make_arguments(shape, torch.bfloat16, center, bias=center, merge=merge)
+    found, expected = (output_and_gradients(norm, args) for norm in (compiled_norm, reference.norm))
+    for name, tensor in found.items():
+        assert_close(tensor, expected[name], name, 1e-2)
 
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_operators_for_compilers(merge):
-    args = make_arguments((2, 9, 2, 96), torch.bfloat16, merge=merge)
-    check(args, lambda args: compiled._norm(*args, True)[0])
+    args = make_arguments((9, 2, 96), torch.bfloat16, merge=merge)
     torch.library.opcheck(compiled._norm, (*args, False))
     leaves = [tensor.requires_grad_() for tensor in args[:3]]
     torch.library.opcheck(compiled._norm, (*leaves, *args[3:], True))
+
+
+@pytest.mark.gpu
+def test_compilers_see_our_layer_norm_on_a_gpu():
+    args = make_arguments((2, 9, 4, 96), torch.bfloat16)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compile(sum_norm, backend=backend)(*args[:3], eps=args.eps)
+    assert "vssm.sum_norm" in graphs[0].code
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The norm of summed directions under compilers: on a GPU the Triton kernels, as operators of torch.
+"""The norm of summed directions under compilers: layer norms on a GPU are the Triton kernels, as operators of torch.
 
-Compilers fuse plain torch with what is around it, but make two passes over memory of a norm, where our kernels make
-one: with plain norms, `vmamba_tiny` compiled took longer than in eager mode. On a CPU, plain torch.
+Inductor makes two passes over memory of a layer norm, where our kernel makes one: with plain layer norms, the kernels
+of `vmamba_tiny` took longer compiled than in eager mode. A root-mean-square norm it makes in one pass, and the addition
+before it too; that, and all norms on a CPU, are plain torch.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from vssm_kernels.sum_norm.autograd import gradients, keep
 def norm(args: NormArguments) -> Tensor:
     """(..., channels), in args.dtype."""
     tensors = (args.x, args.weight, args.bias)
-    if not args.x.is_cuda or why_no_triton(*tensors) is not None:
+    if not (args.center and args.x.is_cuda) or why_no_triton(*tensors) is not None:
         return reference.norm(args)
-    weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (args.weight, args.bias))
-    *lengths, channels = args.x.shape
-    directions = lengths.pop() if args.merge else 1
-    merge = directions > 1
-    # As rows: inductor takes four dimensions for (batch, channels, height, width), and copies what is kept for the
-    # backward to its own idea of channels-last.
-    rows = args.x.reshape(-1, directions, channels) if merge else args.x.reshape(-1, channels)
     save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    y, _ = _norm(rows, weight, bias, args.eps, args.center, args.dtype, merge, save)
-    return y.view(*lengths, channels)
+    return _norm_rows(args, save)
+
+
+def _norm_rows(args: NormArguments, save: bool) -> Tensor:
+    """As rows: inductor takes four dimensions for (batch, channels, height, width), and copies what is kept for the
+    backward to its own idea of channels-last."""
+    shape = (*args.x.shape[: -1 - args.merge], args.x.shape[-1])
+    merge = args.merge and args.x.shape[-2] > 1
+    x = args.x.reshape(-1, *args.x.shape[-2:]) if merge else args.x.reshape(-1, shape[-1])
+    weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (args.weight, args.bias))
+    return _norm(x, weight, bias, args.eps, args.center, args.dtype, merge, save)[0].view(shape)
 
 
 @operator("vssm::sum_norm")
