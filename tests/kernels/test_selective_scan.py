@@ -264,7 +264,10 @@ def test_strided_inputs():
 
 
 @pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)
-def test_extreme_values_agree_with_float64(backend):
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "in chunks"])
+def test_extreme_values_agree_with_float64(backend, cut, monkeypatch):
+    if cut:
+        monkeypatch.setattr(triton_fused, "CHUNK_UNIT", 8)
     inputs = make_inputs(batch=1, tokens=12, channels=16, state=4, directions=1)
     inputs["delta"] = inputs["delta"] + torch.tensor([-60.0, -20, -6, 0, 6, 20, 60, 300]).repeat(2)
     inputs["A"] = inputs["A"] * torch.tensor([1e-6, 1.0, 1e2, 1e6])
@@ -279,6 +282,18 @@ def test_extreme_values_agree_with_float64(backend):
     expected = reference.scan_backward(wide, gradient.double())
     for name, actual, wanted in zip(NAMES, backend.backward(args, gradient), expected, strict=True):
         assert relative_error(actual, wanted) < 2e-5, name
+
+
+def test_a_rate_of_zero_keeps_the_state_however_long_the_chunk(monkeypatch):
+    """Step sizes that add up to infinity, times zero."""
+    monkeypatch.setattr(triton_fused, "CHUNK_UNIT", 8)
+    inputs = make_inputs(batch=1, tokens=20, channels=4, state=3, directions=1, device=DEVICE)
+    inputs["A"] = torch.zeros_like(inputs["A"])
+    inputs["delta"] = torch.full_like(inputs["delta"], 2e38)
+    inputs["u"] = inputs["u"] * 1e-38
+    args = ScanArguments(**inputs, order=None, segment=0)
+    if runs_here(triton_fused.BACKEND, args):
+        assert_close(triton_fused.BACKEND.forward(args), reference.scan(args), "output")
 
 
 @pytest.mark.parametrize("shared", [(2,), (3,), (2, 3)], ids=["directions", "channels", "both"])
