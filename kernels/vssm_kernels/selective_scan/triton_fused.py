@@ -75,7 +75,7 @@ def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Laun
     again = _forward_launch(channels, state, sequences)
     if again.block_n <= 2:
         if _many(sequences, channels, again.block_c):
-            again = again._replace(unroll=4)  # groups of 8 need so many registers that a GPU holds half as many programs
+            again = again._replace(unroll=4)  # groups of 8 take so many registers that a GPU holds half the programs
         return again, again._replace(block_c=min(64, again.block_c))
     block_c = max(16, min(again.block_c, 512 // again.block_n))
     warps = max(1, min(8, again.block_n * block_c // 512))

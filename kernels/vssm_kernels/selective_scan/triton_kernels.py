@@ -254,8 +254,9 @@ def forward_kernel(
                 C_ahead = load_rows(C, ahead, C_token, n, state, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
         if CHECKPOINT > 0:
+            group = start // CHECKPOINT
             if start % CHECKPOINT < UNROLL:
-                tl.store(checkpoint + start // CHECKPOINT * group_size, h)
+                tl.store(checkpoint + group * group_size, h)
         for i in tl.static_range(UNROLL):
             u_t = u_rows[i].to(tl.float32)
             delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
