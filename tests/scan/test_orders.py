@@ -108,6 +108,14 @@ def test_a_grid_is_computed_once_and_copied_to_a_device_once(name):
     assert order(3, 5).on("meta").is_meta
 
 
+def test_a_table_goes_to_the_current_gpu_of_the_caller(monkeypatch):
+    """Orders are copied in a thread of their own, where another GPU is the current one."""
+    order, kept = raster(3, 7), torch.zeros(1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    monkeypatch.setitem(order._on_device, torch.device("cuda:5"), kept)
+    assert order.on("cuda") is kept
+
+
 @every_order
 def test_travels_to_other_processes(name):
     order = order_named(name)

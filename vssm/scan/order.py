@@ -81,6 +81,8 @@ class ScanOrder:
     def on(self, device: torch.device | str) -> Tensor:
         """The table on a device, copied there once: (directions, steps) int32."""
         device = torch.device(device)
+        if device.type == "cuda" and device.index is None:  # the caller's current one, which another thread has not
+            device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._on_device:
             self._on_device[device] = _apart(self.table.to, device)
         return self._on_device[device]
