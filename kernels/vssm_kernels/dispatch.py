@@ -69,6 +69,11 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return define
 
 
+def needs_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd may ask for the gradient of one of them, so that an op has to keep what its backward takes."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def why_not_cpu(tensor: torch.Tensor) -> str | None:
     """What a backend for the CPU says of a tensor that is elsewhere."""
     return None if tensor.device.type == "cpu" else f"runs on the CPU; the inputs are on {tensor.device}"

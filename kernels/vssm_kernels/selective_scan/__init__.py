@@ -102,8 +102,7 @@ def _scan(
     order: Tensor | None,
     segment: int,
 ) -> Tensor:
-    step = delta if delta_weight is None else directed_linear(delta, delta_weight.to(delta.dtype))
-    args = ScanArguments(u, step, A, B, C, D, delta_bias, order, segment)
+    args = ScanArguments(u, _steps(delta, delta_weight), A, B, C, D, delta_bias, order, segment)
     return _registry.choose(args).forward(args)
 
 
@@ -128,12 +127,11 @@ def _scan_backward(
     segment: int,
 ) -> list[Tensor]:
     """`gradient` is of the output, or where all directions have the same, of one."""
-    if delta_weight is None:
-        args = ScanArguments(u, delta, A, B, C, D, delta_bias, order, segment)
-        return _present(_registry.choose(args).backward(args, gradient.expand(args.output_shape)))
-    weight = delta_weight.to(delta.dtype)
-    args = ScanArguments(u, directed_linear(delta, weight), A, B, C, D, delta_bias, order, segment)
+    weight = None if delta_weight is None else delta_weight.to(delta.dtype)
+    args = ScanArguments(u, _steps(delta, weight), A, B, C, D, delta_bias, order, segment)
     du, dstep, *others = _registry.choose(args).backward(args, gradient.expand(args.output_shape))
+    if weight is None:
+        return _present([du, dstep, *others])
     ddelta, dweight = directed_linear_backward(dstep, delta, weight)
     return _present([du, ddelta.contiguous(), *others, dweight.to(delta_weight.dtype).contiguous()])
 
@@ -146,6 +144,10 @@ def _(gradient, u, delta, A, B, C, D, delta_bias, delta_weight, order, segment):
 
 def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
+
+
+def _steps(delta: Tensor, delta_weight: Tensor | None) -> Tensor:
+    return delta if delta_weight is None else directed_linear(delta, delta_weight.to(delta.dtype))
 
 
 def _outline(delta: Tensor, delta_weight: Tensor) -> Tensor:

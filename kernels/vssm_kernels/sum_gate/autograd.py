@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vssm_kernels.dispatch import needs_gradient
 from vssm_kernels.sum_gate.reference import GateArguments
 
 
@@ -25,7 +26,7 @@ class Kernels(NamedTuple):
 
 def differentiable(kernels: Kernels, args: GateArguments) -> Tensor:
     """(batch, tokens, channels), in y's dtype; the sum, smaller than y, is kept where a gradient may be asked for."""
-    if torch.is_grad_enabled() and (args.y.requires_grad or (args.z is not None and args.z.requires_grad)):
+    if needs_gradient(args.y, args.z):
         return SumGate.apply(kernels, *args)
     return kernels.forward(args, False)[0]
 

@@ -19,6 +19,10 @@ class NormArguments(NamedTuple):
     dtype: torch.dtype
     merge: bool
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The differentiable ones."""
+        return self.x, self.weight, self.bias
+
     @property
     def device(self) -> torch.device:
         return self.x.device

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vssm_kernels.dispatch import needs_gradient
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 
@@ -26,8 +27,7 @@ class Kernels(NamedTuple):
 
 def differentiable(kernels: Kernels, args: NormArguments) -> Tensor:
     """(..., channels), in args.dtype; rows are kept where a gradient may be asked for."""
-    tensors = args.x, args.weight, args.bias
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if needs_gradient(*args.tensors()):
         return _Norm.apply(kernels, *args)
     return kernels.forward(args, False)[0]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vssm_kernels.dispatch import operator
+from vssm_kernels.dispatch import needs_gradient, operator
 from vssm_kernels.gpu import on_their_gpu, why_no_triton
 from vssm_kernels.sum_norm import reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments
@@ -19,11 +19,9 @@ from vssm_kernels.sum_norm.autograd import gradients, keep
 
 def norm(args: NormArguments) -> Tensor:
     """(..., channels), in args.dtype."""
-    tensors = (args.x, args.weight, args.bias)
-    if not (args.center and args.x.is_cuda) or why_no_triton(*tensors) is not None:
+    if not (args.center and args.x.is_cuda) or why_no_triton(*args.tensors()) is not None:
         return reference.norm(args)
-    save = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    return _norm_rows(args, save)
+    return _norm_rows(args, needs_gradient(*args.tensors()))
 
 
 def _norm_rows(args: NormArguments, save: bool) -> Tensor:

@@ -91,7 +91,7 @@ def _run(
 
 def _why_not(args: NormArguments | None) -> str | None:
     if args is not None:
-        tensors = args.x, args.weight, args.bias
+        tensors = args.tensors()
         if (reason := why_not_cpu(args.x) or why_not_plain(*tensors)) is not None:
             return reason
         if args.x.numel() == 0:

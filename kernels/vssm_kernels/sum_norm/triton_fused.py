@@ -167,7 +167,7 @@ def _why_not(args: NormArguments | None) -> str | None:
         return why_no_triton()
     if any(tensor is not None and tensor.stride(0) != 1 for tensor in (args.weight, args.bias)):
         return "reads contiguous weights and biases only"
-    return why_not_by_hand(args.x, args.weight, args.bias)
+    return why_not_by_hand(*args.tensors())
 
 
 BACKEND = triton_backend(norm, None, _why_not)
