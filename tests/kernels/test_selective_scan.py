@@ -113,9 +113,11 @@ def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
 
 @pytest.mark.parametrize("state", [1, 2])
 def test_triton_with_many_programs(state, poisoned_memory, monkeypatch):
-    """Tiles of other widths forwards and backwards, as only large batches have."""
+    """Wider tiles forwards, and two lengths of groups backwards, as only large batches have."""
     monkeypatch.setattr(triton_fused, "PROGRAMS", 1)
-    assert len({launch.block_c for launch in triton_fused._backward_launches(256, state, 4)}) == 2
+    again, back = triton_fused._backward_launches(256, state, 4)
+    assert triton_fused._forward_launch(256, state, 4).block_c > again.block_c
+    assert again.unroll > back.unroll
     inputs = make_inputs(batch=2, tokens=13, channels=256, state=state, directions=2, device=DEVICE)
     args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
     if runs_here(triton_fused.BACKEND, args):
@@ -128,6 +130,20 @@ def test_half_precision_inputs(backend, dtype):
     args = make_arguments("vim", dtype, device=DEVICE if backend is triton_fused.BACKEND else "cpu")
     if runs_here(backend, args):
         check_backend(backend, args)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_bfloat16_states_in_pairs_where_they_lie_so(offset):
+    """B and C at odd places of a wider row, as an uneven projection leaves them, are read one by one."""
+    inputs = make_inputs(batch=2, tokens=13, channels=32, state=16, directions=2, device=DEVICE)
+    inputs = {name: tensor.bfloat16() if name in ("u", "delta", "B", "C") else tensor for name, tensor in inputs.items()}
+    for name in ("B", "C"):
+        row = torch.nn.functional.pad(inputs[name], (offset, 2 - offset))
+        inputs[name] = row[..., offset : offset + 16]
+    args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
+    assert triton_fused._comes_in_pairs(args.B) == (offset == 0)
+    if runs_here(triton_fused.BACKEND, args):
+        check_backend(triton_fused.BACKEND, args)
 
 
 @pytest.mark.parametrize("tokens", [63, 1000])

@@ -74,9 +74,9 @@ def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Laun
     """Of the pass that computes the states again, and of the one that walks back, whose groups are not the smaller."""
     again = _forward_launch(channels, state, sequences)
     if again.block_n <= 2:
-        if _many(sequences, channels, again.block_c):
-            again = again._replace(unroll=4)  # groups of 8 take so many registers that a GPU holds half the programs
-        return again, again._replace(block_c=min(64, again.block_c))
+        again = again._replace(block_c=min(64, again.block_c), unroll=8)
+        # Groups of 8 take so many registers that a GPU holds half the programs.
+        return again, again._replace(unroll=4) if _many(sequences, channels, again.block_c) else again
     block_c = max(16, min(again.block_c, 512 // again.block_n))
     warps = max(1, min(8, again.block_n * block_c // 512))
     return again, _Launch(block_c, again.block_n, unroll=4, warps=warps, vector=1)
@@ -109,6 +109,7 @@ class _Kept(NamedTuple):
 
     states: Tensor
     every: int  # steps; 0 for none
+    groups: int
     units: int
     unit: int  # channels
 
@@ -121,11 +122,19 @@ class _Given(NamedTuple):
     switches: dict[str, bool | int]
 
 
-def _given(args: ScanArguments, gradient: Tensor) -> _Given:
-    C = args.B if args.C is None else args.C
-    strides = _strides(args, gradient)
-    operands = (args.u, args.delta, _rates(args), args.B, C, *_small(args))
-    return _Given(operands, strides, _switches(args, strides))
+def _given(args: ScanArguments, gradient: Tensor, *, pack: bool = True) -> _Given:
+    """With `pack`, B and C as pairs of bfloat16 where they can be: `states_of` of triton_kernels.py."""
+    B, C = args.B, args.B if args.C is None else args.C
+    if pack and _comes_in_pairs(B) and _comes_in_pairs(C):
+        B, C = B.view(torch.int32), C.view(torch.int32)
+    strides = _strides(args, B, C, gradient)
+    operands = (args.u, args.delta, _rates(args), B, C, *_small(args))
+    return _Given(operands, strides, _switches(args, B, strides))
+
+
+def _comes_in_pairs(rows: Tensor) -> bool:
+    places = (rows.storage_offset(), rows.shape[-1], *rows.stride()[:-1])
+    return rows.dtype == torch.bfloat16 and all(place % 2 == 0 for place in places)
 
 
 def scan(args: ScanArguments) -> Tensor:
@@ -138,7 +147,7 @@ def scan(args: ScanArguments) -> Tensor:
     unused = args.delta  # a pointer that the kernel does not follow
     given = _given(args, unused)
     chunks = _chunks(args, launch)
-    nothing = _Kept(unused, every=0, units=0, unit=launch.block_c)
+    nothing = _Kept(unused, every=0, groups=0, units=0, unit=launch.block_c)
     _run_forward(args, given, launch, chunks, y, unused, unused, nothing, add=repeats)
     return saturate(y, args.u.dtype)
 
@@ -161,8 +170,9 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         return output_rows(args.order, tokens, shape, dtype, device)
 
     units = again_blocks * (again.block_c // launch.block_c)
-    states = floats(batch, directions, cdiv(args.steps, launch.unroll), units, tile)
-    kept = _Kept(states, launch.unroll, units, launch.block_c)
+    groups = cdiv(args.steps, CHUNK_UNIT) * (CHUNK_UNIT // launch.unroll)
+    states = floats(batch, directions, groups, units, tile)
+    kept = _Kept(states, launch.unroll, groups, units, launch.block_c)
     dC = rows(again_blocks, batch, tokens, directions, args.state)
     given = _given(args, gradient)
     unused = args.delta
@@ -173,11 +183,12 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     dB = rows(blocks, batch, tokens, directions, args.state)
     shares = floats(batch * chunks.count, directions, args.state + 2, pitch)
     carried = _carried(args, given, again, chunks, gradient) if chunks.count > 1 else unused
+    given = _given(args, gradient, pack=False)  # it holds so much else that pairs do not save it registers
     kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
         *given.operands, states, carried,
         gradient, du, ddelta, dB, shares, 0.0,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
-        pitch // launch.vector, units, tile // launch.vector, *chunks,
+        pitch // launch.vector, groups, units, tile // launch.vector, *chunks,
         *given.strides,
         **given.switches, ADD=repeats, CHUNKED=chunks.count > 1,
         **launch.options(),
@@ -211,7 +222,7 @@ def _run_forward(
         *given.operands,
         y, gradient, dC, kept.states, carried,
         args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
-        _pitch(args.channels) // launch.vector, kept.units, launch.block_n * kept.unit // launch.vector, *chunks,
+        _pitch(args.channels) // launch.vector, kept.groups, kept.units, launch.block_n * kept.unit // launch.vector, *chunks,
         *given.strides,
         **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=kept.every, UNIT=kept.unit,
         **launch.options(),
@@ -266,15 +277,13 @@ def _small(args: ScanArguments) -> list[Tensor]:
     return [D, bias, args.A if args.order is None else args.order.contiguous()]
 
 
-def _strides(args: ScanArguments, gradient: Tensor) -> tuple[int, ...]:
+def _strides(args: ScanArguments, B: Tensor, C: Tensor, gradient: Tensor) -> tuple[int, ...]:
     """(batch, token, direction) strides of u, delta, B, C and the gradient; the last dimension is contiguous."""
     u = (*args.u.stride()[:2], 0) if args.shared_input else args.u.stride()[:3]
-    B = args.B.stride()[:3]
-    C = B if args.C is None else args.C.stride()[:3]
-    return (*u, *args.delta.stride()[:3], *B, *C, *gradient.stride()[:3])
+    return (*u, *(stride for tensor in (args.delta, B, C, gradient) for stride in tensor.stride()[:3]))
 
 
-def _switches(args: ScanArguments, strides: tuple[int, ...]) -> dict[str, bool | int]:
+def _switches(args: ScanArguments, B: Tensor, strides: tuple[int, ...]) -> dict[str, bool | int]:
     row = max(math.prod(args.output_shape[2:]), *strides[1::3])  # the longest step from token to token
     return {
         "HAS_ORDER": args.order is not None,
@@ -283,9 +292,9 @@ def _switches(args: ScanArguments, strides: tuple[int, ...]) -> dict[str, bool |
         "HAS_C": args.C is not None,
         "SEGMENTED": args.segment > 0,
         "ROW_ALIGN": math.gcd(args.channels, *strides[:6], *strides[12:], 2),
-        "STATE_ALIGN": math.gcd(args.state, *strides[6:12], 8),
+        "STATE_ALIGN": math.gcd(B.shape[-1], *strides[6:12], 16 // B.element_size()),
         "WIDE": args.tokens * row >= 2**31,  # whether a sequence needs 64-bit offsets
-        "EXACT": args.B.dtype == torch.float32 or torch.version.hip is not None,
+        "PARTS": 0 if torch.version.hip is not None else 2 if args.B.dtype == torch.float32 else 1,
     }
 
 

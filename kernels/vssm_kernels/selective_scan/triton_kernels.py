@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vssm_kernels.triton_math import saturate
+from vssm_kernels.triton_math import as_float32, saturate, sigmoid
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -27,6 +27,7 @@ SIZES = [
     "segment",
     "blocks",
     "pitch",
+    "groups",
     "units",
     "unit_size",
     "chunk",
@@ -50,13 +51,6 @@ def softplus(x):
     p = e * p - 0.4999740421772003
     p = e * p + 0.9999998211860657
     return e * p + tl.maximum(x, 0.0)
-
-
-@triton.jit
-def softplus_slope(delta):
-    """The derivative of softplus in terms of its value: 1 - exp(-delta)."""
-    series = delta * (1.0 - delta * (0.5 - delta * (0.1666666667 - delta * 0.0416666667)))
-    return tl.where(delta < 0.03, series, 1.0 - tl.exp2(delta * -LOG2_E))
 
 
 @triton.jit
@@ -91,6 +85,23 @@ def load_rows(lanes, tokens, token_stride, index, size, UNROLL: tl.constexpr):
 
 
 @triton.jit
+def load_states(lanes, tokens, token_stride, state, ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr):
+    """The rows of B or C of a group's tokens as they lie in memory, for `states_of`."""
+    PACKED: tl.constexpr = 2 if lanes.dtype.element_ty == tl.int32 else 1
+    n = tl.arange(0, BLOCK_N // PACKED)
+    return load_rows(lanes + n, tokens, aligned(token_stride, ALIGN), n, aligned(state // PACKED, ALIGN), UNROLL)
+
+
+@triton.jit
+def states_of(row):
+    """One row of B or C in float32. An integer holds two bfloat16; so they stay in half as many registers."""
+    if row.dtype == tl.int32:
+        return tl.interleave((row << 16).to(tl.float32, bitcast=True), (row & -65536).to(tl.float32, bitcast=True))
+    else:
+        return as_float32(row)
+
+
+@triton.jit
 def put_row(lanes, token, token_stride, mask, row, ADD: tl.constexpr):
     """Write one token's row, or add to it where an order may visit tokens twice."""
     pointers = lanes + token * token_stride
@@ -103,16 +114,32 @@ def put_row(lanes, token, token_stride, mask, row, ADD: tl.constexpr):
 
 
 @triton.jit
-def sum_over_channels(tile, EXACT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(state, channels) -> (state), through a matrix product with ones where the terms may be rounded to TF32.
+def sum_over_channels(
+    tile, PARTS: tl.constexpr, VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """(state, channels) -> (state), on tensor cores: across the threads of a warp it takes five times the instructions.
 
-    A sum across the threads of a warp costs five shuffles and additions a value, and was half of the backward.
+    Each term is written as PARTS numbers of TF32 (11 bits); with 0 the sum is a plain one. A thread first adds its
+    neighbouring channels. The (state, 4) numbers that every four threads then hold are one column of a factor, in the
+    very registers where the product wants them, and the other factor picks what belongs to each state.
     """
-    if EXACT or BLOCK_N < 16 or BLOCK_C < 16:
+    if PARTS == 0 or BLOCK_N < 16 or BLOCK_C < 32 * VECTOR:
         return tl.sum(tile, 1)
     else:
-        ones = tl.full((BLOCK_C, 16), 1.0, tl.float32)
-        return tl.max(tl.dot(tile, ones, input_precision="tf32"), 1)  # all columns are the same
+        COLUMNS: tl.constexpr = BLOCK_C // VECTOR // 4
+        ROWS: tl.constexpr = BLOCK_N * 4
+        tile = tl.sum(tl.reshape(tile, (BLOCK_N, BLOCK_C // VECTOR, VECTOR)), 2)
+        terms = tl.permute(tl.reshape(tile, (BLOCK_N, COLUMNS, 4)), (0, 2, 1))
+        terms = tl.reshape(terms, (ROWS, COLUMNS))
+        belongs = tl.arange(0, BLOCK_N)[:, None] == tl.arange(0, ROWS)[None, :] // 4
+        pick = belongs.to(tl.float32)
+        if PARTS == 1:
+            sums = tl.dot(pick, terms, input_precision="tf32")
+        else:
+            high = (terms.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            sums = tl.dot(pick, terms - high, input_precision="tf32")
+            sums = tl.dot(pick, high, sums, input_precision="tf32")
+        return tl.sum(sums, 1)
 
 
 @triton.jit
@@ -188,12 +215,12 @@ def load_constants(
 @triton.jit(do_not_specialize=SIZES + STRIDES)
 def forward_kernel(
     u, delta, A, B, C, D, bias, order, y, dy, dC, checkpoints, carried,
-    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size, chunk, chunks,
+    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, groups, units, unit_size, chunk, chunks,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
     SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, CHECKPOINT: tl.constexpr,
-    ROW_ALIGN: tl.constexpr, STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr,
+    ROW_ALIGN: tl.constexpr, STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a chunk's steps; or for the backward dC, and the state before every CHECKPOINT steps."""
@@ -206,12 +233,11 @@ def forward_kernel(
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
     u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
-    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
     dy_token = aligned(dy_token, ROW_ALIGN)
     u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + n
-    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN)
     if HAS_C:
         y_token = directions * channels
         y += b * tokens * y_token + k * channels + c
@@ -223,7 +249,6 @@ def forward_kernel(
         dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
     first = (j * chunk).to(tl.int32)
     if CHECKPOINT > 0:
-        groups = tl.cdiv(steps, CHECKPOINT)
         checkpoint, group_size = checkpoint_tile(
             checkpoints, b * directions + k, block, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, UNIT
         )
@@ -231,12 +256,12 @@ def forward_kernel(
     here = walk(order, k, first, steps, HAS_ORDER, WIDE, UNROLL)
     u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
     delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
-    B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+    B_rows = load_states(B, here, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
     if HAS_C:
         if CHECKPOINT > 0:
             dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
         else:
-            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+            C_rows = load_states(C, here, C_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
     ahead = walk(order, k, first + UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     if CHUNKED:
         tile = (n < state)[:, None] & (c < channels)[None, :]
@@ -246,31 +271,32 @@ def forward_kernel(
     for start in range(first, tl.minimum(first + chunk, steps), UNROLL):
         u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
         delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
-        B_ahead = load_rows(B, ahead, B_token, n, state, UNROLL)
+        B_ahead = load_states(B, ahead, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
         if HAS_C:
             if CHECKPOINT > 0:
                 dy_ahead = load_rows(dy_lanes, ahead, dy_token, c, channels, UNROLL)
             else:
-                C_ahead = load_rows(C, ahead, C_token, n, state, UNROLL)
+                C_ahead = load_states(C, ahead, C_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
-        if CHECKPOINT > 0:
-            group = start // CHECKPOINT
-            if start % CHECKPOINT < UNROLL:
-                tl.store(checkpoint + group * group_size, h)
         for i in tl.static_range(UNROLL):
-            u_t = u_rows[i].to(tl.float32)
-            delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
+            if CHECKPOINT > UNROLL:
+                if start % CHECKPOINT == 0:
+                    tl.store(checkpoint + start // CHECKPOINT * group_size, h)
+            elif CHECKPOINT > 0 and i % CHECKPOINT == 0:
+                tl.store(checkpoint + (start + i) // CHECKPOINT * group_size, h)
+            u_t = as_float32(u_rows[i])
+            delta_t = softplus(as_float32(delta_rows[i]) + bias_row)
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
-            h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * B_rows[i].to(tl.float32)[:, None]
+            h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * states_of(B_rows[i])[:, None]
             if CHECKPOINT > 0:
                 if HAS_C:
-                    dC_t = sum_over_channels(h * dy_rows[i].to(tl.float32)[None, :], EXACT, BLOCK_N, BLOCK_C)
+                    dC_t = sum_over_channels(h * as_float32(dy_rows[i])[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                     put_row(dC_lanes, here[i], directions * state, inside(n, state, here[i]), dC_t, ADD)
             else:
                 c_here = inside(c, channels, here[i])
                 if HAS_C:
-                    y_t = tl.sum(h * C_rows[i].to(tl.float32)[:, None], 0)
+                    y_t = tl.sum(h * states_of(C_rows[i])[:, None], 0)
                     if HAS_D:
                         y_t += D_row * u_t
                     put_row(y, here[i], y_token, c_here, saturate(y_t, y.dtype.element_ty), ADD)
@@ -290,12 +316,12 @@ def forward_kernel(
 def backward_kernel(
     u, delta, A, B, C, D, bias, order, checkpoints, carried,
     dy, du, ddelta, dB, shares, zero,
-    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, units, unit_size, chunk, chunks,
+    tokens, batch, directions, channels, state, steps, segment, blocks, pitch, groups, units, unit_size, chunk, chunks,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
     SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, ROW_ALIGN: tl.constexpr,
-    STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, EXACT: tl.constexpr, VECTOR: tl.constexpr,
+    STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Gradients but dC, from a chunk's last UNROLL steps to its first; the adjoint is in README.md.
@@ -313,12 +339,11 @@ def backward_kernel(
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
     u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
-    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
     dy_token = aligned(dy_token, ROW_ALIGN)
     u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + n
-    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN)
     row_token = directions * channels  # of du and ddelta
     row = b * tokens * row_token + k * channels + c
     du += row
@@ -326,9 +351,8 @@ def backward_kernel(
     dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN)
     dB += (block * batch + b) * tokens * directions * state + k * state + n
     own = (b * chunks + j) * directions + k
-    groups = tl.cdiv(steps, UNROLL)
     first = (j * chunk // UNROLL).to(tl.int32)
-    last = tl.minimum(first + chunk // UNROLL, groups) - 1
+    last = tl.minimum(first + chunk // UNROLL, tl.cdiv(steps, UNROLL)) - 1
     start = last * UNROLL
     checkpoint, group_size = checkpoint_tile(
         checkpoints, b * directions + k, block, groups, units, unit_size, VECTOR, BLOCK_N, BLOCK_C, BLOCK_C
@@ -357,32 +381,32 @@ def backward_kernel(
         u_before = load_rows(u, before, u_token, c, channels, UNROLL)
         delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
         # Read here and not ahead: registers are short, and other programs have brought these rows near.
-        B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+        B_rows = load_states(B, here, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
         if HAS_C:
-            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+            C_rows = load_states(C, here, C_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
             dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
         delta_list, before_list = (), ()  # step sizes, and the state before each step
         for i in tl.static_range(UNROLL):
-            delta_t = softplus(delta_rows[i].to(tl.float32) + bias_row)
+            delta_t = softplus(as_float32(delta_rows[i]) + bias_row)
             delta_t = tl.where(start + i < steps, delta_t, 0.0)  # beyond the end nothing decays
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
             delta_list, before_list = delta_list + (delta_t,), before_list + (h,)
             decay = tl.exp2(delta_t[None, :] * rates)
-            h = decay * h + (delta_t * u_rows[i].to(tl.float32))[None, :] * B_rows[i].to(tl.float32)[:, None]
+            h = decay * h + (delta_t * as_float32(u_rows[i]))[None, :] * states_of(B_rows[i])[:, None]
         for i in tl.static_range(UNROLL - 1, -1, -1):
             token, delta_t = here[i], delta_list[i]
-            u_t, B_t = u_rows[i].to(tl.float32), B_rows[i].to(tl.float32)
+            u_t, B_t = as_float32(u_rows[i]), states_of(B_rows[i])
             c_here, n_here = inside(c, channels, token), inside(n, state, token)
             if HAS_C:
-                dy_t = dy_rows[i].to(tl.float32)
-                dh += C_rows[i].to(tl.float32)[:, None] * dy_t[None, :]
+                dy_t = as_float32(dy_rows[i])
+                dh += states_of(C_rows[i])[:, None] * dy_t[None, :]
             else:
                 mask = n_in[:, None] & c_here[None, :]
-                dh += tl.load(dy_tile + token * dy_token, mask=mask, other=0.0).to(tl.float32)
-            dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], EXACT, BLOCK_N, BLOCK_C)
+                dh += as_float32(tl.load(dy_tile + token * dy_token, mask=mask, other=0.0))
+            dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
             put_row(dB, token, directions * state, n_here, dB_t, ADD)
             through_input = tl.sum(dh * B_t[:, None], 0)
             if BLOCK_N > 2:  # else the compiler would keep every step's decays from above, in registers that are short
@@ -391,7 +415,7 @@ def backward_kernel(
             through_decay = dh * before_list[i]
             dA_tile += through_decay * delta_t[None, :]
             ddelta_t = tl.sum(through_decay * rates, 0) * LN_2 + u_t * through_input
-            ddelta_t *= softplus_slope(delta_t)
+            ddelta_t *= sigmoid(as_float32(delta_rows[i]) + bias_row)  # the slope of softplus
             du_t = through_input * delta_t
             if HAS_D:
                 du_t += D_row * dy_t
