@@ -136,10 +136,9 @@ def test_half_precision_inputs(backend, dtype):
 def test_bfloat16_states_in_pairs_where_they_lie_so(offset):
     """B and C at odd places of a wider row, as an uneven projection leaves them, are read one by one."""
     inputs = make_inputs(batch=2, tokens=13, channels=32, state=16, directions=2, device=DEVICE)
-    inputs = {name: tensor.bfloat16() if name in ("u", "delta", "B", "C") else tensor for name, tensor in inputs.items()}
+    inputs |= {name: inputs[name].bfloat16() for name in ("u", "delta", "B", "C")}
     for name in ("B", "C"):
-        row = torch.nn.functional.pad(inputs[name], (offset, 2 - offset))
-        inputs[name] = row[..., offset : offset + 16]
+        inputs[name] = torch.nn.functional.pad(inputs[name], (offset, 2 - offset))[..., offset : offset + 16]
     args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
     assert triton_fused._comes_in_pairs(args.B) == (offset == 0)
     if runs_here(triton_fused.BACKEND, args):
