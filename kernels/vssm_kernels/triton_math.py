@@ -11,15 +11,6 @@ except ImportError:  # why_no_triton says so
 if triton is not None:
 
     @triton.jit
-    def as_float32(x):
-        """bfloat16 is the upper half of a float32. By integers, as the compiler takes two instructions for every
-        second number of a pair where it is told to convert."""
-        if x.dtype == tl.bfloat16:
-            return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-        else:
-            return x.to(tl.float32)
-
-    @triton.jit
     def sigmoid(x):
         """1 / (1 + exp(-x)): squaring a reciprocal root takes fewer instructions than dividing, and is as exact."""
         root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))

@@ -22,22 +22,21 @@ WIDE = {"weight", "shares", "A", "D", "bias", "checkpoints", "dB", "dC"}
 WIDE |= {"carried", "ends", "decays"}
 OTHER = {"order": "*i32", "scale": "fp32", "eps": "fp32", "zero": "fp32"}
 
-def build(kernel, warps, switches, pairs=()):
+def build(kernel, warps, switches):
     types = {}
     for name in kernel.arg_names:
         if name in switches:
             types[name] = "constexpr"
         else:
             types[name] = "*bf16" if name in ROWS else "*fp32" if name in WIDE else OTHER.get(name, "i32")
-    types |= {name: "*i32" for name in pairs if name in types}
     constants = {(kernel.arg_names.index(name),): value for name, value in switches.items()}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants)
     compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
-def build_scan(kernel, launch, switches, pairs=()):
+def build_scan(kernel, launch, switches):
     options = launch.options()
     warps = options.pop("num_warps")
-    build(kernel, warps, {**switches, **options}, pairs)
+    build(kernel, warps, {**switches, **options})
 
 CASES = (
     (96, 1, 1, False, True), (96, 1, 4096, False, True), (128, 1, 4096, False, True),
@@ -45,7 +44,7 @@ CASES = (
 )
 for channels, state, sequences, add, with_C in CASES:
     common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, WIDE=add)
-    common |= dict(ROW_ALIGN=2, STATE_ALIGN=8 if state == 16 else 1)
+    common |= dict(ROW_ALIGN=1 if add else 2, STATE_ALIGN=8 if state == 16 else 1)
     chunked = not add and with_C
     again, back = triton_fused._backward_launches(channels, state, sequences)
     once = triton_fused._forward_launch(channels, state, sequences)
@@ -53,14 +52,10 @@ for channels, state, sequences, add, with_C in CASES:
         forward = {"CHECKPOINT": every, "ADD": add and every == 0, "UNIT": back.block_c}
         forward |= {"CHUNKED": chunked, "PARTS": 1 + add}
         build_scan(scan.forward_kernel, launch, {**common, **forward})
-        if state == 16:
-            build_scan(scan.forward_kernel, launch, {**common, **forward, "STATE_ALIGN": 4}, pairs="BC")
     build_scan(scan.backward_kernel, back, {**common, "ADD": add, "PARTS": 1 + add, "CHUNKED": chunked})
     ends = {name: value for name, value in common.items() if name in chunks.ends_kernel.arg_names}
     for adjoint in (False, True) if chunked else ():
         build_scan(chunks.ends_kernel, again, {**ends, "ADJOINT": adjoint})
-        if state == 16:
-            build_scan(chunks.ends_kernel, again, {**ends, "STATE_ALIGN": 4, "ADJOINT": adjoint}, pairs="BC")
 for adjoint in (False, True):
     for count in (2, triton_fused.CHUNKS):
         build(chunks.carry_kernel, 4, {"CHUNKS": count, "BLOCK": triton_fused.CARRY_TILE // count, "ADJOINT": adjoint})

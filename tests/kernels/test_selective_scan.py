@@ -132,15 +132,18 @@ def test_half_precision_inputs(backend, dtype):
         check_backend(backend, args)
 
 
+@pytest.mark.parametrize("state", [1, 16])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_bfloat16_states_in_pairs_where_they_lie_so(offset):
-    """B and C at odd places of a wider row, as an uneven projection leaves them, are read one by one."""
-    inputs = make_inputs(batch=2, tokens=13, channels=32, state=16, directions=2, device=DEVICE)
-    inputs |= {name: inputs[name].bfloat16() for name in ("u", "delta", "B", "C")}
-    for name in ("B", "C"):
-        inputs[name] = torch.nn.functional.pad(inputs[name], (offset, 2 - offset))[..., offset : offset + 16]
+def test_bfloat16_in_pairs_only_where_it_lies_so(offset, state):
+    """Rows at odd places of wider ones, as an uneven projection leaves them, are read element by element."""
+    inputs = make_inputs(batch=2, tokens=13, channels=32, state=state, directions=2, device=DEVICE)
+    for name in ("u", "delta", "B", "C"):
+        wider = torch.nn.functional.pad(inputs[name].bfloat16(), (offset, 2 - offset))
+        inputs[name] = wider[..., offset : offset + inputs[name].shape[-1]]
     args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
-    assert triton_fused._comes_in_pairs(args.B) == (offset == 0)
+    switches = triton_fused._given(args, args.delta).switches
+    assert (switches["ROW_ALIGN"] % 2 == 0) == (offset == 0)
+    assert (switches["STATE_ALIGN"] % 2 == 0) == (offset == 0 and state == 16)
     if runs_here(triton_fused.BACKEND, args):
         check_backend(triton_fused.BACKEND, args)
 

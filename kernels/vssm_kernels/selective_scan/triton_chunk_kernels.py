@@ -16,16 +16,15 @@ from vssm_kernels.selective_scan.triton_kernels import (
     STRIDES,
     aligned,
     first_row,
+    in_float32,
     load_constants,
     load_rows,
-    load_states,
     program_indices,
     softplus,
-    states_of,
     tile_offsets,
     walk,
+    zero_of_each_thread,
 )
-from vssm_kernels.triton_math import as_float32
 
 
 @triton.jit(do_not_specialize=SIZES + STRIDES)
@@ -46,14 +45,14 @@ def ends_kernel(
     b, k, j, block = program_indices(directions, chunks, blocks)
     if j == (0 if ADJOINT else chunks - 1):  # no chunk receives its end
         return
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane = block * BLOCK_C
+    c = lane + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     rates, _, bias_row = load_constants(A, A, bias, k, c, n, channels, state, pitch, False, HAS_BIAS, VECTOR)
 
-    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
-    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
-    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN)
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN)
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
     start = (j * chunk).to(tl.int32)
     end = tl.minimum(start + chunk, steps)
     segment_start = tl.cdiv(start, segment) * segment
@@ -66,20 +65,20 @@ def ends_kernel(
         start += (groups - 1) * UNROLL
 
     here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
-    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
-    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
-    B_rows = load_states(B, here, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
+    u_rows = load_rows(u, here, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+    B_rows = load_rows(B, here, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
     ahead = walk(order, k, start + STRIDE * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     duration = tl.zeros((BLOCK_C,), tl.float32)  # the sum of step sizes
     for _ in range(groups):
-        u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
-        delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
-        B_ahead = load_states(B, ahead, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
+        u_ahead = load_rows(u, ahead, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+        delta_ahead = load_rows(delta, ahead, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+        B_ahead = load_rows(B, ahead, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
         after = walk(order, k, start + 2 * STRIDE * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
         for i in tl.static_range(FIRST, END, STRIDE):
-            u_t, B_t = as_float32(u_rows[i]), states_of(B_rows[i])
-            delta_t = softplus(as_float32(delta_rows[i]) + bias_row)
+            u_t, B_t = in_float32(u_rows[i]), in_float32(B_rows[i])
+            delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
             decay_t = tl.exp2(delta_t[None, :] * rates)
             if SEGMENTED:
                 decay_t = tl.where((start + i) % segment == 0, 0.0, decay_t)

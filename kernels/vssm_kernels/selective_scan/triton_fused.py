@@ -122,19 +122,11 @@ class _Given(NamedTuple):
     switches: dict[str, bool | int]
 
 
-def _given(args: ScanArguments, gradient: Tensor, *, pack: bool = True) -> _Given:
-    """With `pack`, B and C as pairs of bfloat16 where they can be: `states_of` of triton_kernels.py."""
-    B, C = args.B, args.B if args.C is None else args.C
-    if pack and _comes_in_pairs(B) and _comes_in_pairs(C):
-        B, C = B.view(torch.int32), C.view(torch.int32)
-    strides = _strides(args, B, C, gradient)
-    operands = (args.u, args.delta, _rates(args), B, C, *_small(args))
-    return _Given(operands, strides, _switches(args, B, strides))
-
-
-def _comes_in_pairs(rows: Tensor) -> bool:
-    places = (rows.storage_offset(), rows.shape[-1], *rows.stride()[:-1])
-    return rows.dtype == torch.bfloat16 and all(place % 2 == 0 for place in places)
+def _given(args: ScanArguments, gradient: Tensor) -> _Given:
+    C = args.B if args.C is None else args.C
+    strides = _strides(args, gradient)
+    operands = (args.u, args.delta, _rates(args), args.B, C, *_small(args))
+    return _Given(operands, strides, _switches(args, gradient, strides))
 
 
 def scan(args: ScanArguments) -> Tensor:
@@ -183,7 +175,6 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     dB = rows(blocks, batch, tokens, directions, args.state)
     shares = floats(batch * chunks.count, directions, args.state + 2, pitch)
     carried = _carried(args, given, again, chunks, gradient) if chunks.count > 1 else unused
-    given = _given(args, gradient, pack=False)  # it holds so much else that pairs do not save it registers
     kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
         *given.operands, states, carried,
         gradient, du, ddelta, dB, shares, 0.0,
@@ -278,13 +269,17 @@ def _small(args: ScanArguments) -> list[Tensor]:
     return [D, bias, args.A if args.order is None else args.order.contiguous()]
 
 
-def _strides(args: ScanArguments, B: Tensor, C: Tensor, gradient: Tensor) -> tuple[int, ...]:
+def _strides(args: ScanArguments, gradient: Tensor) -> tuple[int, ...]:
     """(batch, token, direction) strides of u, delta, B, C and the gradient; the last dimension is contiguous."""
     u = (*args.u.stride()[:2], 0) if args.shared_input else args.u.stride()[:3]
-    return (*u, *(stride for tensor in (args.delta, B, C, gradient) for stride in tensor.stride()[:3]))
+    B = args.B.stride()[:3]
+    C = B if args.C is None else args.C.stride()[:3]
+    return (*u, *args.delta.stride()[:3], *B, *C, *gradient.stride()[:3])
 
 
-def _switches(args: ScanArguments, B: Tensor, strides: tuple[int, ...]) -> dict[str, bool | int]:
+def _switches(args: ScanArguments, gradient: Tensor, strides: tuple[int, ...]) -> dict[str, bool | int]:
+    rows = [tensor.storage_offset() for tensor in (args.u, args.delta, gradient)]
+    states = [tensor.storage_offset() for tensor in (args.B, args.C) if tensor is not None]
     row = max(math.prod(args.output_shape[2:]), *strides[1::3])  # the longest step from token to token
     return {
         "HAS_ORDER": args.order is not None,
@@ -292,8 +287,8 @@ def _switches(args: ScanArguments, B: Tensor, strides: tuple[int, ...]) -> dict[
         "HAS_BIAS": args.delta_bias is not None,
         "HAS_C": args.C is not None,
         "SEGMENTED": args.segment > 0,
-        "ROW_ALIGN": math.gcd(args.channels, *strides[:6], *strides[12:], 2),
-        "STATE_ALIGN": math.gcd(B.shape[-1], *strides[6:12], 16 // B.element_size()),
+        "ROW_ALIGN": math.gcd(args.channels, *strides[:6], *strides[12:], *rows, 2),
+        "STATE_ALIGN": math.gcd(args.state, *strides[6:12], *states, 8),
         "WIDE": args.tokens * row >= 2**31,  # whether a sequence needs 64-bit offsets
         "PARTS": 0 if torch.version.hip is not None else 2 if args.B.dtype == torch.float32 else 1,
     }

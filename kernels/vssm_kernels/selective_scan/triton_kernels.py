@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vssm_kernels.triton_math import as_float32, saturate, sigmoid
+from vssm_kernels.triton_math import saturate, sigmoid
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -75,30 +75,49 @@ def inside(index, size, token):
 
 
 @triton.jit
-def load_rows(lanes, tokens, token_stride, index, size, UNROLL: tl.constexpr):
-    """The rows of a group's tokens; `lanes` points to the first token's row, element by element."""
+def load_rows(
+    row, tokens, token_stride, first, size,
+    IN_PAIRS: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """The BLOCK elements from `first` on of the rows of a group's tokens, for `in_float32`; `row` is token 0's.
+
+    IN_PAIRS allows to read two bfloat16 as one integer, where rows start at even places. So they stay in half as many
+    registers until they are needed, and each takes one instruction then instead of one or two.
+    """
+    if IN_PAIRS and ALIGN % 2 == 0 and row.dtype.element_ty == tl.bfloat16:
+        row = row.to(tl.pointer_type(tl.int32))
+        element, size = first // 2 + tl.arange(0, BLOCK // 2), size // 2
+        token_stride = token_stride // ALIGN * (ALIGN // 2)
+    else:
+        element = first + tl.arange(0, BLOCK)
+        token_stride = aligned(token_stride, ALIGN)
     rows = ()
     for i in tl.static_range(UNROLL):
-        mask = inside(index, size, tokens[i])
-        rows = rows + (tl.load(lanes + tokens[i] * token_stride, mask=mask, other=0.0),)
+        mask = inside(element, size, tokens[i])
+        rows = rows + (tl.load(row + element + tokens[i] * token_stride, mask=mask, other=0.0),)
     return rows
 
 
 @triton.jit
-def load_states(lanes, tokens, token_stride, state, ALIGN: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr):
-    """The rows of B or C of a group's tokens as they lie in memory, for `states_of`."""
-    PACKED: tl.constexpr = 2 if lanes.dtype.element_ty == tl.int32 else 1
-    n = tl.arange(0, BLOCK_N // PACKED)
-    return load_rows(lanes + n, tokens, aligned(token_stride, ALIGN), n, aligned(state // PACKED, ALIGN), UNROLL)
+def in_float32(row):
+    """A row that `load_rows` returned. Written with integers, bfloat16 takes fewer instructions than by conversion."""
+    if row.dtype == tl.int32:
+        return tl.interleave((row << 16).to(tl.float32, bitcast=True), (row & -65536).to(tl.float32, bitcast=True))
+    elif row.dtype == tl.bfloat16:
+        return (row.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return row.to(tl.float32)
 
 
 @triton.jit
-def states_of(row):
-    """One row of B or C in float32. An integer holds two bfloat16; so they stay in half as many registers."""
-    if row.dtype == tl.int32:
-        return tl.interleave((row << 16).to(tl.float32, bitcast=True), (row & -65536).to(tl.float32, bitcast=True))
-    else:
-        return as_float32(row)
+def zero_of_each_thread(channels, BLOCK_C: tl.constexpr):
+    """0, of which the compiler does not know that it is the same in all threads.
+
+    What all threads read alike it would keep in registers that they share, and to get it there waits for every row as
+    soon as it has asked for it.
+    """
+    zeros = tl.arange(0, BLOCK_C) // (channels + BLOCK_C)
+    return tl.sum(zeros.to(tl.float32), 0).to(tl.int32)
 
 
 @triton.jit
@@ -126,20 +145,20 @@ def sum_over_channels(
     if PARTS == 0 or BLOCK_N < 16 or BLOCK_C < 32 * VECTOR:
         return tl.sum(tile, 1)
     else:
-        COLUMNS: tl.constexpr = BLOCK_C // VECTOR // 4
-        ROWS: tl.constexpr = BLOCK_N * 4
-        tile = tl.sum(tl.reshape(tile, (BLOCK_N, BLOCK_C // VECTOR, VECTOR)), 2)
-        terms = tl.permute(tl.reshape(tile, (BLOCK_N, COLUMNS, 4)), (0, 2, 1))
-        terms = tl.reshape(terms, (ROWS, COLUMNS))
-        belongs = tl.arange(0, BLOCK_N)[:, None] == tl.arange(0, ROWS)[None, :] // 4
-        pick = belongs.to(tl.float32)
+        ROWS: tl.constexpr = BLOCK_C // VECTOR // 4
+        K: tl.constexpr = BLOCK_N * 2
+        terms = tl.sum(tl.reshape(tile, (BLOCK_N, BLOCK_C // VECTOR, VECTOR)), 2)
+        terms = tl.permute(tl.reshape(terms, (BLOCK_N // 2, 2, ROWS, 4)), (1, 2, 0, 3))
+        terms = tl.reshape(terms, (2 * ROWS, K))
+        pick = (tl.arange(0, K)[:, None] // 4 == tl.arange(0, BLOCK_N // 2)[None, :]).to(tl.float32)
         if PARTS == 1:
-            sums = tl.dot(pick, terms, input_precision="tf32")
+            sums = tl.dot(terms, pick, input_precision="tf32")
         else:
             high = (terms.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-            sums = tl.dot(pick, terms - high, input_precision="tf32")
-            sums = tl.dot(pick, high, sums, input_precision="tf32")
-        return tl.sum(sums, 1)
+            sums = tl.dot(terms - high, pick, input_precision="tf32")
+            sums = tl.dot(high, pick, sums, input_precision="tf32")
+        sums = tl.sum(tl.reshape(sums, (2, ROWS, BLOCK_N // 2)), 1)
+        return tl.reshape(tl.trans(sums), (BLOCK_N,))
 
 
 @triton.jit
@@ -228,16 +247,16 @@ def forward_kernel(
     b, k, j, block = program_indices(directions, chunks, blocks)
     if BLOCK_N <= 2:  # see backward_kernel; with more states this kernel takes 8 % longer so (Triton 3.6)
         block = block.to(tl.int32)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane = block * BLOCK_C
+    c = lane + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
-    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
-    dy_token = aligned(dy_token, ROW_ALIGN)
-    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
-    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
-    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN)
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN)
+    zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + zeros
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + zeros
     if HAS_C:
         y_token = directions * channels
         y += b * tokens * y_token + k * channels + c
@@ -245,7 +264,7 @@ def forward_kernel(
         y_token = directions * channels * state
         y_tile = y + b * tokens * y_token + k * channels * state + c[None, :] * state + n[:, None]
     if CHECKPOINT > 0 and HAS_C:
-        dy_lanes = dy + first_row(b, k, dy_batch, dy_direction, ROW_ALIGN) + c
+        dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN)
         dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
     first = (j * chunk).to(tl.int32)
     if CHECKPOINT > 0:
@@ -254,14 +273,14 @@ def forward_kernel(
         )
 
     here = walk(order, k, first, steps, HAS_ORDER, WIDE, UNROLL)
-    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
-    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
-    B_rows = load_states(B, here, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
+    u_rows = load_rows(u, here, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+    B_rows = load_rows(B, here, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
     if HAS_C:
         if CHECKPOINT > 0:
-            dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
+            dy_rows = load_rows(dy, here, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
         else:
-            C_rows = load_states(C, here, C_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
+            C_rows = load_rows(C, here, C_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
     ahead = walk(order, k, first + UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     if CHUNKED:
         tile = (n < state)[:, None] & (c < channels)[None, :]
@@ -269,14 +288,14 @@ def forward_kernel(
     else:
         h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for start in range(first, tl.minimum(first + chunk, steps), UNROLL):
-        u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
-        delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
-        B_ahead = load_states(B, ahead, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
+        u_ahead = load_rows(u, ahead, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+        delta_ahead = load_rows(delta, ahead, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+        B_ahead = load_rows(B, ahead, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
         if HAS_C:
             if CHECKPOINT > 0:
-                dy_ahead = load_rows(dy_lanes, ahead, dy_token, c, channels, UNROLL)
+                dy_ahead = load_rows(dy, ahead, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
             else:
-                C_ahead = load_states(C, ahead, C_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
+                C_ahead = load_rows(C, ahead, C_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
         for i in tl.static_range(UNROLL):
             if CHECKPOINT > UNROLL:
@@ -284,19 +303,19 @@ def forward_kernel(
                     tl.store(checkpoint + start // CHECKPOINT * group_size, h)
             elif CHECKPOINT > 0 and i % CHECKPOINT == 0:
                 tl.store(checkpoint + (start + i) // CHECKPOINT * group_size, h)
-            u_t = as_float32(u_rows[i])
-            delta_t = softplus(as_float32(delta_rows[i]) + bias_row)
+            u_t = in_float32(u_rows[i])
+            delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
-            h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * states_of(B_rows[i])[:, None]
+            h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * in_float32(B_rows[i])[:, None]
             if CHECKPOINT > 0:
                 if HAS_C:
-                    dC_t = sum_over_channels(h * as_float32(dy_rows[i])[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
+                    dC_t = sum_over_channels(h * in_float32(dy_rows[i])[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                     put_row(dC_lanes, here[i], directions * state, inside(n, state, here[i]), dC_t, ADD)
             else:
                 c_here = inside(c, channels, here[i])
                 if HAS_C:
-                    y_t = tl.sum(h * states_of(C_rows[i])[:, None], 0)
+                    y_t = tl.sum(h * in_float32(C_rows[i])[:, None], 0)
                     if HAS_D:
                         y_t += D_row * u_t
                     put_row(y, here[i], y_token, c_here, saturate(y_t, y.dtype.element_ty), ADD)
@@ -332,18 +351,18 @@ def backward_kernel(
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
     block = block.to(tl.int32)  # channels are compared at every step, which takes twice the instructions in 64 bits
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    lane = block * BLOCK_C
+    c = lane + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     c_in, n_in = c < channels, n < state
     tile = n_in[:, None] & c_in[None, :]
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
-    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
-    dy_token = aligned(dy_token, ROW_ALIGN)
-    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
-    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
-    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN)
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN)
+    zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + zeros
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + zeros
     row_token = directions * channels  # of du and ddelta
     row = b * tokens * row_token + k * channels + c
     du += row
@@ -359,12 +378,12 @@ def backward_kernel(
     )
 
     here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
-    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
-    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
+    u_rows = load_rows(u, here, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
     if HAS_C:
-        dy_lanes = dy + c
-        dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
+        dy_rows = load_rows(dy, here, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
     else:
+        dy_token = aligned(dy_token, ROW_ALIGN)
         dy_tile = dy + c[None, :] * state + n[:, None]
     before = walk(order, k, start - UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     h_checkpoint = tl.load(checkpoint + start // UNROLL * group_size)
@@ -378,34 +397,34 @@ def backward_kernel(
     for _ in range(first, last + 1):
         h = h_checkpoint
         h_checkpoint = tl.load(checkpoint + tl.maximum(start // UNROLL - 1, 0) * group_size)
-        u_before = load_rows(u, before, u_token, c, channels, UNROLL)
-        delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
+        u_before = load_rows(u, before, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+        delta_before = load_rows(delta, before, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
         # Read here and not ahead: registers are short, and other programs have brought these rows near.
-        B_rows = load_states(B, here, B_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
+        B_rows = load_rows(B, here, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
         if HAS_C:
-            C_rows = load_states(C, here, C_token, state, STATE_ALIGN, BLOCK_N, UNROLL)
-            dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
+            C_rows = load_rows(C, here, C_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+            dy_before = load_rows(dy, before, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
         delta_list, before_list = (), ()  # step sizes, and the state before each step
         for i in tl.static_range(UNROLL):
-            delta_t = softplus(as_float32(delta_rows[i]) + bias_row)
+            delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
             delta_t = tl.where(start + i < steps, delta_t, 0.0)  # beyond the end nothing decays
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
             delta_list, before_list = delta_list + (delta_t,), before_list + (h,)
             decay = tl.exp2(delta_t[None, :] * rates)
-            h = decay * h + (delta_t * as_float32(u_rows[i]))[None, :] * states_of(B_rows[i])[:, None]
+            h = decay * h + (delta_t * in_float32(u_rows[i]))[None, :] * in_float32(B_rows[i])[:, None]
         for i in tl.static_range(UNROLL - 1, -1, -1):
             token, delta_t = here[i], delta_list[i]
-            u_t, B_t = as_float32(u_rows[i]), states_of(B_rows[i])
+            u_t, B_t = in_float32(u_rows[i]), in_float32(B_rows[i])
             c_here, n_here = inside(c, channels, token), inside(n, state, token)
             if HAS_C:
-                dy_t = as_float32(dy_rows[i])
-                dh += states_of(C_rows[i])[:, None] * dy_t[None, :]
+                dy_t = in_float32(dy_rows[i])
+                dh += in_float32(C_rows[i])[:, None] * dy_t[None, :]
             else:
                 mask = n_in[:, None] & c_here[None, :]
-                dh += as_float32(tl.load(dy_tile + token * dy_token, mask=mask, other=0.0))
+                dh += in_float32(tl.load(dy_tile + token * dy_token, mask=mask, other=0.0))
             dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
             put_row(dB, token, directions * state, n_here, dB_t, ADD)
             through_input = tl.sum(dh * B_t[:, None], 0)
@@ -415,7 +434,7 @@ def backward_kernel(
             through_decay = dh * before_list[i]
             dA_tile += through_decay * delta_t[None, :]
             ddelta_t = tl.sum(through_decay * rates, 0) * LN_2 + u_t * through_input
-            ddelta_t *= sigmoid(as_float32(delta_rows[i]) + bias_row)  # the slope of softplus
+            ddelta_t *= sigmoid(in_float32(delta_rows[i]) + bias_row)  # the slope of softplus
             du_t = through_input * delta_t
             if HAS_D:
                 du_t += D_row * dy_t
