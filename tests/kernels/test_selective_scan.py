@@ -111,14 +111,14 @@ def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
         check_backend(triton_fused.BACKEND, args)
 
 
+@pytest.mark.parametrize("channels", [96, 256])
 @pytest.mark.parametrize("state", [1, 2])
-def test_triton_with_many_programs(state, poisoned_memory, monkeypatch):
-    """Wider tiles forwards, and two lengths of groups backwards, as only large batches have."""
-    monkeypatch.setattr(triton_fused, "PROGRAMS", 1)
-    again, back = triton_fused._backward_launches(256, state, 4)
-    assert triton_fused._forward_launch(256, state, 4).block_c > again.block_c
-    assert again.unroll > back.unroll
-    inputs = make_inputs(batch=2, tokens=13, channels=256, state=state, directions=2, device=DEVICE)
+def test_triton_with_many_programs(state, channels, poisoned_memory, monkeypatch):
+    """Tiles of two widths, or groups of two lengths, as only large batches have."""
+    monkeypatch.setattr(triton_fused, "BIG_PROGRAMS", 1)
+    again, back = triton_fused._backward_launches(channels, state, 4)
+    assert (again.block_c > back.block_c) if channels == 256 else (again.unroll > back.unroll)
+    inputs = make_inputs(batch=2, tokens=13, channels=channels, state=state, directions=2, device=DEVICE)
     args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
     if runs_here(triton_fused.BACKEND, args):
         check_backend(triton_fused.BACKEND, args)

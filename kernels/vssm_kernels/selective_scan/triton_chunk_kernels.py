@@ -21,9 +21,9 @@ from vssm_kernels.selective_scan.triton_kernels import (
     load_rows,
     program_indices,
     softplus,
+    state_lanes,
     tile_offsets,
     walk,
-    zero_of_each_thread,
 )
 
 
@@ -45,14 +45,15 @@ def ends_kernel(
     b, k, j, block = program_indices(directions, chunks, blocks)
     if j == (0 if ADJOINT else chunks - 1):  # no chunk receives its end
         return
-    lane = block * BLOCK_C
-    c = lane + tl.arange(0, BLOCK_C)
+    c = block.to(tl.int32) * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     rates, _, bias_row = load_constants(A, A, bias, k, c, n, channels, state, pitch, False, HAS_BIAS, VECTOR)
 
-    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN)
-    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN)
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
+    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
+    B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
     start = (j * chunk).to(tl.int32)
     end = tl.minimum(start + chunk, steps)
     segment_start = tl.cdiv(start, segment) * segment
@@ -65,16 +66,16 @@ def ends_kernel(
         start += (groups - 1) * UNROLL
 
     here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
-    u_rows = load_rows(u, here, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-    delta_rows = load_rows(delta, here, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-    B_rows = load_rows(B, here, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
+    B_rows = load_rows(B_lanes, here, B_token, pair, pairs, UNROLL)
     ahead = walk(order, k, start + STRIDE * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     duration = tl.zeros((BLOCK_C,), tl.float32)  # the sum of step sizes
     for _ in range(groups):
-        u_ahead = load_rows(u, ahead, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-        delta_ahead = load_rows(delta, ahead, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-        B_ahead = load_rows(B, ahead, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+        u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
+        delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
+        B_ahead = load_rows(B_lanes, ahead, B_token, pair, pairs, UNROLL)
         after = walk(order, k, start + 2 * STRIDE * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
         for i in tl.static_range(FIRST, END, STRIDE):
             u_t, B_t = in_float32(u_rows[i]), in_float32(B_rows[i])

@@ -33,7 +33,9 @@ except ImportError:  # why_no_triton says so
 
 # So many programs fill a large GPU. Fewer sequences are cut to have them, where that is worth walking three times, and
 # launches that take as long as so many steps.
-PROGRAMS, CUT_STEPS = 2048, 1024
+PROGRAMS, CUT_STEPS = 1536, 1024
+# So many it holds at once if each takes all registers that it can.
+BIG_PROGRAMS = 1024
 # Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
 CHUNK_UNIT, CHUNKS = 32, 128
 CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chunk
@@ -74,17 +76,16 @@ def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Laun
     """Of the pass that computes the states again, and of the one that walks back, whose groups are not the smaller."""
     again = _forward_launch(channels, state, sequences)
     if again.block_n <= 2:
-        again = again._replace(block_c=min(64, again.block_c), unroll=8)
-        # Groups of 8 take so many registers that a GPU holds half the programs.
-        return again, again._replace(unroll=4) if _many(sequences, channels, again.block_c) else again
+        block_c = min(64, again.block_c)
+        return again, again._replace(block_c=block_c, unroll=4 if _many(sequences, channels, block_c) else 8)
     block_c = max(16, min(again.block_c, 512 // again.block_n))
     warps = max(1, min(8, again.block_n * block_c // 512))
     return again, _Launch(block_c, again.block_n, unroll=4, warps=warps, vector=1)
 
 
 def _many(sequences: int, channels: int, block_c: int) -> bool:
-    """Whether there are so many programs that a GPU with half of them at once would not hold all."""
-    return 2 * sequences * cdiv(channels, block_c) > PROGRAMS
+    """Whether there are so many programs that they should take fewer registers, for a GPU to hold all at once."""
+    return sequences * cdiv(channels, block_c) > BIG_PROGRAMS
 
 
 class _Chunks(NamedTuple):

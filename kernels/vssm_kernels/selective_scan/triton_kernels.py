@@ -75,27 +75,28 @@ def inside(index, size, token):
 
 
 @triton.jit
-def load_rows(
-    row, tokens, token_stride, first, size,
-    IN_PAIRS: tl.constexpr, ALIGN: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """The BLOCK elements from `first` on of the rows of a group's tokens, for `in_float32`; `row` is token 0's.
-
-    IN_PAIRS allows to read two bfloat16 as one integer, where rows start at even places. So they stay in half as many
-    registers until they are needed, and each takes one instruction then instead of one or two.
-    """
-    if IN_PAIRS and ALIGN % 2 == 0 and row.dtype.element_ty == tl.bfloat16:
-        row = row.to(tl.pointer_type(tl.int32))
-        element, size = first // 2 + tl.arange(0, BLOCK // 2), size // 2
-        token_stride = token_stride // ALIGN * (ALIGN // 2)
-    else:
-        element = first + tl.arange(0, BLOCK)
-        token_stride = aligned(token_stride, ALIGN)
+def load_rows(lanes, tokens, token_stride, index, size, UNROLL: tl.constexpr):
+    """The rows of a group's tokens, for `in_float32`; `lanes` points to the first token's row, element by element."""
     rows = ()
     for i in tl.static_range(UNROLL):
-        mask = inside(element, size, tokens[i])
-        rows = rows + (tl.load(row + element + tokens[i] * token_stride, mask=mask, other=0.0),)
+        mask = inside(index, size, tokens[i])
+        rows = rows + (tl.load(lanes + tokens[i] * token_stride, mask=mask, other=0.0),)
     return rows
+
+
+@triton.jit
+def state_lanes(row, token_stride, state, ALIGN: tl.constexpr, BLOCK_N: tl.constexpr):
+    """What `load_rows` takes of B or C: lanes, token stride, index and size.
+
+    Where rows start at even places, two bfloat16 are read as one integer. They stay in half as many registers until
+    they are needed, and then take one instruction each instead of one or two.
+    """
+    if ALIGN % 2 == 0 and row.dtype.element_ty == tl.bfloat16:
+        pair = tl.arange(0, BLOCK_N // 2)
+        return row.to(tl.pointer_type(tl.int32)) + pair, token_stride // ALIGN * (ALIGN // 2), pair, state // 2
+    else:
+        n = tl.arange(0, BLOCK_N)
+        return row + n, aligned(token_stride, ALIGN), n, state
 
 
 @triton.jit
@@ -136,11 +137,12 @@ def put_row(lanes, token, token_stride, mask, row, ADD: tl.constexpr):
 def sum_over_channels(
     tile, PARTS: tl.constexpr, VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """(state, channels) -> (state), on tensor cores: across the threads of a warp it takes five times the instructions.
+    """(state, channels) -> (state), on tensor cores: shuffles across the threads of a warp are several times slower.
 
-    Each term is written as PARTS numbers of TF32 (11 bits); with 0 the sum is a plain one. A thread first adds its
-    neighbouring channels. The (state, 4) numbers that every four threads then hold are one column of a factor, in the
-    very registers where the product wants them, and the other factor picks what belongs to each state.
+    Each term is PARTS numbers of TF32 (11 bits); with 0 the sum is a plain one. A thread first adds its neighbouring
+    channels, also where it has one: what comes from a reduction Triton places in the product as it is written here.
+    The factor `terms` has two rows for every four threads, and in these the numbers that the threads hold: they lie in
+    the very registers where the product wants them. The other factor picks those of each pair of states.
     """
     if PARTS == 0 or BLOCK_N < 16 or BLOCK_C < 32 * VECTOR:
         return tl.sum(tile, 1)
@@ -247,16 +249,18 @@ def forward_kernel(
     b, k, j, block = program_indices(directions, chunks, blocks)
     if BLOCK_N <= 2:  # see backward_kernel; with more states this kernel takes 8 % longer so (Triton 3.6)
         block = block.to(tl.int32)
-    lane = block * BLOCK_C
-    c = lane + tl.arange(0, BLOCK_C)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
-    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN)
-    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN)
+    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
     zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
     B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + zeros
     C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + zeros
+    B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
+    C_lanes, C_token, _, _ = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     if HAS_C:
         y_token = directions * channels
         y += b * tokens * y_token + k * channels + c
@@ -264,7 +268,8 @@ def forward_kernel(
         y_token = directions * channels * state
         y_tile = y + b * tokens * y_token + k * channels * state + c[None, :] * state + n[:, None]
     if CHECKPOINT > 0 and HAS_C:
-        dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN)
+        dy_token = aligned(dy_token, ROW_ALIGN)
+        dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN) + c
         dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
     first = (j * chunk).to(tl.int32)
     if CHECKPOINT > 0:
@@ -273,14 +278,14 @@ def forward_kernel(
         )
 
     here = walk(order, k, first, steps, HAS_ORDER, WIDE, UNROLL)
-    u_rows = load_rows(u, here, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-    delta_rows = load_rows(delta, here, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-    B_rows = load_rows(B, here, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
+    B_rows = load_rows(B_lanes, here, B_token, pair, pairs, UNROLL)
     if HAS_C:
         if CHECKPOINT > 0:
-            dy_rows = load_rows(dy, here, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+            dy_rows = load_rows(dy, here, dy_token, c, channels, UNROLL)
         else:
-            C_rows = load_rows(C, here, C_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+            C_rows = load_rows(C_lanes, here, C_token, pair, pairs, UNROLL)
     ahead = walk(order, k, first + UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     if CHUNKED:
         tile = (n < state)[:, None] & (c < channels)[None, :]
@@ -288,14 +293,14 @@ def forward_kernel(
     else:
         h = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     for start in range(first, tl.minimum(first + chunk, steps), UNROLL):
-        u_ahead = load_rows(u, ahead, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-        delta_ahead = load_rows(delta, ahead, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-        B_ahead = load_rows(B, ahead, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+        u_ahead = load_rows(u, ahead, u_token, c, channels, UNROLL)
+        delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
+        B_ahead = load_rows(B_lanes, ahead, B_token, pair, pairs, UNROLL)
         if HAS_C:
             if CHECKPOINT > 0:
-                dy_ahead = load_rows(dy, ahead, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+                dy_ahead = load_rows(dy, ahead, dy_token, c, channels, UNROLL)
             else:
-                C_ahead = load_rows(C, ahead, C_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+                C_ahead = load_rows(C_lanes, ahead, C_token, pair, pairs, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
         for i in tl.static_range(UNROLL):
             if CHECKPOINT > UNROLL:
@@ -351,18 +356,19 @@ def backward_kernel(
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
     block = block.to(tl.int32)  # channels are compared at every step, which takes twice the instructions in 64 bits
-    lane = block * BLOCK_C
-    c = lane + tl.arange(0, BLOCK_C)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N)
     c_in, n_in = c < channels, n < state
     tile = n_in[:, None] & c_in[None, :]
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
-    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN)
-    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN)
-    zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + zeros
-    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + zeros
+    u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
+    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
+    dy_token = aligned(dy_token, ROW_ALIGN)
+    u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
+    delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + n
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
     row_token = directions * channels  # of du and ddelta
     row = b * tokens * row_token + k * channels + c
     du += row
@@ -378,12 +384,12 @@ def backward_kernel(
     )
 
     here = walk(order, k, start, steps, HAS_ORDER, WIDE, UNROLL)
-    u_rows = load_rows(u, here, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-    delta_rows = load_rows(delta, here, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+    u_rows = load_rows(u, here, u_token, c, channels, UNROLL)
+    delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
     if HAS_C:
-        dy_rows = load_rows(dy, here, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+        dy_lanes = dy + c
+        dy_rows = load_rows(dy_lanes, here, dy_token, c, channels, UNROLL)
     else:
-        dy_token = aligned(dy_token, ROW_ALIGN)
         dy_tile = dy + c[None, :] * state + n[:, None]
     before = walk(order, k, start - UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     h_checkpoint = tl.load(checkpoint + start // UNROLL * group_size)
@@ -397,13 +403,13 @@ def backward_kernel(
     for _ in range(first, last + 1):
         h = h_checkpoint
         h_checkpoint = tl.load(checkpoint + tl.maximum(start // UNROLL - 1, 0) * group_size)
-        u_before = load_rows(u, before, u_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
-        delta_before = load_rows(delta, before, delta_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+        u_before = load_rows(u, before, u_token, c, channels, UNROLL)
+        delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
         # Read here and not ahead: registers are short, and other programs have brought these rows near.
-        B_rows = load_rows(B, here, B_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
+        B_rows = load_rows(B, here, B_token, n, state, UNROLL)
         if HAS_C:
-            C_rows = load_rows(C, here, C_token, 0, state, True, STATE_ALIGN, BLOCK_N, UNROLL)
-            dy_before = load_rows(dy, before, dy_token, lane, channels, VECTOR == 2, ROW_ALIGN, BLOCK_C, UNROLL)
+            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+            dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
         delta_list, before_list = (), ()  # step sizes, and the state before each step
