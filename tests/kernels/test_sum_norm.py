@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vssm_kernels import sum_norm, use_backend
+from vssm_kernels.dispatch import needs_gradient
 from vssm_kernels.sum_norm import compiled, native_cpu, reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import assert_close
@@ -209,8 +210,11 @@ def test_backends_can_be_forced():
 @pytest.mark.parametrize("operators", [True, False])
 def test_compiled(shape, merge, center, operators, monkeypatch):
     """Our kernels as operators, which compilers see on a GPU, and plain torch."""
-    norm = (lambda args: compiled._norm_rows(args, True)) if operators else reference.norm
-    monkeypatch.setattr(compiled, "norm", norm)
+
+    def by_operator(args: NormArguments) -> torch.Tensor:
+        return compiled._norm_by_operator(args, needs_gradient(*args.tensors()))
+
+    monkeypatch.setattr(compiled, "norm", by_operator if operators else reference.norm)
     torch.compiler.reset()
 
     def compiled_norm(args: NormArguments) -> torch.Tensor:

@@ -60,6 +60,7 @@ def benchmark_model(
     """
     gc.collect()
     before = allocated_memory(device)
+    torch.backends.cudnn.benchmark = True  # as in timm's own benchmark; what it guesses is slow for some first layers
     torch.manual_seed(0)
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())

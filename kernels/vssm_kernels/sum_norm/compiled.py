@@ -21,15 +21,19 @@ def norm(args: NormArguments) -> Tensor:
     """(..., channels), in args.dtype."""
     if not (args.center and args.x.is_cuda) or why_no_triton(*args.tensors()) is not None:
         return reference.norm(args)
-    return _norm_rows(args, needs_gradient(*args.tensors()))
+    return _norm_by_operator(args, needs_gradient(*args.tensors()))
 
 
-def _norm_rows(args: NormArguments, save: bool) -> Tensor:
-    """As rows: inductor takes four dimensions for (batch, channels, height, width), and copies what is kept for the
-    backward to its own idea of channels-last."""
-    shape = (*args.x.shape[: -1 - args.merge], args.x.shape[-1])
-    merge = args.merge and args.x.shape[-2] > 1
-    x = args.x.reshape(-1, *args.x.shape[-2:]) if merge else args.x.reshape(-1, shape[-1])
+def _norm_by_operator(args: NormArguments, save: bool) -> Tensor:
+    x, merge = args.x, args.merge and args.x.shape[-2] > 1
+    shape = (*x.shape[: -1 - args.merge], x.shape[-1])
+    if save:
+        # As rows: inductor takes four dimensions for (batch, channels, height, width), and copies what is kept for the
+        # backward to its own idea of channels-last.
+        x = x.reshape(-1, *x.shape[-2:]) if merge else x.reshape(-1, x.shape[-1])
+    elif not merge:
+        # As it is: of a sum that is not kept inductor writes out the view, and adds up the sum again for the next.
+        x = x.reshape(shape)
     weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (args.weight, args.bias))
     return _norm(x, weight, bias, args.eps, args.center, args.dtype, merge, save)[0].view(shape)
 
