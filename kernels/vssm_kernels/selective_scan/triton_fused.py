@@ -4,8 +4,8 @@ One program walks one (batch, direction, block of channels), or a chunk of its s
 backward stores nothing between forward and backward: it first runs the recurrence again, writing the state before every
 group of steps and dC to memory, then walks back through the groups. dB and dC, sums over channels, are written per
 block of channels and added up afterwards, in a fixed order: no atomics, so two runs are bit-equal. All arithmetic is
-float32, but for those two sums where inputs are half precision: their terms are rounded to TF32 (11 bits), which is
-finer than the inputs.
+float32, but for the terms of those two sums: of half precision inputs they keep 11 bits (TF32), which is finer than the
+inputs, of float32 twice as many.
 """
 
 from __future__ import annotations
@@ -163,7 +163,8 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         return output_rows(args.order, tokens, shape, dtype, device)
 
     units = again_blocks * (again.block_c // launch.block_c)
-    groups = cdiv(args.steps, CHUNK_UNIT) * (CHUNK_UNIT // launch.unroll)
+    longest = max(again.unroll, launch.unroll)
+    groups = cdiv(args.steps, longest) * (longest // launch.unroll)
     states = floats(batch, directions, groups, units, tile)
     kept = _Kept(states, launch.unroll, groups, units, launch.block_c)
     dC = rows(again_blocks, batch, tokens, directions, args.state)

@@ -256,9 +256,12 @@ def forward_kernel(
     u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
     u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
-    zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + zeros
-    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + zeros
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
+    C += first_row(b, k, C_batch, C_direction, STATE_ALIGN)
+    if STATE_ALIGN % 2 == 0:  # what is read in pairs is not to be shared
+        zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
+        B += zeros
+        C += zeros
     B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
     C_lanes, C_token, _, _ = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     if HAS_C:
