@@ -115,7 +115,7 @@ def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
 @pytest.mark.parametrize("state", [1, 2])
 def test_triton_with_many_programs(state, channels, poisoned_memory, monkeypatch):
     """Tiles of two widths, or groups of two lengths, as only large batches have."""
-    monkeypatch.setattr(triton_fused, "BIG_PROGRAMS", 1)
+    monkeypatch.setattr(triton_fused, "PROGRAMS", 1)
     again, back = triton_fused._backward_launches(channels, state, 4)
     assert (again.block_c > back.block_c) if channels == 256 else (again.unroll > back.unroll)
     inputs = make_inputs(batch=2, tokens=13, channels=channels, state=state, directions=2, device=DEVICE)

@@ -31,11 +31,9 @@ except ImportError:  # why_no_triton says so
     triton = None
 
 
-# So many programs fill a large GPU. Fewer sequences are cut to have them, where that is worth walking three times, and
-# launches that take as long as so many steps.
-PROGRAMS, CUT_STEPS = 1536, 1024
-# So many it holds at once if each takes all registers that it can.
-BIG_PROGRAMS = 1024
+# So many programs fill a large GPU. Fewer sequences are cut where that is worth walking three times, and launches that
+# take as long as so many steps; then into so many programs, as those that find the ends of chunks take more registers.
+PROGRAMS, CUT_STEPS, CUT_PROGRAMS = 2048, 1024, 1536
 # Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
 CHUNK_UNIT, CHUNKS = 32, 128
 CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chunk
@@ -84,8 +82,8 @@ def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Laun
 
 
 def _many(sequences: int, channels: int, block_c: int) -> bool:
-    """Whether there are so many programs that they should take fewer registers, for a GPU to hold all at once."""
-    return sequences * cdiv(channels, block_c) > BIG_PROGRAMS
+    """Whether there are so many programs that a GPU with half of them at once would not hold all."""
+    return 2 * sequences * cdiv(channels, block_c) > PROGRAMS
 
 
 class _Chunks(NamedTuple):
@@ -100,7 +98,7 @@ def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
     worth = programs * (3 * args.steps + CUT_STEPS) <= PROGRAMS * args.steps
     # Tokens that are visited twice are written in turn, by one program.
     cut = worth and args.C is not None and not order_facts(args.order, args.tokens).repeats
-    count = min(CHUNKS, PROGRAMS // programs) if cut else 1
+    count = min(CHUNKS, CUT_PROGRAMS // programs) if cut else 1
     steps = cdiv(cdiv(args.steps, count), CHUNK_UNIT) * CHUNK_UNIT
     return _Chunks(steps, cdiv(args.steps, steps))
 
