@@ -10,7 +10,6 @@ from torch import Tensor
 
 import vssm_kernels
 from vssm_kernels import selective_scan
-from vssm_kernels.orders import order_facts
 from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
 from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.testing import assert_close, make_inputs, relative_error
@@ -211,76 +210,6 @@ def test_adjoint_of_the_reference_against_autograd(case):
         assert_close(actual[name], wanted, name)
 
 
-def op_arguments(dtype=torch.float64, device="cpu"):
-    inputs = make_inputs(batch=2, tokens=5, channels=3, state=2, directions=2, dtype=dtype, device=device)
-    tensors = [tensor.requires_grad_() for tensor in inputs.values()]
-    order = torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 2, 0]], dtype=torch.int32, device=device)
-    return tensors, order
-
-
-@pytest.mark.parametrize("merge", [False, True])
-def test_gradcheck(merge):
-    tensors, order = op_arguments()
-
-    def op(u, delta, A, B, C, D, bias):
-        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, order=order, segment=4, merge=merge)
-
-    assert torch.autograd.gradcheck(op, tensors)
-
-
-def test_opcheck():
-    tensors, order = op_arguments(torch.float32)
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors, None, order, 0))
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors[:4], None, None, None, None, None, 3))
-    step, weight = torch.randn(2, 5, 2, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
-    low_rank = (tensors[0], step, *tensors[2:], weight, order, 0)
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, low_rank)
-
-
-def test_compiles_without_graph_breaks():
-    tensors, order = op_arguments(torch.float32)
-    z = torch.randn(2, 5, 3)
-
-    def op(u, delta, A, B, C, D, bias):
-        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=z, order=order, merge=True)
-
-    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    expected = torch.autograd.grad(op(*tensors).square().sum(), tensors)
-    actual = torch.autograd.grad(compiled(*tensors).square().sum(), tensors)
-    for name, one, other in zip(NAMES, actual, expected, strict=True):
-        assert_close(one, other, name)
-
-
-def test_meta_device():
-    inputs = {name: tensor.to("meta") for name, tensor in make_inputs(dtype=torch.bfloat16).items()}
-    u, delta, A, B, C, D, bias = (tensor.requires_grad_() for tensor in inputs.values())
-    y = selective_scan(u, delta, A, B, C, D, delta_bias=bias, merge=True)
-    assert y.shape == u.shape and y.dtype == torch.bfloat16 and y.is_meta
-    y.sum().backward()
-    assert u.grad.shape == u.shape and A.grad.dtype == torch.float32
-
-
-def test_merge_and_gate():
-    inputs = make_inputs()
-    u, delta, A, B, C, D, bias = inputs.values()
-    z = torch.randn_like(u)
-    apart = selective_scan(u, delta, A, B, C, D, delta_bias=bias)
-    merged = selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=z, merge=True)
-    assert_close(merged, apart.sum(2) * torch.nn.functional.silu(z), "gated sum")
-
-
-def test_strided_inputs():
-    """B, C and delta are usually slices of one projection."""
-    inputs = make_inputs(channels=6, state=4)
-    joined = torch.cat([inputs["delta"], inputs["B"], inputs["C"]], dim=-1)
-    slices = joined.split([6, 4, 4], dim=-1)
-    u, delta, A, B, C, D, bias = inputs.values()
-    expected = selective_scan(u, delta, A, B, C, D, delta_bias=bias)
-    assert torch.equal(selective_scan(u, slices[0], A, slices[1], slices[2], D, delta_bias=bias), expected)
-    transposed = B.transpose(2, 3).contiguous().transpose(2, 3)
-    assert torch.equal(selective_scan(u, delta, A, transposed, C, D, delta_bias=bias), expected)
-
-
 @pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in chunks"])
 def test_extreme_values_agree_with_float64(backend, cut, monkeypatch):
@@ -362,55 +291,3 @@ def test_float64_is_not_narrowed():
     assert selective_scan(*args.tensors()[:6], delta_bias=args.delta_bias).dtype == torch.float64
     for backend in (native_cpu.BACKEND, triton_fused.BACKEND):
         assert "float64" in (backend.why_not(args) or "") or "GPU" in backend.why_not(args)
-
-
-class TestErrors:
-    def call(self, **changes):
-        inputs = {**make_inputs(tokens=5, channels=3, state=2), **changes}
-        positional = [inputs.pop(name) for name in ("u", "delta", "A", "B", "C")]
-        return selective_scan(*positional, **inputs)
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            (dict(delta=torch.randn(2, 5, 3)), r"delta has shape .* expected \(batch, tokens, directions, channels\)"),
-            (dict(A=torch.randn(4, 3, 2)), "A has shape .* 2 directions of 3 channels"),
-            (dict(B=torch.randn(2, 5, 2, 3)), r"B has shape .* expected .* \(2, 5, 2, 2\)"),
-            (dict(u=torch.randn(2, 5, 4)), "u has shape .* shared by the directions"),
-            (dict(D=torch.randn(6)), "D has shape"),
-            (dict(z=torch.randn(2, 5, 3)), "needs merge=True"),
-            (dict(C=None, D=None, z=torch.randn(2, 5, 3), merge=True), "returned ungated"),
-            (dict(C=None), "D needs C"),
-            (dict(segment=0), "segment is 0"),
-            (dict(segment=-2), "segment is -2"),
-            (dict(order=torch.zeros(3, 5, dtype=torch.int32)), r"order has shape .* \(2, steps\)"),
-            (
-                dict(order=torch.full((2, 5), 5, dtype=torch.int32)),
-                "entries from 5 to 5; expected token .* 0 to 4",
-            ),
-            (dict(order=torch.full((2, 5), -2, dtype=torch.int32)), "entries from -2"),
-        ],
-    )
-    def test_message(self, changes, message):
-        with pytest.raises(ValueError, match=message):
-            self.call(**changes)
-
-    def test_types(self):
-        with pytest.raises(TypeError, match=r"order is torch.int64; expected torch.int32"):
-            self.call(order=torch.zeros(2, 5, dtype=torch.int64))
-        with pytest.raises(TypeError, match="expected a floating-point tensor"):
-            self.call(u=torch.ones(2, 5, 3, dtype=torch.int64))
-
-    def test_state_too_wide(self):
-        with pytest.raises(ValueError, match="state 1 to 256"):
-            self.call(A=-torch.ones(2, 3, 257), B=torch.ones(2, 5, 2, 257), C=torch.ones(2, 5, 2, 257))
-
-
-def test_facts_of_an_order():
-    table = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
-    assert order_facts(table, 3) == order_facts(None, 3)
-    assert not order_facts(table, 4).covers
-    assert order_facts(torch.tensor([[0, 0, 1]], dtype=torch.int32), 2).repeats
-    table[0, 0] = 7  # a change in place is noticed
-    with pytest.raises(ValueError, match="entries from 0 to 7"):
-        order_facts(table, 3)
