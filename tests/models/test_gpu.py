@@ -71,7 +71,9 @@ def test_compiled_agrees_with_eager(model):
 
 
 def test_compiled_under_autocast_is_as_exact_as_eager(model):
-    model, inputs = model.cuda(), images().cuda()
+    # Many images: rounding turns a ReLU of MSVMamba's channel gates on or off where its input is nearly zero, and with
+    # two images one such unit is a fifth of its layer's gradient.
+    model, inputs = model.cuda(), images(batch=32).cuda()
     expected_logits, expected = logits_and_gradients(model, inputs)
     with torch.autocast("cuda", torch.bfloat16):
         _, eager = logits_and_gradients(model, inputs)
@@ -80,10 +82,7 @@ def test_compiled_under_autocast_is_as_exact_as_eager(model):
             logits, gradients = logits_and_gradients(model, inputs)
             assert_close(logits.float(), expected_logits, "logits", tolerance=3e-2)
             for name, gradient in expected.items():
-                # One input of this layer's ReLU is nearly zero, 0.004 where the largest is 2.8. Rounding turns it on or
-                # off, which changes the gradient by 0.216 (found by turning it in float32), and no other by 0.02.
-                turned = 0.22 if name == "stages.2.blocks.1.mixer.channel_gate.reduce.weight" else 0.0
-                allowed = 2 * relative_error(eager[name], gradient) + 5e-2 + turned
+                allowed = 2 * relative_error(eager[name], gradient) + 5e-2
                 assert_close(gradients[name], gradient, name, allowed)
 
 

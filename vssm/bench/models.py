@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 
 import timm
@@ -33,6 +34,18 @@ class Execution(Enum):
         return self in (Execution.GRAPH, Execution.COMPILED_GRAPH)
 
 
+@contextmanager
+def _timed_convolutions() -> Iterator[None]:
+    """cuDNN times its algorithms, as in timm's own benchmark: what it guesses is slow for some first layers."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@_timed_convolutions()
 def benchmark_model(
     name: str,
     size: int,
@@ -60,7 +73,6 @@ def benchmark_model(
     """
     gc.collect()
     before = allocated_memory(device)
-    torch.backends.cudnn.benchmark = True  # as in timm's own benchmark; what it guesses is slow for some first layers
     torch.manual_seed(0)
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -71,7 +71,7 @@ def _forward_launch(channels: int, state: int, sequences: int) -> _Launch:
 
 
 def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
-    """Of the pass that computes the states again, and of the one that walks back, whose groups are not the smaller."""
+    """Of the pass that computes the states again, and of the one that walks back; one's groups divide the other's."""
     again = _forward_launch(channels, state, sequences)
     if again.block_n <= 2:
         block_c = min(64, again.block_c)

@@ -258,7 +258,7 @@ def forward_kernel(
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
     B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
     C += first_row(b, k, C_batch, C_direction, STATE_ALIGN)
-    if STATE_ALIGN % 2 == 0:  # what is read in pairs is not to be shared
+    if STATE_ALIGN % 2 == 0:  # rows of one state are read as fast shared
         zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
         B += zeros
         C += zeros
@@ -305,11 +305,10 @@ def forward_kernel(
             else:
                 C_ahead = load_rows(C_lanes, ahead, C_token, pair, pairs, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
+        if CHECKPOINT > UNROLL and start % CHECKPOINT == 0:
+            tl.store(checkpoint + start // CHECKPOINT * group_size, h)
         for i in tl.static_range(UNROLL):
-            if CHECKPOINT > UNROLL:
-                if start % CHECKPOINT == 0:
-                    tl.store(checkpoint + start // CHECKPOINT * group_size, h)
-            elif CHECKPOINT > 0 and i % CHECKPOINT == 0:
+            if CHECKPOINT > 0 and CHECKPOINT <= UNROLL and i % CHECKPOINT == 0:
                 tl.store(checkpoint + (start + i) // CHECKPOINT * group_size, h)
             u_t = in_float32(u_rows[i])
             delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
