@@ -21,12 +21,14 @@ class Backend:
     `arguments` names, in their order, or is None where autograd differentiates `forward` itself.
     why_not(arguments) is None where the backend can run, else one sentence.
     why_not(None) answers for the machine alone, without inputs.
+    keeps(arguments) is how many float32 numbers the forward keeps for the backward, where both take a tensor of them.
     """
 
     name: str
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None
     why_not: Callable[[Any], str | None]
+    keeps: Callable[[Any], int] = lambda arguments: 0
 
 
 class BackendRegistry:

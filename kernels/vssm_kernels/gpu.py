@@ -20,10 +20,14 @@ else:
 
 
 def triton_backend(
-    forward: Callable[..., Any], backward: Callable[..., Any] | None, why_not: Callable[[Any], str | None]
+    forward: Callable[..., Any],
+    backward: Callable[..., Any] | None,
+    why_not: Callable[[Any], str | None],
+    **more: Callable[[Any], int],
 ) -> Backend:
-    """A backend whose kernels run on the GPU that the arguments lie on."""
-    return Backend("triton", on_their_gpu(forward), None if backward is None else on_their_gpu(backward), why_not)
+    """A backend whose kernels run on the GPU that the arguments lie on; `more` of what it says beyond `why_not`."""
+    there = None if backward is None else on_their_gpu(backward)
+    return Backend("triton", on_their_gpu(forward), there, why_not, **more)
 
 
 def on_their_gpu(function: Callable[..., Any]) -> Callable[..., Any]:

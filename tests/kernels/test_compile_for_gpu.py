@@ -48,11 +48,13 @@ for channels, state, sequences, add, with_C in CASES:
     chunked = not add and with_C
     again, back = triton_fused._backward_launches(channels, state, sequences)
     once = triton_fused._forward_launch(channels, state, sequences)
-    for every, launch in ((0, once), (back.unroll, again)):
-        forward = {"CHECKPOINT": every, "ADD": add and every == 0, "UNIT": back.block_c}
+    for every, walk_again, launch in ((0, False, once), (back.unroll, False, once), (back.unroll, True, again)):
+        forward = {"CHECKPOINT": every, "AGAIN": walk_again, "ADD": add and not walk_again, "UNIT": back.block_c}
         forward |= {"CHUNKED": chunked, "PARTS": 1 + add}
         build_scan(scan.forward_kernel, launch, {**common, **forward})
-    build_scan(scan.backward_kernel, back, {**common, "ADD": add, "PARTS": 1 + add, "CHUNKED": chunked})
+    for with_C in (False, with_C):
+        backward = {"ADD": add, "PARTS": 1 + add, "CHUNKED": chunked, "WITH_C": with_C}
+        build_scan(scan.backward_kernel, back, {**common, **backward})
     ends = {name: value for name, value in common.items() if name in chunks.ends_kernel.arg_names}
     for adjoint in (False, True) if chunked else ():
         build_scan(chunks.ends_kernel, again, {**ends, "ADJOINT": adjoint})

@@ -65,12 +65,16 @@ def check_backend(backend: vssm_kernels.Backend, args: ScanArguments, tolerance:
     expected = reference.scan(args)
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(expected)
     expected_gradients = reference.scan_backward(args, gradient)
-    assert_close(backend.forward(args), expected, "output", tolerance)
-    for name, actual, wanted in zip(NAMES, backend.backward(args, gradient), expected_gradients, strict=True):
-        assert (actual is None) == (wanted is None), name
-        if wanted is not None:
-            assert actual.dtype == wanted.dtype, f"gradient of {name} is {actual.dtype}"
-            assert_close(actual, wanted, f"gradient of {name}", tolerance)
+    kept = torch.empty(backend.keeps(args), device=args.u.device)
+    for more in [[], [kept]] if kept.numel() else [[]]:
+        assert_close(backend.forward(args, *more), expected, "output", tolerance)
+        for name, actual, wanted in zip(
+            NAMES, backend.backward(args, gradient, *more), expected_gradients, strict=True
+        ):
+            assert (actual is None) == (wanted is None), name
+            if wanted is not None:
+                assert actual.dtype == wanted.dtype, f"gradient of {name} is {actual.dtype}"
+                assert_close(actual, wanted, f"gradient of {name}", tolerance)
 
 
 @pytest.fixture
@@ -170,9 +174,12 @@ def test_triton_on_gpu(tokens, state, dtype, programs, poisoned_memory, monkeypa
 def test_backward_is_deterministic(case):
     args = make_arguments(case, device="cuda")
     gradient = torch.randn(args.output_shape, device="cuda")
-    first, second = (triton_fused.BACKEND.backward(args, gradient) for _ in range(2))
-    for name, one, other in zip(NAMES, first, second, strict=True):
-        assert one is None or torch.equal(one, other), name
+    kept = torch.empty(triton_fused.BACKEND.keeps(args), device="cuda")
+    for more in [[], [kept]] if kept.numel() else [[]]:
+        triton_fused.BACKEND.forward(args, *more)
+        first, second = (triton_fused.BACKEND.backward(args, gradient, *more) for _ in range(2))
+        for name, one, other in zip(NAMES, first, second, strict=True):
+            assert one is None or torch.equal(one, other), name
 
 
 @pytest.mark.gpu
@@ -291,3 +298,24 @@ def test_float64_is_not_narrowed():
     assert selective_scan(*args.tensors()[:6], delta_bias=args.delta_bias).dtype == torch.float64
     for backend in (native_cpu.BACKEND, triton_fused.BACKEND):
         assert "float64" in (backend.why_not(args) or "") or "GPU" in backend.why_not(args)
+
+
+@pytest.mark.parametrize("forward", ["triton", "reference"])
+@pytest.mark.parametrize("backward", ["triton", "reference"])
+def test_one_backend_forwards_and_another_back(forward, backward):
+    """The triton backend keeps states for its own backward, which others do not know and it can do without."""
+    inputs = make_inputs(batch=2, tokens=13, channels=40, state=1, directions=2, device=DEVICE)
+    order = permutations(2, 13).to(DEVICE)
+    args = ScanArguments(**inputs, order=order, segment=0)
+    if not runs_here(triton_fused.BACKEND, args):
+        return
+    assert triton_fused.BACKEND.keeps(args) > 0
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    with vssm_kernels.use_backend(forward):
+        y = vssm_kernels.selective_scan(**leaves, order=order)
+    gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y)
+    with vssm_kernels.use_backend(backward):
+        y.backward(gradient)
+    detached = ScanArguments(**{name: tensor.detach() for name, tensor in inputs.items()}, order=order, segment=0)
+    for (name, tensor), wanted in zip(leaves.items(), reference.scan_backward(detached, gradient), strict=True):
+        assert_close(tensor.grad, wanted, name)

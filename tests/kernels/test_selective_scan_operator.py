@@ -29,10 +29,10 @@ def test_gradcheck(merge):
 
 def test_opcheck():
     tensors, order = op_arguments(torch.float32)
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors, None, order, 0))
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors[:4], None, None, None, None, None, 3))
+    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors, None, order, 0, True))
+    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors[:4], None, None, None, None, None, 3, True))
     step, weight = torch.randn(2, 5, 2, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
-    low_rank = (tensors[0], step, *tensors[2:], weight, order, 0)
+    low_rank = (tensors[0], step, *tensors[2:], weight, order, 0, False)
     torch.library.opcheck(torch.ops.vssm.selective_scan.default, low_rank)
 
 

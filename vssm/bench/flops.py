@@ -39,6 +39,7 @@ def _scan(
     delta_weight: Shape | None,
     order: Shape | None,
     segment: int,
+    save: bool,
     **output: object,
 ) -> int:
     directions, channels, state = A

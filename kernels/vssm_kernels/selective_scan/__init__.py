@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.directed_linear import directed_linear, directed_linear_backward
-from vssm_kernels.dispatch import operator, register
+from vssm_kernels.dispatch import Backend, needs_gradient, operator, register
 from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
 from vssm_kernels.selective_scan.arguments import ScanArguments, check_low_rank, check_shapes
 from vssm_kernels.sum_gate import sum_gate
@@ -81,7 +81,8 @@ def selective_scan(
     if segment == 0:
         raise ValueError("segment is 0; expected a number of steps of at least 1, or None to never reset the state")
     check_shapes(args, z, merge)
-    y = _scan(u, delta, A, B, C, D, delta_bias, delta_weight, order, args.segment)
+    tensors = (u, delta, A, B, C, D, delta_bias, delta_weight)
+    y, _ = _scan(*tensors, order, args.segment, needs_gradient(*tensors))
     if not merge:
         return y
     if z is None and y.shape[2] == 1:
@@ -101,20 +102,26 @@ def _scan(
     delta_weight: Tensor | None,
     order: Tensor | None,
     segment: int,
-) -> Tensor:
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output, and what the backend keeps for the backward if that is to follow: numbers, or none."""
     args = ScanArguments(u, _steps(delta, delta_weight), A, B, C, D, delta_bias, order, segment)
-    return _registry.choose(args).forward(args)
+    backend = _registry.choose(args)
+    kept = _room(backend, args, save)
+    return backend.forward(args, *_filled(kept)), kept
 
 
 @torch.library.register_fake("vssm::selective_scan")
-def _(u, delta, A, B, C, D, delta_bias, delta_weight, order, segment):
+def _(u, delta, A, B, C, D, delta_bias, delta_weight, order, segment, save):
     outline = delta if delta_weight is None else _outline(delta, delta_weight)
-    return u.new_empty(ScanArguments(u, outline, A, B, C, D, delta_bias, order, segment).output_shape)
+    args = ScanArguments(u, outline, A, B, C, D, delta_bias, order, segment)
+    return u.new_empty(args.output_shape), _room(_registry.choose(args), args, save)
 
 
 @operator("vssm::selective_scan_backward")
 def _scan_backward(
     gradient: Tensor,
+    kept: Tensor,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -129,7 +136,10 @@ def _scan_backward(
     """`gradient` is of the output, or where all directions have the same, of one."""
     weight = None if delta_weight is None else delta_weight.to(delta.dtype)
     args = ScanArguments(u, _steps(delta, weight), A, B, C, D, delta_bias, order, segment)
-    du, dstep, *others = _registry.choose(args).backward(args, gradient.expand(args.output_shape))
+    backend = _registry.choose(args)
+    if kept.numel() != backend.keeps(args):  # another one's
+        kept = kept.new_empty(0)
+    du, dstep, *others = backend.backward(args, gradient.expand(args.output_shape), *_filled(kept))
     if weight is None:
         return _present([du, dstep, *others])
     ddelta, dweight = directed_linear_backward(dstep, delta, weight)
@@ -137,9 +147,17 @@ def _scan_backward(
 
 
 @torch.library.register_fake("vssm::selective_scan_backward")
-def _(gradient, u, delta, A, B, C, D, delta_bias, delta_weight, order, segment):
+def _(gradient, kept, u, delta, A, B, C, D, delta_bias, delta_weight, order, segment):
     tensors = _present([u, delta, A, B, C, D, delta_bias, delta_weight])
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+
+
+def _room(backend: Backend, args: ScanArguments, save: bool) -> Tensor:
+    return args.u.new_empty(backend.keeps(args) if save else 0, dtype=torch.float32)
+
+
+def _filled(kept: Tensor) -> list[Tensor]:
+    return [kept] if kept.numel() else []
 
 
 def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
@@ -156,17 +174,18 @@ def _outline(delta: Tensor, delta_weight: Tensor) -> Tensor:
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.segment = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.segment, _save = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.set_materialize_grads(False)  # no zeros for what is kept
 
 
-def _autograd_backward(ctx, gradient):
+def _autograd_backward(ctx, gradient, _):
     saved = ctx.saved_tensors  # once: under activation checkpointing a second look would recompute
     if gradient.stride(2) == 0:  # directions that are summed share one gradient, which compilers would write for each
         gradient = gradient[:, :, :1]
     gradients = iter(_scan_backward(gradient, *saved, ctx.segment))
-    *tensors, _order = saved
-    return (*(None if tensor is None else next(gradients) for tensor in tensors), None, None)
+    _kept, *tensors, _order = saved
+    return (*(None if tensor is None else next(gradients) for tensor in tensors), None, None, None)
 
 
 torch.library.register_autograd("vssm::selective_scan", _autograd_backward, setup_context=_setup_context)

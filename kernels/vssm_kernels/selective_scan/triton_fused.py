@@ -37,6 +37,7 @@ PROGRAMS, CUT_STEPS, CUT_PROGRAMS = 2048, 1024, 1536
 # Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
 CHUNK_UNIT, CHUNKS = 32, 128
 CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chunk
+FEW_STATES = 2  # so few are kept for the backward
 
 
 class _Launch(NamedTuple):
@@ -104,13 +105,31 @@ def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
 
 
 class _Kept(NamedTuple):
-    """States that the backward's first pass keeps for the second; see `checkpoint_tile` of triton_kernels.py."""
+    """States that a walk forwards keeps for the one back; see `checkpoint_tile` of triton_kernels.py."""
 
     states: Tensor
     every: int  # steps; 0 for none
     groups: int
     units: int
     unit: int  # channels
+
+
+def _kept_shape(args: ScanArguments, forward: _Launch, back: _Launch) -> tuple[int, ...]:
+    """(batch, directions, groups, units, numbers of a unit)."""
+    longest = max(forward.unroll, back.unroll)
+    groups = cdiv(args.steps, longest) * (longest // back.unroll)
+    units = cdiv(args.channels, forward.block_c) * (forward.block_c // back.block_c)
+    return args.batch, args.directions, groups, units, back.block_n * back.block_c
+
+
+def _kept(states: Tensor, back: _Launch) -> _Kept:
+    return _Kept(states, back.unroll, *states.shape[2:4], back.block_c)
+
+
+def keeps(args: ScanArguments) -> int:
+    """How many numbers `scan` keeps for the backward: states of few numbers, which else are computed once more."""
+    launches = _backward_launches(args.channels, args.state, args.batch * args.directions)
+    return math.prod(_kept_shape(args, *launches)) if args.state <= FEW_STATES else 0
 
 
 class _Given(NamedTuple):
@@ -128,22 +147,26 @@ def _given(args: ScanArguments, gradient: Tensor) -> _Given:
     return _Given(operands, strides, _switches(args, gradient, strides))
 
 
-def scan(args: ScanArguments) -> Tensor:
+def scan(args: ScanArguments, states: Tensor | None = None) -> Tensor:
+    """The output; `keeps` numbers of states go into `states`."""
     repeats = order_facts(args.order, args.tokens).repeats
     # Rows visited twice are summed in float32.
     y = output_rows(
         args.order, args.tokens, args.output_shape, torch.float32 if repeats else args.u.dtype, args.u.device
     )
-    launch = _forward_launch(args.channels, args.state, args.batch * args.directions)
+    launch, back = _backward_launches(args.channels, args.state, args.batch * args.directions)
     unused = args.delta  # a pointer that the kernel does not follow
+    if states is None:
+        kept = _Kept(unused, every=0, groups=0, units=0, unit=launch.block_c)
+    else:
+        kept = _kept(states.view(_kept_shape(args, launch, back)), back)
     given = _given(args, unused)
-    chunks = _chunks(args, launch)
-    nothing = _Kept(unused, every=0, groups=0, units=0, unit=launch.block_c)
-    _run_forward(args, given, launch, chunks, y, unused, unused, nothing, add=repeats)
+    _run_forward(args, given, launch, _chunks(args, launch), y, unused, unused, kept, again=False, add=repeats)
     return saturate(y, args.u.dtype)
 
 
-def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def scan_backward(args: ScanArguments, gradient: Tensor, states: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """Gradients, with the states that `scan` kept, or by walking twice."""
     repeats = order_facts(args.order, args.tokens).repeats
     batch, tokens, directions, channels = args.delta.shape
     again, launch = _backward_launches(channels, args.state, batch * directions)
@@ -160,28 +183,27 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         dtype = torch.float32 if repeats or like is None else like.dtype
         return output_rows(args.order, tokens, shape, dtype, device)
 
-    units = again_blocks * (again.block_c // launch.block_c)
-    longest = max(again.unroll, launch.unroll)
-    groups = cdiv(args.steps, longest) * (longest // launch.unroll)
-    states = floats(batch, directions, groups, units, tile)
-    kept = _Kept(states, launch.unroll, groups, units, launch.block_c)
-    dC = rows(again_blocks, batch, tokens, directions, args.state)
     given = _given(args, gradient)
     unused = args.delta
     chunks = _chunks(args, again)
-    _run_forward(args, given, again, chunks, unused, gradient, dC, kept, add=repeats)
+    shape = _kept_shape(args, again, launch)
+    walk_again = states is None
+    kept = _kept(floats(*shape) if walk_again else states.view(shape), launch)
+    dC = rows(again_blocks if walk_again else blocks, batch, tokens, directions, args.state)
+    if walk_again:
+        _run_forward(args, given, again, chunks, unused, gradient, dC, kept, again=True, add=repeats)
 
     du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
     shares = floats(batch * chunks.count, directions, args.state + 2, pitch)
     carried = _carried(args, given, again, chunks, gradient) if chunks.count > 1 else unused
     kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
-        *given.operands, states, carried,
-        gradient, du, ddelta, dB, shares, 0.0,
+        *given.operands, kept.states, carried,
+        gradient, du, ddelta, dB, dC, shares, 0.0,
         tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
-        pitch // launch.vector, groups, units, tile // launch.vector, *chunks,
+        pitch // launch.vector, kept.groups, kept.units, tile // launch.vector, *chunks,
         *given.strides,
-        **given.switches, ADD=repeats, CHUNKED=chunks.count > 1,
+        **given.switches, ADD=repeats, CHUNKED=chunks.count > 1, WITH_C=args.C is not None and not walk_again,
         **launch.options(),
     )  # fmt: skip
     if args.shared_input:
@@ -204,9 +226,10 @@ def _run_forward(
     dC: Tensor,
     kept: _Kept,
     *,
+    again: bool,
     add: bool,
 ) -> None:
-    """The outputs into y; or where states are to be kept, these and dC."""
+    """The outputs into y, or again for the backward dC; and the states that are kept."""
     blocks = cdiv(args.channels, launch.block_c)
     carried = _carried(args, given, launch, chunks) if chunks.count > 1 else kept.states
     kernels.forward_kernel[(args.batch * args.directions * chunks.count * blocks,)](
@@ -216,7 +239,8 @@ def _run_forward(
         _pitch(args.channels) // launch.vector,
         kept.groups, kept.units, launch.block_n * kept.unit // launch.vector, *chunks,
         *given.strides,
-        **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=kept.every, UNIT=kept.unit,
+        **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=kept.every, AGAIN=again,
+        UNIT=kept.unit,
         **launch.options(),
     )  # fmt: skip
 
@@ -305,7 +329,8 @@ def _why_not(args: ScanArguments | None) -> str | None:
 
 
 BACKEND = triton_backend(
-    lambda args: scan(_with_contiguous_rows(args)),
-    lambda args, gradient: scan_backward(_with_contiguous_rows(args), gradient),
+    lambda args, *kept: scan(_with_contiguous_rows(args), *kept),
+    lambda args, *given: scan_backward(_with_contiguous_rows(args), *given),
     _why_not,
+    keeps=keeps,
 )

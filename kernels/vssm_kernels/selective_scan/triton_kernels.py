@@ -240,11 +240,11 @@ def forward_kernel(
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, CHECKPOINT: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, CHECKPOINT: tl.constexpr, AGAIN: tl.constexpr,
     ROW_ALIGN: tl.constexpr, STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of a chunk's steps; or for the backward dC, and the state before every CHECKPOINT steps."""
+    """Outputs of a chunk's steps, or AGAIN for the backward dC; and the state before every CHECKPOINT steps, if any."""
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
     if BLOCK_N <= 2:  # see backward_kernel; with more states this kernel takes 8 % longer so (Triton 3.6)
@@ -270,7 +270,7 @@ def forward_kernel(
     else:
         y_token = directions * channels * state
         y_tile = y + b * tokens * y_token + k * channels * state + c[None, :] * state + n[:, None]
-    if CHECKPOINT > 0 and HAS_C:
+    if AGAIN and HAS_C:
         dy_token = aligned(dy_token, ROW_ALIGN)
         dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN) + c
         dC_lanes = dC + (block * batch + b) * tokens * directions * state + k * state + n
@@ -285,7 +285,7 @@ def forward_kernel(
     delta_rows = load_rows(delta, here, delta_token, c, channels, UNROLL)
     B_rows = load_rows(B_lanes, here, B_token, pair, pairs, UNROLL)
     if HAS_C:
-        if CHECKPOINT > 0:
+        if AGAIN:
             dy_rows = load_rows(dy, here, dy_token, c, channels, UNROLL)
         else:
             C_rows = load_rows(C_lanes, here, C_token, pair, pairs, UNROLL)
@@ -300,7 +300,7 @@ def forward_kernel(
         delta_ahead = load_rows(delta, ahead, delta_token, c, channels, UNROLL)
         B_ahead = load_rows(B_lanes, ahead, B_token, pair, pairs, UNROLL)
         if HAS_C:
-            if CHECKPOINT > 0:
+            if AGAIN:
                 dy_ahead = load_rows(dy, ahead, dy_token, c, channels, UNROLL)
             else:
                 C_ahead = load_rows(C_lanes, ahead, C_token, pair, pairs, UNROLL)
@@ -315,7 +315,7 @@ def forward_kernel(
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
             h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * in_float32(B_rows[i])[:, None]
-            if CHECKPOINT > 0:
+            if AGAIN:
                 if HAS_C:
                     dC_t = sum_over_channels(h * in_float32(dy_rows[i])[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                     put_row(dC_lanes, here[i], directions * state, inside(n, state, here[i]), dC_t, ADD)
@@ -332,7 +332,7 @@ def forward_kernel(
         here, ahead = ahead, after
         u_rows, delta_rows, B_rows = u_ahead, delta_ahead, B_ahead
         if HAS_C:
-            if CHECKPOINT > 0:
+            if AGAIN:
                 dy_rows = dy_ahead
             else:
                 C_rows = C_ahead
@@ -341,16 +341,16 @@ def forward_kernel(
 @triton.jit(do_not_specialize=SIZES + STRIDES)
 def backward_kernel(
     u, delta, A, B, C, D, bias, order, checkpoints, carried,
-    dy, du, ddelta, dB, shares, zero,
+    dy, du, ddelta, dB, dC, shares, zero,
     tokens, batch, directions, channels, state, steps, segment, blocks, pitch, groups, units, unit_size, chunk, chunks,
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, ROW_ALIGN: tl.constexpr,
+    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, WITH_C: tl.constexpr, ROW_ALIGN: tl.constexpr,
     STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients but dC, from a chunk's last UNROLL steps to its first; the adjoint is in README.md.
+    """Gradients, of C too WITH_C, from a chunk's last UNROLL steps to its first; the adjoint is in README.md.
 
     `shares` are this chunk's of the gradients of A, D and bias: (batch, chunk, direction, state + 2, pitch). `zero` is
     0.0, which the compiler does not know.
@@ -376,7 +376,9 @@ def backward_kernel(
     du += row
     ddelta += row
     dy += first_row(b, k, dy_batch, dy_direction, ROW_ALIGN)
-    dB += (block * batch + b) * tokens * directions * state + k * state + n
+    share = (block * batch + b) * tokens * directions * state + k * state + n
+    dB += share
+    dC += share
     own = (b * chunks + j) * directions + k
     first = (j * chunk // UNROLL).to(tl.int32)
     last = tl.minimum(first + chunk // UNROLL, tl.cdiv(steps, UNROLL)) - 1
@@ -414,7 +416,7 @@ def backward_kernel(
             dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
-        delta_list, before_list = (), ()  # step sizes, and the state before each step
+        delta_list, before_list, after_list = (), (), ()  # step sizes, and the states before and after each step
         for i in tl.static_range(UNROLL):
             delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
             delta_t = tl.where(start + i < steps, delta_t, 0.0)  # beyond the end nothing decays
@@ -423,6 +425,7 @@ def backward_kernel(
             delta_list, before_list = delta_list + (delta_t,), before_list + (h,)
             decay = tl.exp2(delta_t[None, :] * rates)
             h = decay * h + (delta_t * in_float32(u_rows[i]))[None, :] * in_float32(B_rows[i])[:, None]
+            after_list = after_list + (h,)
         for i in tl.static_range(UNROLL - 1, -1, -1):
             token, delta_t = here[i], delta_list[i]
             u_t, B_t = in_float32(u_rows[i]), in_float32(B_rows[i])
@@ -430,6 +433,9 @@ def backward_kernel(
             if HAS_C:
                 dy_t = in_float32(dy_rows[i])
                 dh += in_float32(C_rows[i])[:, None] * dy_t[None, :]
+                if WITH_C:
+                    dC_t = sum_over_channels(after_list[i] * dy_t[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
+                    put_row(dC, token, directions * state, n_here, dC_t, ADD)
             else:
                 mask = n_in[:, None] & c_here[None, :]
                 dh += in_float32(tl.load(dy_tile + token * dy_token, mask=mask, other=0.0))
