@@ -176,10 +176,13 @@ def _outline(delta: Tensor, delta_weight: Tensor) -> Tensor:
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.segment, _save = inputs
     ctx.save_for_backward(output[1], *tensors)
+    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros for what is kept
 
 
 def _autograd_backward(ctx, gradient, _):
+    if gradient is None:  # of an output that nothing depends on
+        return (None,) * 11
     saved = ctx.saved_tensors  # once: under activation checkpointing a second look would recompute
     if gradient.stride(2) == 0:  # directions that are summed share one gradient, which compilers would write for each
         gradient = gradient[:, :, :1]
