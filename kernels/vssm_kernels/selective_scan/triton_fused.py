@@ -1,8 +1,9 @@
 """The selective scan on a GPU: how the kernels of triton_kernels.py are launched.
 
 One program walks one (batch, direction, block of channels), or a chunk of its steps where there are few of these. The
-backward stores nothing between forward and backward: it first runs the recurrence again, writing the state before every
-group of steps and dC to memory, then walks back through the groups. dB and dC, sums over channels, are written per
+backward walks back through groups of steps, and needs the state before each. One or two states are kept by the forward
+if a backward may follow. More would take too much memory: then nothing is stored between forward and backward, which
+first runs the recurrence again, writing these states, and dC, to memory. dB and dC, sums over channels, are written per
 block of channels and added up afterwards, in a fixed order: no atomics, so two runs are bit-equal. All arithmetic is
 float32, but for the terms of those two sums: of half precision inputs they keep 11 bits (TF32), which is finer than the
 inputs, of float32 twice as many.
