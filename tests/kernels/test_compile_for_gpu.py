@@ -45,16 +45,17 @@ CASES = (
 for channels, state, sequences, add, with_C in CASES:
     common = dict(HAS_ORDER=True, HAS_D=with_C, HAS_BIAS=True, HAS_C=with_C, SEGMENTED=add, WIDE=add)
     common |= dict(ROW_ALIGN=1 if add else 2, STATE_ALIGN=8 if state == 16 else 1)
+    common |= dict(BESIDE=state == 1 and sequences > 1)
     chunked = not add and with_C
     again, back = triton_fused._backward_launches(channels, state, sequences)
     once = triton_fused._forward_launch(channels, state, sequences)
-    for every, walk_again, launch in ((0, False, once), (back.unroll, False, once), (back.unroll, True, again)):
+    keeps = state <= triton_fused.FEW_STATES
+    for every, walk_again, launch in ((0, False, once), (back.unroll, not keeps, once if keeps else again)):
         forward = {"CHECKPOINT": every, "AGAIN": walk_again, "ADD": add and not walk_again, "UNIT": back.block_c}
         forward |= {"CHUNKED": chunked, "PARTS": 1 + add}
         build_scan(scan.forward_kernel, launch, {**common, **forward})
-    for with_C in (False, with_C):
-        backward = {"ADD": add, "PARTS": 1 + add, "CHUNKED": chunked, "WITH_C": with_C}
-        build_scan(scan.backward_kernel, back, {**common, **backward})
+    backward = {"ADD": add, "PARTS": 1 + add, "CHUNKED": chunked, "WITH_C": keeps}
+    build_scan(scan.backward_kernel, back, {**common, **backward})
     ends = {name: value for name, value in common.items() if name in chunks.ends_kernel.arg_names}
     for adjoint in (False, True) if chunked else ():
         build_scan(chunks.ends_kernel, again, {**ends, "ADJOINT": adjoint})

@@ -151,6 +151,19 @@ def test_bfloat16_in_pairs_only_where_it_lies_so(offset, state):
         check_backend(triton_fused.BACKEND, args)
 
 
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_one_state_of_B_beside_that_of_C(offset):
+    """Both of one projection, as models hand them, are read as one number where they lie so."""
+    inputs = make_inputs(batch=2, tokens=13, channels=32, state=1, directions=2, device=DEVICE)
+    inputs |= {name: inputs[name].bfloat16() for name in ("u", "delta", "B", "C")}
+    joined = torch.nn.functional.pad(torch.cat([inputs["B"], inputs["C"]], -1).flatten(2), (offset, 2 - offset))
+    inputs["B"], inputs["C"] = joined[..., offset : offset + 4].unflatten(2, (2, 2)).split(1, dim=-1)
+    args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
+    assert triton_fused._given(args, args.delta).switches["BESIDE"] == (offset != 1)
+    if runs_here(triton_fused.BACKEND, args):
+        check_backend(triton_fused.BACKEND, args)
+
+
 @pytest.mark.parametrize("tokens", [63, 1000])
 @pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND], ids=lambda backend: backend.name)
 def test_long_sequences(backend, tokens):

@@ -186,6 +186,7 @@ def _operands(case: KernelCase, device: torch.device, dtype: torch.dtype, seed: 
     for name, row in rows.items():
         shift = 0.1 * torch.randn(case.batch, *[1] * (row.dim() - 1), device=device, dtype=dtype)
         rows[name] = (row + shift).contiguous()
+    rows["B"], rows["C"] = torch.stack([rows["B"], rows["C"]], 3).unbind(3)  # as one projection makes them
     return {**one, **rows, "order": table.to(device)}
 
 

@@ -311,12 +311,22 @@ def _switches(args: ScanArguments, gradient: Tensor, strides: tuple[int, ...]) -
         "HAS_D": args.D is not None,
         "HAS_BIAS": args.delta_bias is not None,
         "HAS_C": args.C is not None,
+        "BESIDE": _beside(args),
         "SEGMENTED": args.segment > 0,
         "ROW_ALIGN": math.gcd(args.channels, *strides[:6], *strides[12:], *rows, 2),
         "STATE_ALIGN": math.gcd(args.state, *strides[6:12], *states, 8),
         "WIDE": args.tokens * row >= 2**31,  # whether a sequence needs 64-bit offsets
         "PARTS": 0 if torch.version.hip is not None else 2 if args.B.dtype == torch.float32 else 1,
     }
+
+
+def _beside(args: ScanArguments) -> bool:
+    """Whether B and C have one state of bfloat16 each, side by side at even places, as one projection makes them."""
+    B, C = args.B, args.C
+    if C is None or args.state > 1 or B.dtype != torch.bfloat16 or C.dtype != B.dtype:
+        return False
+    even = all(place % 2 == 0 for place in (B.data_ptr() // 2, *B.stride()[:3]))
+    return even and C.data_ptr() == B.data_ptr() + 2 and C.stride()[:3] == B.stride()[:3]
 
 
 def _with_contiguous_rows(args: ScanArguments) -> ScanArguments:

@@ -111,6 +111,25 @@ def in_float32(row):
 
 
 @triton.jit
+def beside_lanes(row, token_stride, n, ALIGN: tl.constexpr, BESIDE: tl.constexpr):
+    """Lanes and token stride of B as it is; or of B and C, one state of bfloat16 each, as one integer."""
+    if BESIDE:
+        return row.to(tl.pointer_type(tl.int32)) + n, token_stride // 2
+    else:
+        return row + n, aligned(token_stride, ALIGN)
+
+
+@triton.jit
+def B_of(row, BESIDE: tl.constexpr):
+    return (row << 16).to(tl.float32, bitcast=True) if BESIDE else in_float32(row)
+
+
+@triton.jit
+def C_of(row, BESIDE: tl.constexpr):
+    return (row & -65536).to(tl.float32, bitcast=True) if BESIDE else in_float32(row)
+
+
+@triton.jit
 def zero_of_each_thread(channels, BLOCK_C: tl.constexpr):
     """0, of which the compiler does not know that it is the same in all threads.
 
@@ -240,7 +259,8 @@ def forward_kernel(
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, CHECKPOINT: tl.constexpr, AGAIN: tl.constexpr,
+    BESIDE: tl.constexpr, SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr,
+    CHECKPOINT: tl.constexpr, AGAIN: tl.constexpr,
     ROW_ALIGN: tl.constexpr, STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
@@ -262,8 +282,12 @@ def forward_kernel(
         zeros = zero_of_each_thread(channels, BLOCK_C) * STATE_ALIGN
         B += zeros
         C += zeros
-    B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
-    C_lanes, C_token, _, _ = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
+    if BESIDE:
+        B_lanes, B_token = beside_lanes(B, B_token, n, STATE_ALIGN, BESIDE)
+        pair, pairs = n, state
+    else:
+        B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
+        C_lanes, C_token, _, _ = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     if HAS_C:
         y_token = directions * channels
         y += b * tokens * y_token + k * channels + c
@@ -287,6 +311,8 @@ def forward_kernel(
     if HAS_C:
         if AGAIN:
             dy_rows = load_rows(dy, here, dy_token, c, channels, UNROLL)
+        elif BESIDE:
+            C_rows = B_rows
         else:
             C_rows = load_rows(C_lanes, here, C_token, pair, pairs, UNROLL)
     ahead = walk(order, k, first + UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
@@ -302,6 +328,8 @@ def forward_kernel(
         if HAS_C:
             if AGAIN:
                 dy_ahead = load_rows(dy, ahead, dy_token, c, channels, UNROLL)
+            elif BESIDE:
+                C_ahead = B_ahead
             else:
                 C_ahead = load_rows(C_lanes, ahead, C_token, pair, pairs, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
@@ -314,7 +342,7 @@ def forward_kernel(
             delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
             if SEGMENTED:
                 h = tl.where((start + i) % segment == 0, 0.0, h)
-            h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * in_float32(B_rows[i])[:, None]
+            h = tl.exp2(delta_t[None, :] * rates) * h + (delta_t * u_t)[None, :] * B_of(B_rows[i], BESIDE)[:, None]
             if AGAIN:
                 if HAS_C:
                     dC_t = sum_over_channels(h * in_float32(dy_rows[i])[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
@@ -322,7 +350,7 @@ def forward_kernel(
             else:
                 c_here = inside(c, channels, here[i])
                 if HAS_C:
-                    y_t = tl.sum(h * in_float32(C_rows[i])[:, None], 0)
+                    y_t = tl.sum(h * C_of(C_rows[i], BESIDE)[:, None], 0)
                     if HAS_D:
                         y_t += D_row * u_t
                     put_row(y, here[i], y_token, c_here, saturate(y_t, y.dtype.element_ty), ADD)
@@ -346,7 +374,8 @@ def backward_kernel(
     u_batch, u_token, u_direction, delta_batch, delta_token, delta_direction,
     B_batch, B_token, B_direction, C_batch, C_token, C_direction, dy_batch, dy_token, dy_direction,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_C: tl.constexpr,
-    SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr, WITH_C: tl.constexpr, ROW_ALIGN: tl.constexpr,
+    BESIDE: tl.constexpr, SEGMENTED: tl.constexpr, ADD: tl.constexpr, CHUNKED: tl.constexpr,
+    WITH_C: tl.constexpr, ROW_ALIGN: tl.constexpr,
     STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
@@ -365,12 +394,13 @@ def backward_kernel(
     rates, D_row, bias_row = load_constants(A, D, bias, k, c, n, channels, state, pitch, HAS_D, HAS_BIAS, VECTOR)
 
     u_token, delta_token = aligned(u_token, ROW_ALIGN), aligned(delta_token, ROW_ALIGN)
-    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
+    C_token = aligned(C_token, STATE_ALIGN)
     dy_token = aligned(dy_token, ROW_ALIGN)
     u += first_row(b, k, u_batch, u_direction, ROW_ALIGN) + c
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
-    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN) + n
+    B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
     C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
+    B_lanes, B_token = beside_lanes(B, B_token, n, STATE_ALIGN, BESIDE)
     row_token = directions * channels  # of du and ddelta
     row = b * tokens * row_token + k * channels + c
     du += row
@@ -410,9 +440,9 @@ def backward_kernel(
         u_before = load_rows(u, before, u_token, c, channels, UNROLL)
         delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
         # Read here and not ahead: registers are short, and other programs have brought these rows near.
-        B_rows = load_rows(B, here, B_token, n, state, UNROLL)
+        B_rows = load_rows(B_lanes, here, B_token, n, state, UNROLL)
         if HAS_C:
-            C_rows = load_rows(C, here, C_token, n, state, UNROLL)
+            C_rows = B_rows if BESIDE else load_rows(C, here, C_token, n, state, UNROLL)
             dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
@@ -424,15 +454,15 @@ def backward_kernel(
                 h = tl.where((start + i) % segment == 0, 0.0, h)
             delta_list, before_list = delta_list + (delta_t,), before_list + (h,)
             decay = tl.exp2(delta_t[None, :] * rates)
-            h = decay * h + (delta_t * in_float32(u_rows[i]))[None, :] * in_float32(B_rows[i])[:, None]
+            h = decay * h + (delta_t * in_float32(u_rows[i]))[None, :] * B_of(B_rows[i], BESIDE)[:, None]
             after_list = after_list + (h,)
         for i in tl.static_range(UNROLL - 1, -1, -1):
             token, delta_t = here[i], delta_list[i]
-            u_t, B_t = in_float32(u_rows[i]), in_float32(B_rows[i])
+            u_t, B_t = in_float32(u_rows[i]), B_of(B_rows[i], BESIDE)
             c_here, n_here = inside(c, channels, token), inside(n, state, token)
             if HAS_C:
                 dy_t = in_float32(dy_rows[i])
-                dh += in_float32(C_rows[i])[:, None] * dy_t[None, :]
+                dh += C_of(C_rows[i], BESIDE)[:, None] * dy_t[None, :]
                 if WITH_C:
                     dC_t = sum_over_channels(after_list[i] * dy_t[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                     put_row(dC, token, directions * state, n_here, dC_t, ADD)
