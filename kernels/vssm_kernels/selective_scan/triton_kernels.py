@@ -111,10 +111,11 @@ def in_float32(row):
 
 
 @triton.jit
-def beside_lanes(row, token_stride, n, ALIGN: tl.constexpr, BESIDE: tl.constexpr):
+def beside_lanes(row, token_stride, n, channels, ALIGN: tl.constexpr, BESIDE: tl.constexpr, BLOCK_C: tl.constexpr):
     """Lanes and token stride of B as it is; or of B and C, one state of bfloat16 each, as one integer."""
     if BESIDE:
-        return row.to(tl.pointer_type(tl.int32)) + n, token_stride // 2
+        row = row.to(tl.pointer_type(tl.int32)) + zero_of_each_thread(channels, BLOCK_C)
+        return row + n, token_stride // 2
     else:
         return row + n, aligned(token_stride, ALIGN)
 
@@ -283,7 +284,7 @@ def forward_kernel(
         B += zeros
         C += zeros
     if BESIDE:
-        B_lanes, B_token = beside_lanes(B, B_token, n, STATE_ALIGN, BESIDE)
+        B_lanes, B_token = beside_lanes(B, B_token, n, channels, STATE_ALIGN, BESIDE, BLOCK_C)
         pair, pairs = n, state
     else:
         B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
@@ -400,7 +401,7 @@ def backward_kernel(
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
     B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
     C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
-    B_lanes, B_token = beside_lanes(B, B_token, n, STATE_ALIGN, BESIDE)
+    B_lanes, B_token = beside_lanes(B, B_token, n, channels, STATE_ALIGN, BESIDE, BLOCK_C)
     row_token = directions * channels  # of du and ddelta
     row = b * tokens * row_token + k * channels + c
     du += row
