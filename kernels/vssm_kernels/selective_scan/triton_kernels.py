@@ -184,6 +184,20 @@ def sum_over_channels(
 
 
 @triton.jit
+def stacked(rows, BLOCK_C: tl.constexpr):
+    """16 rows of channels as a tile, every thread's numbers being its own."""
+    pairs = ()
+    for i in tl.static_range(0, 16, 2):
+        pairs = pairs + (tl.join(rows[i], rows[i + 1]),)
+    fours = ()
+    for i in tl.static_range(0, 8, 2):
+        fours = fours + (tl.join(pairs[i], pairs[i + 1]),)
+    eights = (tl.join(fours[0], fours[1]), tl.join(fours[2], fours[3]))
+    tile = tl.join(eights[0], eights[1])
+    return tl.reshape(tl.permute(tile, (4, 3, 2, 1, 0)), (16, BLOCK_C))
+
+
+@triton.jit
 def aligned(stride, ALIGN: tl.constexpr):
     """The same number, written so that Triton knows it for a multiple of ALIGN and loads vectors."""
     return stride // ALIGN * ALIGN
@@ -447,6 +461,11 @@ def backward_kernel(
             dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
+        GROUPED: tl.constexpr = WITH_C and not ADD and PARTS > 0 and BLOCK_N == 1 and UNROLL <= 8
+        if GROUPED:
+            terms = ()
+            for i in tl.static_range(16 - 2 * UNROLL):
+                terms = terms + (tl.zeros((BLOCK_C,), tl.float32),)
         delta_list, before_list, after_list = (), (), ()  # step sizes, and the states before and after each step
         for i in tl.static_range(UNROLL):
             delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
@@ -464,14 +483,19 @@ def backward_kernel(
             if HAS_C:
                 dy_t = in_float32(dy_rows[i])
                 dh += C_of(C_rows[i], BESIDE)[:, None] * dy_t[None, :]
-                if WITH_C:
+                if GROUPED:
+                    terms = (tl.reshape(after_list[i] * dy_t[None, :], (BLOCK_C,)),) + terms
+                elif WITH_C:
                     dC_t = sum_over_channels(after_list[i] * dy_t[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                     put_row(dC, token, directions * state, n_here, dC_t, ADD)
             else:
                 mask = n_in[:, None] & c_here[None, :]
                 dh += in_float32(tl.load(dy_tile + token * dy_token, mask=mask, other=0.0))
-            dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
-            put_row(dB, token, directions * state, n_here, dB_t, ADD)
+            if GROUPED:
+                terms = (tl.reshape(dh * (delta_t * u_t)[None, :], (BLOCK_C,)),) + terms
+            else:
+                dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
+                put_row(dB, token, directions * state, n_here, dB_t, ADD)
             through_input = tl.sum(dh * B_t[:, None], 0)
             if BLOCK_N > 2:  # else the compiler would keep every step's decays from above, in registers that are short
                 delta_t += zero
@@ -489,6 +513,14 @@ def backward_kernel(
             put_row(ddelta, token, row_token, c_here, ddelta_t, ADD)
             if SEGMENTED:
                 dh = tl.where((start + i) % segment == 0, 0.0, dh)
+        if GROUPED:
+            sums = sum_over_channels(stacked(terms, BLOCK_C), PARTS, VECTOR, 16, BLOCK_C)
+            place = tl.arange(0, 16)
+            step = start + place // 2
+            exists = (step < steps) & (place < 2 * UNROLL)
+            token = tl.load(order + k * steps + step, mask=exists, other=-1) if HAS_ORDER else tl.where(exists, step, -1)
+            pointers = tl.where(place % 2 == 0, dB, dC) + token * (directions * state)
+            tl.store(pointers, sums, mask=token >= 0)
         start -= UNROLL
         here, before = before, earlier
         u_rows, delta_rows = u_before, delta_before
