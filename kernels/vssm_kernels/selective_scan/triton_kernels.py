@@ -184,17 +184,35 @@ def sum_over_channels(
 
 
 @triton.jit
-def stacked(rows, BLOCK_C: tl.constexpr):
-    """16 rows of channels as a tile, every thread's numbers being its own."""
-    pairs = ()
+def stack_rows(rows, COUNT: tl.constexpr, BLOCK_C: tl.constexpr):
+    """COUNT rows of channels, and zeros, as a (16, channels) tile that lies in the registers of the rows."""
+    for _ in tl.static_range(16 - COUNT):
+        rows = rows + (tl.zeros((BLOCK_C,), tl.float32),)
+    pairs, fours = (), ()
     for i in tl.static_range(0, 16, 2):
         pairs = pairs + (tl.join(rows[i], rows[i + 1]),)
-    fours = ()
     for i in tl.static_range(0, 8, 2):
         fours = fours + (tl.join(pairs[i], pairs[i + 1]),)
-    eights = (tl.join(fours[0], fours[1]), tl.join(fours[2], fours[3]))
-    tile = tl.join(eights[0], eights[1])
+    tile = tl.join(tl.join(fours[0], fours[1]), tl.join(fours[2], fours[3]))
     return tl.reshape(tl.permute(tile, (4, 3, 2, 1, 0)), (16, BLOCK_C))
+
+
+@triton.jit
+def put_group_sums(
+    dB, dC, terms, order, k, start, steps, token_stride, HAS_ORDER: tl.constexpr, WIDE: tl.constexpr,
+    PARTS: tl.constexpr, VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of B and C at a group's steps, of one state each; `terms` are rows of both by turns.
+
+    One product sums them all: a step's alone are too few for `sum_over_channels`, and their shuffles took longest.
+    """
+    sums = sum_over_channels(stack_rows(terms, 2 * UNROLL, BLOCK_C), PARTS, VECTOR, 16, BLOCK_C)
+    place = tl.arange(0, 16)
+    step = start + place // 2
+    exists = (step < steps) & (place < 2 * UNROLL)
+    token = tl.load(order + k * steps + step, mask=exists, other=-1) if HAS_ORDER else step
+    offset = (token.to(tl.int64) if WIDE else token) * token_stride
+    tl.store(tl.where(place % 2 == 0, dB, dC) + offset, sums, mask=exists & (token >= 0))
 
 
 @triton.jit
@@ -424,6 +442,7 @@ def backward_kernel(
     share = (block * batch + b) * tokens * directions * state + k * state + n
     dB += share
     dC += share
+    GROUPED: tl.constexpr = WITH_C and BLOCK_N == 1 and PARTS > 0 and not ADD
     own = (b * chunks + j) * directions + k
     first = (j * chunk // UNROLL).to(tl.int32)
     last = tl.minimum(first + chunk // UNROLL, tl.cdiv(steps, UNROLL)) - 1
@@ -461,12 +480,8 @@ def backward_kernel(
             dy_before = load_rows(dy_lanes, before, dy_token, c, channels, UNROLL)
         earlier = walk(order, k, start - 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
 
-        GROUPED: tl.constexpr = WITH_C and not ADD and PARTS > 0 and BLOCK_N == 1 and UNROLL <= 8
-        if GROUPED:
-            terms = ()
-            for i in tl.static_range(16 - 2 * UNROLL):
-                terms = terms + (tl.zeros((BLOCK_C,), tl.float32),)
         delta_list, before_list, after_list = (), (), ()  # step sizes, and the states before and after each step
+        terms = ()  # of dB and of dC, by turns, of each step
         for i in tl.static_range(UNROLL):
             delta_t = softplus(in_float32(delta_rows[i]) + bias_row)
             delta_t = tl.where(start + i < steps, delta_t, 0.0)  # beyond the end nothing decays
@@ -484,7 +499,7 @@ def backward_kernel(
                 dy_t = in_float32(dy_rows[i])
                 dh += C_of(C_rows[i], BESIDE)[:, None] * dy_t[None, :]
                 if GROUPED:
-                    terms = (tl.reshape(after_list[i] * dy_t[None, :], (BLOCK_C,)),) + terms
+                    terms = (tl.reshape(after_list[i], (BLOCK_C,)) * dy_t,) + terms
                 elif WITH_C:
                     dC_t = sum_over_channels(after_list[i] * dy_t[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                     put_row(dC, token, directions * state, n_here, dC_t, ADD)
@@ -492,7 +507,7 @@ def backward_kernel(
                 mask = n_in[:, None] & c_here[None, :]
                 dh += in_float32(tl.load(dy_tile + token * dy_token, mask=mask, other=0.0))
             if GROUPED:
-                terms = (tl.reshape(dh * (delta_t * u_t)[None, :], (BLOCK_C,)),) + terms
+                terms = (tl.reshape(dh, (BLOCK_C,)) * (delta_t * u_t),) + terms
             else:
                 dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                 put_row(dB, token, directions * state, n_here, dB_t, ADD)
@@ -514,13 +529,10 @@ def backward_kernel(
             if SEGMENTED:
                 dh = tl.where((start + i) % segment == 0, 0.0, dh)
         if GROUPED:
-            sums = sum_over_channels(stacked(terms, BLOCK_C), PARTS, VECTOR, 16, BLOCK_C)
-            place = tl.arange(0, 16)
-            step = start + place // 2
-            exists = (step < steps) & (place < 2 * UNROLL)
-            token = tl.load(order + k * steps + step, mask=exists, other=-1) if HAS_ORDER else tl.where(exists, step, -1)
-            pointers = tl.where(place % 2 == 0, dB, dC) + token * (directions * state)
-            tl.store(pointers, sums, mask=token >= 0)
+            put_group_sums(
+                dB, dC, terms, order, k, start, steps, directions * state,
+                HAS_ORDER, WIDE, PARTS, VECTOR, BLOCK_C, UNROLL,
+            )  # fmt: skip
         start -= UNROLL
         here, before = before, earlier
         u_rows, delta_rows = u_before, delta_before
