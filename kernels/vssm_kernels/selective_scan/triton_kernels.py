@@ -103,7 +103,7 @@ def state_lanes(row, token_stride, state, ALIGN: tl.constexpr, BLOCK_N: tl.const
 def in_float32(row):
     """A row that `load_rows` returned. Written with integers, bfloat16 takes fewer instructions than by conversion."""
     if row.dtype == tl.int32:
-        return tl.interleave((row << 16).to(tl.float32, bitcast=True), (row & -65536).to(tl.float32, bitcast=True))
+        return tl.interleave(first_of(row), second_of(row))
     elif row.dtype == tl.bfloat16:
         return (row.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -111,23 +111,31 @@ def in_float32(row):
 
 
 @triton.jit
-def beside_lanes(row, token_stride, n, channels, ALIGN: tl.constexpr, BESIDE: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Lanes and token stride of B as it is; or of B and C, one state of bfloat16 each, as one integer."""
-    if BESIDE:
-        row = row.to(tl.pointer_type(tl.int32)) + zero_of_each_thread(channels, BLOCK_C)
-        return row + n, token_stride // 2
-    else:
-        return row + n, aligned(token_stride, ALIGN)
+def first_of(pair):
+    """The first of two bfloat16 in an integer, in float32."""
+    return (pair << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def second_of(pair):
+    return (pair & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def beside_lanes(row, token_stride, n, channels, BLOCK_C: tl.constexpr):
+    """Lanes and token stride of B and C BESIDE each other: of one state of bfloat16 each, as one integer."""
+    row = row.to(tl.pointer_type(tl.int32)) + zero_of_each_thread(channels, BLOCK_C)
+    return row + n, token_stride // 2
 
 
 @triton.jit
 def B_of(row, BESIDE: tl.constexpr):
-    return (row << 16).to(tl.float32, bitcast=True) if BESIDE else in_float32(row)
+    return first_of(row) if BESIDE else in_float32(row)
 
 
 @triton.jit
 def C_of(row, BESIDE: tl.constexpr):
-    return (row & -65536).to(tl.float32, bitcast=True) if BESIDE else in_float32(row)
+    return second_of(row) if BESIDE else in_float32(row)
 
 
 @triton.jit
@@ -316,7 +324,7 @@ def forward_kernel(
         B += zeros
         C += zeros
     if BESIDE:
-        B_lanes, B_token = beside_lanes(B, B_token, n, channels, STATE_ALIGN, BESIDE, BLOCK_C)
+        B_lanes, B_token = beside_lanes(B, B_token, n, channels, BLOCK_C)
         pair, pairs = n, state
     else:
         B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
@@ -433,7 +441,10 @@ def backward_kernel(
     delta += first_row(b, k, delta_batch, delta_direction, ROW_ALIGN) + c
     B += first_row(b, k, B_batch, B_direction, STATE_ALIGN)
     C += first_row(b, k, C_batch, C_direction, STATE_ALIGN) + n
-    B_lanes, B_token = beside_lanes(B, B_token, n, channels, STATE_ALIGN, BESIDE, BLOCK_C)
+    if BESIDE:
+        B_lanes, B_token = beside_lanes(B, B_token, n, channels, BLOCK_C)
+    else:
+        B_lanes, B_token = B + n, aligned(B_token, STATE_ALIGN)
     row_token = directions * channels  # of du and ddelta
     row = b * tokens * row_token + k * channels + c
     du += row
