@@ -47,18 +47,17 @@ for channels, state, sequences, add, with_C in CASES:
     common |= dict(ROW_ALIGN=1 if add else 2, STATE_ALIGN=8 if state == 16 else 1)
     common |= dict(BESIDE=state == 1 and sequences > 1)
     chunked = not add and with_C
-    again, back = triton_fused._backward_launches(channels, state, sequences)
-    once = triton_fused._forward_launch(channels, state, sequences)
+    forwards, back = triton_fused._launches(channels, state, sequences)
     keeps = state <= triton_fused.FEW_STATES
-    for every, walk_again, launch in ((0, False, once), (back.unroll, not keeps, once if keeps else again)):
+    for every, walk_again in ((0, False), (back.unroll, not keeps)):
         forward = {"CHECKPOINT": every, "AGAIN": walk_again, "ADD": add and not walk_again, "UNIT": back.block_c}
         forward |= {"CHUNKED": chunked, "PARTS": 1 + add}
-        build_scan(scan.forward_kernel, launch, {**common, **forward})
+        build_scan(scan.forward_kernel, forwards, {**common, **forward})
     backward = {"ADD": add, "PARTS": 1 + add, "CHUNKED": chunked, "WITH_C": keeps}
     build_scan(scan.backward_kernel, back, {**common, **backward})
     ends = {name: value for name, value in common.items() if name in chunks.ends_kernel.arg_names}
     for adjoint in (False, True) if chunked else ():
-        build_scan(chunks.ends_kernel, again, {**ends, "ADJOINT": adjoint})
+        build_scan(chunks.ends_kernel, forwards, {**ends, "ADJOINT": adjoint})
 for adjoint in (False, True):
     for count in (2, triton_fused.CHUNKS):
         build(chunks.carry_kernel, 4, {"CHUNKS": count, "BLOCK": triton_fused.CARRY_TILE // count, "ADJOINT": adjoint})

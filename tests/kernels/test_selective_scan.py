@@ -61,12 +61,17 @@ def make_arguments(case: str, dtype: torch.dtype = torch.float32, device: str = 
     return ScanArguments(**inputs, order=None if table is None else table.to(device), segment=segment)
 
 
+def with_and_without_states(backend: vssm_kernels.Backend, args: ScanArguments) -> list[list[Tensor]]:
+    """What a forward and a backward may take besides: nothing, or where the one keeps states for the other, room."""
+    kept = torch.empty(backend.keeps(args), device=args.u.device)
+    return [[], [kept]] if kept.numel() else [[]]
+
+
 def check_backend(backend: vssm_kernels.Backend, args: ScanArguments, tolerance: float | None = None) -> None:
     expected = reference.scan(args)
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(3)).to(expected)
     expected_gradients = reference.scan_backward(args, gradient)
-    kept = torch.empty(backend.keeps(args), device=args.u.device)
-    for more in [[], [kept]] if kept.numel() else [[]]:
+    for more in with_and_without_states(backend, args):
         assert_close(backend.forward(args, *more), expected, "output", tolerance)
         for name, actual, wanted in zip(
             NAMES, backend.backward(args, gradient, *more), expected_gradients, strict=True
@@ -119,8 +124,8 @@ def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
 def test_triton_with_many_programs(state, channels, poisoned_memory, monkeypatch):
     """Tiles of two widths, or groups of two lengths, as only large batches have."""
     monkeypatch.setattr(triton_fused, "PROGRAMS", 1)
-    again, back = triton_fused._backward_launches(channels, state, 4)
-    assert (again.block_c > back.block_c) if channels == 256 else (again.unroll > back.unroll)
+    forward, back = triton_fused._launches(channels, state, 4)
+    assert (forward.block_c > back.block_c) if channels == 256 else (forward.unroll > back.unroll)
     inputs = make_inputs(batch=2, tokens=13, channels=channels, state=state, directions=2, device=DEVICE)
     args = ScanArguments(**inputs, order=permutations(2, 13).to(DEVICE), segment=0)
     if runs_here(triton_fused.BACKEND, args):
@@ -187,8 +192,7 @@ def test_triton_on_gpu(tokens, state, dtype, programs, poisoned_memory, monkeypa
 def test_backward_is_deterministic(case):
     args = make_arguments(case, device="cuda")
     gradient = torch.randn(args.output_shape, device="cuda")
-    kept = torch.empty(triton_fused.BACKEND.keeps(args), device="cuda")
-    for more in [[], [kept]] if kept.numel() else [[]]:
+    for more in with_and_without_states(triton_fused.BACKEND, args):
         triton_fused.BACKEND.forward(args, *more)
         first, second = (triton_fused.BACKEND.backward(args, gradient, *more) for _ in range(2))
         for name, one, other in zip(NAMES, first, second, strict=True):

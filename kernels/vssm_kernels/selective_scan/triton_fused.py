@@ -72,15 +72,15 @@ def _forward_launch(channels: int, state: int, sequences: int) -> _Launch:
     return _Launch(block_c, block_n, unroll=1, warps=warps, vector=2)
 
 
-def _backward_launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
-    """Of the pass that computes the states again, and of the one that walks back; one's groups divide the other's."""
-    again = _forward_launch(channels, state, sequences)
-    if again.block_n <= 2:
-        block_c = min(64, again.block_c)
-        return again, again._replace(block_c=block_c, unroll=4 if _many(sequences, channels, block_c) else 8)
-    block_c = max(16, min(again.block_c, 512 // again.block_n))
-    warps = max(1, min(8, again.block_n * block_c // 512))
-    return again, _Launch(block_c, again.block_n, unroll=4, warps=warps, vector=1)
+def _launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
+    """Of the walk forwards, the first or again, and of the walk back; the groups of one divide the other's."""
+    forward = _forward_launch(channels, state, sequences)
+    if forward.block_n <= 2:
+        block_c = min(64, forward.block_c)
+        return forward, forward._replace(block_c=block_c, unroll=4 if _many(sequences, channels, block_c) else 8)
+    block_c = max(16, min(forward.block_c, 512 // forward.block_n))
+    warps = max(1, min(8, forward.block_n * block_c // 512))
+    return forward, _Launch(block_c, forward.block_n, unroll=4, warps=warps, vector=1)
 
 
 def _many(sequences: int, channels: int, block_c: int) -> bool:
@@ -129,7 +129,7 @@ def _kept(states: Tensor, back: _Launch) -> _Kept:
 
 def keeps(args: ScanArguments) -> int:
     """How many numbers `scan` keeps for the backward: states of few numbers, which else are computed once more."""
-    launches = _backward_launches(args.channels, args.state, args.batch * args.directions)
+    launches = _launches(args.channels, args.state, args.batch * args.directions)
     return math.prod(_kept_shape(args, *launches)) if args.state <= FEW_STATES else 0
 
 
@@ -155,7 +155,7 @@ def scan(args: ScanArguments, states: Tensor | None = None) -> Tensor:
     y = output_rows(
         args.order, args.tokens, args.output_shape, torch.float32 if repeats else args.u.dtype, args.u.device
     )
-    launch, back = _backward_launches(args.channels, args.state, args.batch * args.directions)
+    launch, back = _launches(args.channels, args.state, args.batch * args.directions)
     unused = args.delta  # a pointer that the kernel does not follow
     if states is None:
         kept = _Kept(unused, every=0, groups=0, units=0, unit=launch.block_c)
@@ -170,7 +170,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor, states: Tensor | None =
     """Gradients, with the states that `scan` kept, or by walking twice."""
     repeats = order_facts(args.order, args.tokens).repeats
     batch, tokens, directions, channels = args.delta.shape
-    again, launch = _backward_launches(channels, args.state, batch * directions)
+    again, launch = _launches(channels, args.state, batch * directions)
     device, pitch = args.u.device, _pitch(channels)
     if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
