@@ -156,6 +156,19 @@ def test_bfloat16_in_pairs_only_where_it_lies_so(offset, state):
         check_backend(triton_fused.BACKEND, args)
 
 
+@pytest.mark.parametrize(("start", "aligned"), [(0, 8), (1, 1), (2, 2)])
+def test_a_storage_that_begins_at_any_place(start, aligned):
+    """As another library's memory may: offsets in the storage are zero then, and say nothing."""
+    inputs = make_inputs(batch=2, tokens=13, channels=32, state=16, directions=2)
+    memory = bytearray(2 * (start + inputs["B"].numel()) + 64)
+    even = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % 64  # where 64 divides the address
+    B = torch.frombuffer(memory, dtype=torch.bfloat16, offset=even + 2 * start, count=inputs["B"].numel())
+    inputs |= {"B": B.view_as(inputs["B"]), "C": inputs["C"].bfloat16()}
+    args = ScanArguments(**inputs, order=None, segment=0)
+    assert args.B.storage_offset() == 0
+    assert triton_fused._given(args, args.delta).switches["STATE_ALIGN"] == aligned
+
+
 @pytest.mark.parametrize("offset", [0, 1, 2])
 def test_one_state_of_B_beside_that_of_C(offset):
     """Both of one projection, as models hand them, are read as one number where they lie so."""

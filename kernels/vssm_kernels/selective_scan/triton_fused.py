@@ -303,8 +303,8 @@ def _strides(args: ScanArguments, gradient: Tensor) -> tuple[int, ...]:
 
 
 def _switches(args: ScanArguments, gradient: Tensor, strides: tuple[int, ...]) -> dict[str, bool | int]:
-    rows = [tensor.storage_offset() for tensor in (args.u, args.delta, gradient)]
-    states = [tensor.storage_offset() for tensor in (args.B, args.C) if tensor is not None]
+    rows = [_place(tensor) for tensor in (args.u, args.delta, gradient)]
+    states = [_place(tensor) for tensor in (args.B, args.C) if tensor is not None]
     row = max(math.prod(args.output_shape[2:]), *strides[1::3])  # the longest step from token to token
     return {
         "HAS_ORDER": args.order is not None,
@@ -325,8 +325,13 @@ def _beside(args: ScanArguments) -> bool:
     B, C = args.B, args.C
     if C is None or args.state > 1 or B.dtype != torch.bfloat16 or C.dtype != B.dtype:
         return False
-    even = all(place % 2 == 0 for place in (B.data_ptr() // 2, *B.stride()[:3]))
-    return even and C.data_ptr() == B.data_ptr() + 2 and C.stride()[:3] == B.stride()[:3]
+    even = all(place % 2 == 0 for place in (_place(B), *B.stride()[:3]))
+    return even and _place(C) == _place(B) + 1 and C.stride()[:3] == B.stride()[:3]
+
+
+def _place(tensor: Tensor) -> int:
+    """Of the first element, in elements. Its storage, of another library say, need not begin at an even one."""
+    return tensor.data_ptr() // tensor.element_size()
 
 
 def _with_contiguous_rows(args: ScanArguments) -> ScanArguments:
