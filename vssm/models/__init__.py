@@ -1,5 +1,6 @@
 """One file per family; importing this package registers every model with timm."""
 
+from vssm.models._base import Backbone, Pyramid
 from vssm.models._checkpoint import (
     CheckpointError,
     check_fits,
@@ -8,15 +9,19 @@ from vssm.models._checkpoint import (
     read_file,
     weights_in,
 )
+from vssm.models._plain import Plain
 from vssm.models.efficientvmamba import EfficientVMamba
 from vssm.models.msvmamba import MSVMamba
 from vssm.models.vim import Vim
 from vssm.models.vmamba import VMamba
 
 __all__ = [
+    "Backbone",
     "CheckpointError",
     "EfficientVMamba",
     "MSVMamba",
+    "Plain",
+    "Pyramid",
     "VMamba",
     "Vim",
     "check_fits",
