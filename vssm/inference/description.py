@@ -24,9 +24,9 @@ SCOPES = ("mmengine", "mmdet", "mmseg")
 FROM_ELSEWHERE = {"cache_dir", "checkpoint_path", "init_cfg", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 # Far beyond real descriptions: a Cascade Mask R-CNN has 11 levels, 600 values and no number above 2000.
 MAX_DEPTH, MAX_VALUES, MAX_TEXT, MAX_INTEGER = 40, 20_000, 200, 1_000_000
-# Words, numbers and calls such as windows(4). Slashes, colons, quotes and file endings are left out; so are dots that
+# Words, numbers and orders such as windows(4). Slashes, colons, quotes and file endings are left out; so are dots that
 # are no decimal points, and names between double underscores.
-TEXT = re.compile(r"(?!.*__)(?:[\w +,()=-]|(?<=\d)\.(?=\d))*")
+TEXT = re.compile(r"(?!.*__)(?:[\w +,=-]|(?<=\d)\.(?=\d)|\(\d+\))*")
 MODEL_NAME = re.compile(r"[\w.-]+")
 
 
@@ -192,8 +192,9 @@ def _classes(names: object, source: str | Path) -> tuple[str, ...] | None:
 
 
 def _palette(colours: object, source: str | Path) -> tuple[tuple[int, ...], ...] | None:
-    if not isinstance(colours, Sequence) or not colours:  # mmdet says "random" where there is none
+    if not colours or isinstance(colours, str):  # mmdet says "random" where there is none
         return None
+    _expect(isinstance(colours, Sequence), source, "meta.dataset_meta.palette")
     triples = all(isinstance(each, list | tuple) and len(each) == 3 for each in colours)
     numbers = triples and all(isinstance(part, int) and 0 <= part <= 255 for each in colours for part in each)
     _expect(bool(numbers), source, "meta.dataset_meta.palette")

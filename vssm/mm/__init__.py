@@ -4,10 +4,14 @@ Rooms, each importing only from those after it: ``tasks`` (what is trained), ``r
 packages lack). A config names this package in ``custom_imports``; importing it registers everything with mmengine.
 """
 
+from vssm.errors import MissingPackageError
+
 try:
     import mmengine  # noqa: F401
 except ImportError as error:
-    raise ImportError("training needs mmengine: pip install 'vssm[train]'") from error
+    raise MissingPackageError(
+        "training, detection and segmentation need mmengine: pip install 'vssm[train]', or 'vssm[train,mm]' with heads"
+    ) from error
 
 from vssm.mm.compat import mmcv_ops
 

@@ -166,7 +166,8 @@ def _predictor(
     names = labels or described.get("classes") or [f"class {i}" for i in range(count)]
     if len(names) != count:
         raise ConfigError(f"the model has {count} classes, but there are {len(names)} labels")
-    colours = [tuple(colour) for colour in described.get("palette") or distinct_colours(count)]
+    palette = described.get("palette") or ()
+    colours = [tuple(colour) for colour in palette] if len(palette) == count else distinct_colours(count)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model if device == "cuda" else revert_sync_batchnorm(model)
     return ScenePredictor(model.to(device).eval(), pipeline, names, colours)
