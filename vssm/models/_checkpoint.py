@@ -15,6 +15,9 @@ import torch
 from timm.models import adapt_input_conv, resolve_pretrained_cfg
 from torch import Tensor
 
+from vssm.files import FileError
+from vssm.models._archive import check_archive
+
 if TYPE_CHECKING:
     from vssm.models._base import Backbone
 
@@ -110,15 +113,18 @@ def read_file(path: str | Path) -> object:
         CheckpointError: no such file, damaged, or with anything but tensors and plain values.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
+        check_archive(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         with torch.serialization.safe_globals([*_HARMLESS, *((_Ignored, name) for name in _IGNORED)]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except FileError as error:
+        raise CheckpointError(f"{path} was not loaded: {error}") from error
     except Exception as error:  # a damaged file can raise anything
         refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
