@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from torch import Tensor, nn
+
+from vssm import models
 from vssm.data.transforms import is_transform
 from vssm.errors import ConfigError
 from vssm.inference.create import is_known
@@ -52,6 +56,24 @@ class Description:
     pipeline: list | None
     classes: tuple[str, ...] | None
     palette: tuple[tuple[int, ...], ...] | None
+
+    def build_model(self, make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
+        """The model that `make` builds, after its outline without memory has been compared with the weights.
+
+        A few numbers in a small file can describe a model of any size.
+
+        Raises:
+            CheckpointError: it cannot be built, or the weights are those of another one.
+        """
+        try:
+            with torch.device("meta"):
+                outline = make()
+        except ConfigError:
+            raise
+        except Exception:  # some backbones of mmseg compute with numbers while they are built, and need memory
+            return self.build(make)
+        models.check_fits(weights, outline.state_dict(), self.source, type(outline).__name__)
+        return self.build(make)
 
     def build(self, make: Callable[[], Built]) -> Built:
         """What `make` builds from the description.

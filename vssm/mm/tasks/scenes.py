@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
+from vssm import models
 from vssm.errors import ConfigError
 from vssm.inference.description import describe
 from vssm.inference.saved import to_plain
@@ -111,7 +112,8 @@ def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> SceneP
     """A predictor from what a checkpoint of tools/train.py says of itself."""
     described = describe(saved, path, is_part)
     check_scope(described.scope)
-    model = described.build(lambda: _build(described.model, described.scope))
+    weights = models.weights_in(saved.get("state_dict"), str(path))
+    model = described.build_model(lambda: _build(described.model, described.scope), weights)
     load_training(model, saved, path)
     return _predictor(model, described.pipeline, {"classes": described.classes, "palette": described.palette}, labels)
 
