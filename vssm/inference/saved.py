@@ -69,7 +69,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         CheckpointError: the file cannot be read, or does not fit.
     """
-    if hasattr(model, "convert_checkpoint"):
+    if isinstance(model, models.Backbone):
         models.load_checkpoint(model, path)
     else:
         weights = models.read_checkpoint(path)

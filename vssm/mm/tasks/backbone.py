@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.models import group_parameters
+from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,15 +29,14 @@ class VSSMBackbone(BaseModule):
     Whole detectors and segmentors of the official repositories load too, by ``load_state_dict`` or mmengine's
     ``load_from``: what lies under the backbone is renamed on the way.
 
-    Images may have any size of at least one patch. Stems with a padded convolution round odd sizes up; the patch stems
-    of Vim, vanilla VMamba, MSVMamba and EfficientVMamba do not read pixels beyond the last whole patch, so let the
-    preprocessor pad to a multiple of the largest stride (``pad_size_divisor=32``). Vim resizes its position embedding
-    to each batch.
+    Images may have any size of at least one patch. Stems with a padded convolution round odd sizes up; stems that cut
+    the image into patches do not read pixels beyond the last whole patch, so let the preprocessor pad to a multiple of
+    the largest stride (``pad_size_divisor=32``). Position embeddings are resized to each batch.
 
     Args:
         name: a timm model, such as "vmamba_tiny".
-        out_indices: of which stages (of plain models such as Vim: after which blocks) maps are given; None for four
-            at the quarters of the depth, which is every stage of a pyramid.
+        out_indices: of which stages (of plain models: after which blocks) maps are given; None for four at the
+            quarters of the depth, which is every stage of a pyramid.
         output_norm: a LayerNorm on every map.
         frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages (plain models: blocks): their
             weights get no gradient, and they stay in evaluation mode.
@@ -99,7 +99,7 @@ class VSSMBackbone(BaseModule):
                 self.model.add_module(f"outnorm{i}", nn.LayerNorm(channels))
         self.added = set(self.model.state_dict()) - whole
 
-        if hasattr(self.model, "convert_checkpoint"):
+        if isinstance(self.model, models.Backbone):
             self.register_load_state_dict_pre_hook(rename_official)
         elif self.checkpoint:
             raise ConfigError(
@@ -169,8 +169,12 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
     """The numbers of the chosen maps of `count`, rising; negative ones count from the end."""
     if out_indices is None:
         return list(quarters(count))
-    chosen = [i + count if i < 0 else i for i in out_indices]
-    if not chosen or chosen != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < count:
+    try:
+        chosen, _ = feature_take_indices(count, list(out_indices))
+        rising = chosen == sorted(set(chosen))
+    except (AssertionError, ValueError):  # beyond the model's maps, or none
+        rising = False
+    if not rising:
         raise ConfigError(
             f"backbone: out_indices are {tuple(out_indices)}; expected rising numbers from 0 to {count - 1}, "
             f"for as many maps of {name!r}"
