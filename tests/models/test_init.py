@@ -9,7 +9,7 @@ from records import RECORDS, record
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-import vssm  # noqa: F401
+from vssm.models import our_layout
 
 # Counted on the official implementations.
 PARAMETERS = {
@@ -61,7 +61,7 @@ def official_parts(name: str, model: nn.Module) -> dict[str, list[tuple[str, Ten
     manifest = record(name)["manifest"]
     numbered = {official: torch.full(shape, float(i)) for i, (official, shape, _) in enumerate(manifest)}
     parts = {}
-    for ours, numbers in model.convert_checkpoint(numbered).items():
+    for ours, numbers in our_layout(numbered, model).items():
         for number in numbers.unique():
             parts.setdefault(manifest[int(number)][0], []).append((ours, numbers == number))
     assert len(parts) == len(manifest)

@@ -14,7 +14,7 @@ from vssm import models
 from vssm.mm.checkpoint import to_plain
 from vssm.mm.classifier import create_backbone
 from vssm.mm.errors import ConfigError
-from vssm.models._base import quarters
+from vssm.models import quarters
 
 
 @MODELS.register_module()
@@ -99,7 +99,7 @@ class VSSMBackbone(BaseModule):
                 self.model.add_module(f"outnorm{i}", nn.LayerNorm(channels))
         self.added = set(self.model.state_dict()) - whole
 
-        if hasattr(self.model, "convert_checkpoint"):
+        if isinstance(self.model, models.Backbone):
             self.register_load_state_dict_pre_hook(rename_official)
         elif self.checkpoint:
             raise ConfigError(
@@ -185,7 +185,8 @@ def rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: st
         return
     for name in part:
         del state[name]
-    converted = backbone.model.convert_checkpoint({name.removeprefix(prefix): part[name] for name in part})
+    part = {name.removeprefix(prefix): value for name, value in part.items()}
+    converted = models.our_layout(part, backbone.model, backbone.removed)
     state.update({f"{prefix}model.{name}": value for name, value in converted.items()})
 
 

@@ -185,7 +185,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     Raises:
         CheckpointError: the file cannot be read, or does not fit.
     """
-    if hasattr(backbone, "convert_checkpoint"):
+    if isinstance(backbone, models.Backbone):
         models.load_checkpoint(backbone, path)
     else:
         weights = models.read_checkpoint(path)

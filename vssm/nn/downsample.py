@@ -17,6 +17,8 @@ class ConvDownsample(nn.Module):
     torch.Size([1, 4, 3, 8])
     """
 
+    stride = 2
+
     def __init__(
         self,
         in_channels: int,
@@ -39,6 +41,8 @@ class PatchMerging(nn.Module):
     >>> PatchMerging(4, 8)(torch.randn(1, 7, 6, 4)).shape
     torch.Size([1, 4, 3, 8])
     """
+
+    stride = 2
 
     def __init__(
         self,

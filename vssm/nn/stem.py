@@ -81,6 +81,7 @@ class ConvStem(nn.Module):
     """
 
     first_conv = "conv1"
+    stride = 4
 
     def __init__(
         self,

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vssm.models._base import Backbone
-from vssm.models._plain import Plain
+from vssm.models import Backbone, Plain
 from vssm.nn import SelectiveScan
 from vssm.viz.style import GAP, INK, LITTLE_TO_MUCH, MARGIN, PALE, PAPER, bar, enlarged, font, save
 

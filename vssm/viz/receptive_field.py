@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vssm.models._base import Backbone
+from vssm.models import Backbone
 from vssm.viz.style import GAP, INK, LITTLE_TO_MUCH, MARGIN, PALE, PAPER, bar, enlarged, font, save
 
 SIDE = 256
