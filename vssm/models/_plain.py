@@ -17,14 +17,15 @@ from vssm.models._contract import Backbone, Indices, as_format, check_format, wi
 class Plain(Backbone):
     """Patch embedding, blocks of one size, norm, pooling, classifier: tokens (batch, tokens, channels) throughout.
 
-    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs. One with a class token says
-    so in `has_class_token`, and in `patch_tokens` and `class_token` which tokens are which.
+    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs. A family with a class token
+    sets `has_class_token`, and defines `patch_tokens` and `class_token`, which take the tokens apart.
 
     Args:
         num_features: channels of the tokens.
         stride: pixels from one patch to the next.
         depth: number of blocks.
-        in_chans, num_classes, global_pool ("token" where there is a class token, "avg", "max" or ""), drop_rate: as everywhere in timm.
+        in_chans, num_classes, drop_rate: as everywhere in timm.
+        global_pool: "token" (only with a class token), "avg", "max", or "" for none.
     """
 
     classifier = "head"

@@ -25,6 +25,7 @@ __all__ = [
     "read_checkpoint",
     "read_file",
     "save_official",
+    "under",
     "unwrap",
     "weights_in",
 ]

@@ -29,7 +29,7 @@ _HARMLESS = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 class _Ignored:
-    """Takes the place of an object that is not needed: accepts any arguments and any state, stores and calls nothing."""
+    """Takes the place of an object that is not needed: takes any arguments and state, stores and calls nothing."""
 
     def __new__(cls, *_: object) -> _Ignored:
         return super().__new__(cls)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,9 +189,10 @@ class Renaming:
         """
         names = list(names)
         held = [name for name in names if any(theirs.startswith(f"{official}.") for theirs in self.official(name))]
-        path = ".".join(os.path.commonprefix([name.split(".")[:-1] for name in held]))
-        if held and sum(name.startswith(f"{path}.") for name in names) == len(held):
-            return path
+        if held:
+            path = posixpath.commonpath([posixpath.dirname(name.replace(".", "/")) for name in held]).replace("/", ".")
+            if sum(name.startswith(f"{path}.") for name in names) == len(held):
+                return path
         for theirs, ours in self.outputs:
             if (found := _pattern(theirs).match(official)) and found.end() == len(official):
                 return _filled(ours, _indices(found))
