@@ -16,6 +16,7 @@ from vssm.models._checkpoint import (
     read_checkpoint,
     read_file,
     save_official,
+    under,
     weights_in,
 )
 from vssm.models._contract import Backbone, quarters
@@ -50,6 +51,7 @@ __all__ = [
     "read_file",
     "register",
     "save_official",
+    "under",
     "weights_in",
 ]
 __all__ += [family.model.__name__ for family in FAMILIES.values()]

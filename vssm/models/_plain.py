@@ -17,8 +17,8 @@ from vssm.models._contract import Backbone, Indices, as_format, check_format, wi
 class Plain(Backbone):
     """Patch embedding, blocks of one size, norm, pooling, classifier: tokens (batch, tokens, channels) throughout.
 
-    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs. A family with a class token
-    sets `has_class_token`, and defines `patch_tokens` and `class_token`, which take the tokens apart.
+    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs. One with a class token
+    sets `has_class_token` and defines `patch_tokens` and `class_token`, which take the tokens apart.
 
     Args:
         num_features: channels of the tokens.
