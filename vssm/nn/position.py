@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import register_notrace_function, register_notrace_module, resample_abs_pos_embed
+from timm.layers import register_notrace_module, resample_abs_pos_embed
 from torch import Tensor
 
 from vssm.nn.conv import ChannelsLastConv2d
@@ -76,8 +76,6 @@ class RotaryPosition(torch.nn.Module):
         return f"channels={self.channels}, base={self.base}, grid={self.grid}"
 
 
-@torch.fx.wrap
-@register_notrace_function
 def resize_position(position: Tensor, old_grid: tuple[int, int], height: int, width: int) -> Tensor:
     """Resize an absolute position embedding to another grid, by bicubic interpolation with antialiasing.
 
@@ -99,6 +97,11 @@ def resize_position(position: Tensor, old_grid: tuple[int, int], height: int, wi
     >>> resize_position(torch.randn(1, 6 * 5 + 1, 8), (6, 5), 12, 10).shape
     torch.Size([1, 121, 8])
     """
+    return _resized(position, old_grid, height, width)
+
+
+@torch.fx.wrap  # one node of a graph of torch.fx; holds for calls from this file only, so not for the public function
+def _resized(position: Tensor, old_grid: tuple[int, int], height: int, width: int) -> Tensor:
     height, width = concrete(height), concrete(width)  # interpolation has no gradient for torch.compile's symbols
     if (height, width) == tuple(old_grid):
         return position

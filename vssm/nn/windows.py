@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import register_notrace_function
 from torch import Tensor
 
 
-@torch.fx.wrap
-@register_notrace_function  # reads shapes
 def cut_windows(x: Tensor, size: int) -> Tensor:
     """Cut a map into windows, row by row, each a small map; zeros fill it up on the right and at the bottom.
 
@@ -28,15 +25,9 @@ def cut_windows(x: Tensor, size: int) -> Tensor:
     >>> stitch_windows(windows, height=5, width=7).shape
     torch.Size([2, 5, 7, 3])
     """
-    below, right = -x.shape[1] % size, -x.shape[2] % size
-    if below or right:
-        x = F.pad(x, (0, 0, 0, right, 0, below))
-    rows, columns = x.shape[1] // size, x.shape[2] // size
-    return x.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3).flatten(0, 2)
+    return _cut(x, size)
 
 
-@torch.fx.wrap
-@register_notrace_function  # reads shapes
 def stitch_windows(windows: Tensor, height: int, width: int) -> Tensor:
     """The map that `cut_windows` cut, without the zeros that filled it up.
 
@@ -54,6 +45,23 @@ def stitch_windows(windows: Tensor, height: int, width: int) -> Tensor:
     >>> torch.equal(stitch_windows(cut_windows(x, 4), 5, 7), x)
     True
     """
+    return _stitched(windows, height, width)
+
+
+# One node of a graph of torch.fx each. Wrapping holds for calls from this file only, so not for the public functions.
+
+
+@torch.fx.wrap
+def _cut(x: Tensor, size: int) -> Tensor:
+    below, right = -x.shape[1] % size, -x.shape[2] % size
+    if below or right:
+        x = F.pad(x, (0, 0, 0, right, 0, below))
+    rows, columns = x.shape[1] // size, x.shape[2] // size
+    return x.unflatten(2, (columns, size)).unflatten(1, (rows, size)).transpose(2, 3).flatten(0, 2)
+
+
+@torch.fx.wrap
+def _stitched(windows: Tensor, height: int, width: int) -> Tensor:
     size = windows.shape[1]
     rows, columns = -(-height // size), -(-width // size)
     if windows.shape[0] % (rows * columns):
