@@ -18,7 +18,8 @@ class Block(nn.Module):
     |---|---|
     | VMamba, GrootVL | a mixer, an MLP |
     | VMamba's first version, Res-VMamba, MHS-VM | a mixer |
-    | Vim, LocalVim, LBMamba | a mixer of tokens, norm=BranchRMSNorm |
+    | Vim, LBMamba | a mixer of tokens, norm=BranchRMSNorm |
+    | LocalVim | the same, position=RotaryPosition |
     | MSVMamba, version 3 | post_norm |
     | VSSD, Spatial-Mamba | position, position2 |
     | GroupMamba | norm=nn.Identity, norm2 |
@@ -34,7 +35,7 @@ class Block(nn.Module):
         norm: makes the norm in front of the mixer from the number of channels.
         norm2: makes that of the MLP; `norm` if not given.
         post_norm: the MLP's norm comes after it, x + norm2(mlp(x)); the mixer's stays in front.
-        position, position2: change x before the mixer's norm and before the MLP's, such as ConditionalPosition.
+        position, position2: change x before the mixer's norm and before the MLP's, as ConditionalPosition does.
         layer_scale: multiply each branch by a learned number per channel, which starts at this value.
         residual_scale: multiply x by a learned number per channel, which starts at 1, where a branch is added to it.
 
@@ -82,12 +83,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, *grid: int) -> Tensor:
         """(batch, height, width, dim) in and out; or (batch, tokens, dim) and the height and width of the grid."""
         if self.position is not None:
-            x = self.position(x)
+            x = self.position(x, *grid)
         x = self._add(x, self.mixer(self.norm(x), *grid), self.layer_scale, self.residual_scale)
         if self.mlp is None:
             return x
         if self.position2 is not None:
-            x = self.position2(x)
+            x = self.position2(x, *grid)
         branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
         return self._add(x, branch, self.layer_scale2, self.residual_scale2)
 
