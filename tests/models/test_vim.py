@@ -8,8 +8,6 @@ import torch
 from families import KINDS
 from torch import Tensor, nn
 
-from vssm.models.vim import resize_position
-
 NAME, ARGUMENTS = next(kind for kind in KINDS if kind[0] == "vim_tiny")
 
 
@@ -39,19 +37,6 @@ def test_vim_pools(pool: str) -> None:
     patches = torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], 1)
     expected = {"token": tokens[:, middle], "avg": patches.mean(1), "max": patches.amax(1)}
     torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected[pool])
-
-
-def test_position_embedding_is_resized_around_the_class_token() -> None:
-    """A smooth slope stays one, and the class token's row travels unchanged to the new middle."""
-    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
-    slope = (rows / 6 + 10 * columns / 5).reshape(1, -1, 1)
-    position = torch.cat([slope[:, :15], torch.full((1, 1, 1), 99.0), slope[:, 15:]], dim=1)
-    assert resize_position(position, (6, 5), 6, 5) is position
-    resized = resize_position(position, (6, 5), 12, 10)
-    assert resized.shape == (1, 121, 1) and resized[0, 60, 0] == 99
-    grid = torch.cat([resized[:, :60], resized[:, 61:]], 1).view(12, 10)
-    assert grid.max() < 12
-    assert (grid.diff(dim=0)[2:-2] > 0).all() and (grid.diff(dim=1)[:, 2:-2] > 0).all()
 
 
 def test_vim_set_input_size_is_what_forward_does() -> None:

@@ -1,8 +1,5 @@
 """EfficientVMamba: atrous selective scans, convolutions beside them, and inverted residuals in the late stages.
 
-Paper: arXiv 2403.09977 (AAAI 2025). Official code and weights: https://github.com/TerryPei/EfficientVMamba at
-0bc5ee288b402d648641f5494b73e9d152e0c62b, Apache-2.0 (as its README says).
-
 A pyramid of four stages. In the first two, a block scans four disjoint sub-grids of every second token once each, so
 that all four directions together cost as much as one full scan, and adds a depthwise convolution; the last two are
 MobileNetV2's inverted residuals.

@@ -1,11 +1,8 @@
 """MSVMamba: multi-scale VMamba.
 
-Paper: arXiv 2405.14174 (NeurIPS 2024). Official code and weights: https://github.com/YuHengsss/MSVMamba, the paper's
-models (nano, micro, tiny) at c39401918e94f11eb29e4932b901b3fd139f1377 and the later "v3" ones at
-fca4a391bff29d0e25fe8e6e54496389bb575935; no licence is published.
-
 A pyramid of four stages; every block scans its map once along the rows at full resolution, and at half resolution
-along rows backwards, columns, and columns backwards, as one sequence.
+along rows backwards, columns, and columns backwards, as one sequence. The paper's models are FirstMSVMamba; version 3
+is in branch v2 of the official repository, at fca4a391bff29d0e25fe8e6e54496389bb575935.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """Vim: Vision Mamba, efficient visual representation learning with bidirectional state space model.
 
-Paper: arXiv 2401.09417. Official code and weights: https://github.com/hustvl/Vim at
-dd0358ad1e42701f22afbefa0717cc8825cf9f45, Apache-2.0.
-
 A sequence of patches with a class token in its middle; every block scans it forwards and backwards, each direction
 with its own causal convolution and state-space parameters, and adds to a residual stream kept in float32.
 """
@@ -14,18 +11,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import (
-    lecun_normal_,
-    register_notrace_function,
-    resample_abs_pos_embed,
-    to_2tuple,
-)
+from timm.layers import lecun_normal_, to_2tuple
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import Plain
-from vssm.nn import Block, BranchRMSNorm, PatchStem, VimMixer, concrete
+from vssm.nn import Block, BranchRMSNorm, PatchStem, VimMixer, resize_position
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
 
 
@@ -169,24 +161,6 @@ class Vim(Plain):
             if side * side + 1 == position.shape[1]:
                 return state | {"pos_embed": resize_position(position, (side, side), *self.grid)}
         return state
-
-
-@torch.fx.wrap
-@register_notrace_function
-def resize_position(position: Tensor, old_grid: tuple[int, int], height: int, width: int) -> Tensor:
-    """A position embedding (1, tokens + 1, channels) for another grid; the class token's row is the middle one.
-
-    official: the first row is taken for the class token's, which shifts half of the positions by one. Here: the middle
-    row, because that is where the class token sits; released weights are used as they are either way.
-    """
-    height, width = concrete(height), concrete(width)  # interpolation has no gradient for torch.compile's symbols
-    if (height, width) == tuple(old_grid):
-        return position
-    old_middle, middle = old_grid[0] * old_grid[1] // 2, height * width // 2
-    class_row = position[:, old_middle : old_middle + 1]
-    patch_rows = torch.cat([position[:, :old_middle], position[:, old_middle + 1 :]], dim=1)
-    patch_rows = resample_abs_pos_embed(patch_rows, [height, width], list(old_grid), num_prefix_tokens=0)
-    return torch.cat([patch_rows[:, :middle], class_row, patch_rows[:, middle:]], dim=1)
 
 
 def _variant(name: str, title: str, file: str, **arguments: Any) -> Variant:

@@ -1,8 +1,5 @@
 """VMamba: visual state space model.
 
-Paper: arXiv 2401.10166 (NeurIPS 2024). Official code and weights: https://github.com/MzeroMiko/VMamba at
-2ed52ead062a51a64521ed3871d52914bf532876, MIT.
-
 A pyramid of four stages; every block scans its map along rows and columns, both ways, all four directions reading
 the same map and their outputs summed. "vanilla" is the first version: a gate, 16 states, no MLP.
 """
