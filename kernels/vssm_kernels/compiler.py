@@ -59,9 +59,12 @@ def load_library(source: Path) -> ctypes.CDLL:
     """The shared library made from a C source; compiled once per source, compiler, options and kind of processor.
 
     Stored in the folder of `kernel_cache.cache_path`; where that cannot be used, compiled for this process alone.
-    With VSSM_SANITIZE=1 in the environment, compiled to report errors of memory and undefined behaviour; the program
-    then starts with LD_PRELOAD="$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0.
     Raises CompilerError.
+
+    With VSSM_SANITIZE=1 it reports errors of memory and undefined behaviour. Their runtime has to be loaded first:
+
+        export VSSM_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0
+        LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" python ...
     """
     if sys.platform == "win32":
         raise CompilerError("the C kernels are built for Linux and macOS only")
@@ -123,15 +126,20 @@ def _load_or_compile(compiler: str, options: list[str], source: Path) -> ctypes.
             cache = stack.enter_context(open_cache())
             for path in stored_libraries(cache, name):
                 with suppress(OSError):  # made on a machine with another C library, or its disk forbids programs
-                    return ctypes.CDLL(str(path))
+                    return _load(path, options)
         try:
             library = _compile(compiler, options, source, stack.enter_context(scratch_folder()) / f"{name}.so")
             if cache is not None:
                 with _warning_where_not_kept():
-                    return ctypes.CDLL(str(store(library, cache, name)))
-            return ctypes.CDLL(str(library))
+                    return _load(store(library, cache, name), options)
+            return _load(library, options)
         except OSError as error:
             raise CompilerError(f"the compiled kernel {name} does not load: {error}") from None
+
+
+def _load(path: Path, options: list[str]) -> ctypes.CDLL:
+    # Sanitizers look up the lines of a report by the path, which must outlive the folder's descriptor for that.
+    return ctypes.CDLL(os.path.realpath(path) if set(_SANITIZE) <= set(options) else str(path))
 
 
 @contextmanager
