@@ -227,8 +227,15 @@ def replace_by_link(path: Path) -> None:
     path.symlink_to(path.with_suffix(".moved"))
 
 
-@pytest.mark.parametrize("damage", [truncate, overwrite, empty, replace_by_text, replace_by_pipe, replace_by_link])
-def test_a_damaged_library_is_compiled_again(source, cache, damage, caplog):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        *((damage, "bytes are not those that were stored") for damage in (truncate, overwrite, empty, replace_by_text)),
+        (replace_by_pipe, "not a regular file"),
+        (replace_by_link, "symbolic links"),
+    ],
+)
+def test_a_damaged_library_is_compiled_again(source, cache, damage, reason, caplog):
     _ctypes.dlclose(load_library(source)._handle)
     load_library.cache_clear()
     (library,) = stored(cache)
@@ -240,6 +247,7 @@ def test_a_damaged_library_is_compiled_again(source, cache, damage, caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert library.name in record.message
+    assert reason in record.message
     assert load_again(source).answer() == 42
     assert len(caplog.records) == 1
 
@@ -256,7 +264,7 @@ def test_an_unreadable_library_is_removed():
             assert not path.exists()
 
 
-def test_a_library_that_this_system_cannot_load_stays_beside_the_new_one(source, cache, tmp_path):
+def test_a_library_that_this_system_cannot_load_stays_beside_the_new_one(source, cache, tmp_path, caplog):
     """A home shared by machines with different C libraries: each finds its own."""
     _ctypes.dlclose(load_library(source)._handle)
     load_library.cache_clear()
@@ -266,6 +274,7 @@ def test_a_library_that_this_system_cannot_load_stays_beside_the_new_one(source,
     foreign = kernel_cache.store(tmp_path / "foreign", cache, own.name.rpartition("-")[0])
     assert load_library(source).answer() == 42
     assert stored(cache) == sorted([own, foreign])
+    assert not caplog.records
 
 
 # Places
@@ -420,6 +429,7 @@ def test_a_compile_works_in_a_folder_of_its_own(source, cache, tmp_path, monkeyp
     """Whatever the compiler writes beside its output goes with it, also where it fails."""
     fake_compiler(monkeypatch, tmp_path, 'touch "$TMPDIR/half.o"; run "$@"')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     source.write_text("int f(void) { return undeclared; }")
     with pytest.raises(CompilerError, match="undeclared"):
         load_library(source)
