@@ -3,6 +3,13 @@
 A config names this package in ``custom_imports``; importing it registers everything here with mmengine.
 """
 
+import os
+
+# yapf, which mmengine imports, fails at import where no home folder is known (HOME unset, a user without an account,
+# as in containers). This one does not exist: what would be written there is not.
+if not os.path.isabs(os.path.expanduser("~")):
+    os.environ["HOME"] = "/nonexistent"
+
 try:
     import mmengine  # noqa: F401
 except ImportError as error:
