@@ -12,7 +12,7 @@ import timm
 import yaml
 
 import vssm
-from vssm.mm import arguments
+from vssm.cli import arguments
 from vssm.scan import order_names
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS
 
-from vssm.mm.config import check_config, load_config
-from vssm.mm.optim import GroupMatcherOptimWrapperConstructor
+from vssm.mm.runtime.config import check_config, load_config
+from vssm.mm.runtime.optim import GroupMatcherOptimWrapperConstructor
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"
 FAMILIES = ("vim", "vmamba", "msvmamba", "efficientvmamba")

@@ -18,8 +18,8 @@ from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 from torch import nn
 
-from vssm.mm.complexity import SIZES, build_model, data_samples, model_flops
-from vssm.mm.config import load_config
+from vssm.mm.tasks.complexity import SIZES, build_model, data_samples, model_flops
+from vssm.mm.runtime.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())["families"]

@@ -12,8 +12,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from vssm.data import KINDS
-from vssm.mm.complexity import build_model
-from vssm.mm.config import load_config
+from vssm.mm.tasks.complexity import build_model
+from vssm.mm.runtime.config import load_config
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")

@@ -10,8 +10,9 @@ import timm
 import torch
 from mmengine.logging import MessageHub
 
-from vssm.mm.checkpoint import is_training, latest_checkpoint, read_checkpoint, replace_atomically
-from vssm.mm.errors import TrainingError
+from vssm.errors import TrainingError
+from vssm.files import replace_atomically
+from vssm.inference import is_training, latest_checkpoint, read_checkpoint
 from vssm.models import CheckpointError
 
 
@@ -42,7 +43,7 @@ def test_nothing_is_removed_when_the_next_cannot_be_written(make_runner, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
         replace_atomically(temporary, final)
 
-    monkeypatch.setattr("vssm.mm.runner.replace_atomically", replace)
+    monkeypatch.setattr("vssm.mm.runtime.runner.replace_atomically", replace)
     with pytest.raises(TrainingError, match=r"epoch_2.pth: No space left on device; earlier checkpoints"):
         runner.train()
     work_dir = Path(runner.work_dir)

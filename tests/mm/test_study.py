@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from vssm.mm.errors import ConfigError, TrainingError
-from vssm.mm.study import last_accuracy, load_study, train_study
+from vssm.errors import ConfigError, TrainingError
+from vssm.mm.tasks.study import last_accuracy, load_study, train_study
 
 STUDIES = Path(__file__).resolve().parents[2] / "configs" / "studies"
 STUDY = f"""

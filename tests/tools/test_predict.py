@@ -9,9 +9,9 @@ import timm
 import torch
 from PIL import Image
 
+from vssm.cli.prediction import load_predictor, predict_files
 from vssm.data import BadImageError
-from vssm.mm.errors import ConfigError
-from vssm.mm.predict import load_predictor, predict_files
+from vssm.errors import ConfigError
 from vssm.models import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]

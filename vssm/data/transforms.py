@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 
-from vssm.data.optional import import_albumentations
+from vssm.data.optional import import_albumentations, is_installed
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -82,7 +82,7 @@ class AlbumentationsTransform:
         name = arguments.pop("type", None)
         if name in ("Normalize", "ToTensorV2"):
             raise ValueError(f"leave {name} out of the pipeline: the result is normalised with mean and std after it")
-        transform = getattr(self._albumentations, str(name), None)
+        transform = _albumentation(str(name))
         if transform is None:
             raise ValueError(f"albumentations {self._albumentations.__version__} has no transform {name!r}")
         if "transforms" in arguments:
@@ -118,6 +118,23 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "TimmTransform": TimmTransform,
     "AlbumentationsTransform": AlbumentationsTransform,
 }
+
+
+def is_transform(name: str) -> bool:
+    """Whether `build_transform` knows a type, or an AlbumentationsTransform may contain it.
+
+    >>> is_transform("TimmTransform"), is_transform("os.system")
+    (True, False)
+    """
+    return name in TRANSFORMS or (is_installed("albumentations") and _albumentation(name) is not None)
+
+
+def _albumentation(name: str) -> type | None:
+    """The transform of albumentations with this name; None for other things in that module, such as functions."""
+    module = import_albumentations()
+    found = getattr(module, name, None)
+    kinds = module.BasicTransform, module.BaseCompose
+    return found if inspect.isclass(found) and issubclass(found, kinds) else None
 
 
 def build_transform(transform: Transform | Mapping[str, Any]) -> Transform:

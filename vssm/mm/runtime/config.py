@@ -2,16 +2,18 @@
 
 import difflib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from mmengine import registry
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.runner import Runner
 
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
 
 # Top-level options that mmengine reads from the config without taking them as arguments of the Runner.
 RUNTIME_OPTIONS = (
@@ -48,6 +50,25 @@ EXTRA_ARGUMENTS = {
     "param_scheduler": ("convert_to_iter_based",),
     "visualizer": ("name",),
 }
+
+
+def parse_options(pairs: Iterable[str]) -> dict[str, object]:
+    """The ``KEY=VALUE`` pairs of a command line, with values as mmengine reads them.
+
+    >>> parse_options(["train_cfg.max_epochs=3", "model.backbone.dims=(16,32)"])
+    {'train_cfg.max_epochs': 3, 'model.backbone.dims': (16, 32)}
+
+    Raises:
+        ConfigError: a value with a bracket that is not closed.
+    """
+    options = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = DictAction._parse_iterable(value)
+        except AssertionError as error:
+            raise ConfigError(f"--cfg-options {pair}: {error}") from error
+    return options
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:
@@ -130,6 +151,16 @@ def _registries(scope: str) -> list[registry.Registry]:
     """Where the classes of a config are looked up: the package's own registries first."""
     modules = [importlib.import_module(f"{package}.registry") for package in dict.fromkeys((scope, "mmengine"))]
     return [value for module in modules for value in vars(module).values() if isinstance(value, registry.Registry)]
+
+
+def part_registries() -> list[registry.Registry]:
+    """The registries of models, transforms and their helpers, of mmengine and of mmdet and mmseg where installed."""
+    found = []
+    for package in ("mmengine", "mmdet", "mmseg"):
+        if importlib.util.find_spec(package) is not None:
+            module = importlib.import_module(f"{package}.registry")
+            found += [module.MODELS, module.TASK_UTILS, module.TRANSFORMS]
+    return found
 
 
 def _of_mm(error: ImportError) -> bool:
@@ -217,6 +248,17 @@ def check_precision(amp: str) -> None:
         raise ConfigError("--amp fp16 needs a GPU, and there is none here: use --amp bf16 or --amp off")
     if amp == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise ConfigError("this GPU has no bfloat16: use --amp fp16 or --amp off")
+
+
+def autocast(amp: str) -> torch.autocast:
+    """The context in which an evaluation computes in a precision.
+
+    Raises:
+        ConfigError: see `check_precision`.
+    """
+    check_precision(amp)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
+    return torch.autocast(get_device(), dtype=dtype, enabled=dtype is not None)
 
 
 def without_validation(config: Config) -> None:

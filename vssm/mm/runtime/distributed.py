@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
 
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
 
 # The variable by which each launcher tells a process its place on its machine.
 LOCAL_RANK = {"pytorch": "LOCAL_RANK", "slurm": "SLURM_LOCALID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}

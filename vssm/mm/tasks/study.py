@@ -14,10 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from vssm.bench import Execution, benchmark_model, environment
-from vssm.mm.checkpoint import to_plain
-from vssm.mm.config import check_config, check_names, load_config, read_config
-from vssm.mm.distributed import available_cores
-from vssm.mm.errors import ConfigError, TrainingError
+from vssm.errors import ConfigError, TrainingError
+from vssm.inference.saved import to_plain
+from vssm.mm.runtime.config import check_config, check_names, load_config, read_config
+from vssm.mm.runtime.distributed import available_cores
 
 OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
 MEASURED = ("size", "batch", "seconds")

@@ -1,20 +1,17 @@
 """Checkpoints that hold tensors and plain values only, are written whole or not at all, and fit or are refused."""
 
-import os
 from pathlib import Path
 
-import numpy
 import torch
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
-from vssm import models
-from vssm.mm.errors import TrainingError
-from vssm.models import CheckpointError
+from vssm.errors import TrainingError
+from vssm.inference.saved import latest_checkpoint, to_plain
 
 # Values kept of each logged scalar: more than any logging window, and little beside the weights.
 HISTORY = 10_000
@@ -124,77 +121,3 @@ def last_good(runner: Runner) -> str:
     """Half a sentence that says where the last good checkpoint of a training is."""
     path = latest_checkpoint(runner.work_dir)
     return f"the last good checkpoint is {path}" if path else "no checkpoint had been written before"
-
-
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The checkpoint that a resumed training starts from.
-
-    Args:
-        work_dir: where a training wrote its checkpoints.
-
-    Returns:
-        The file that ``last_checkpoint`` names; if that note is missing or cut short, the newest ``epoch_*`` or
-        ``iter_*`` file; None where there is none.
-    """
-    work_dir = Path(work_dir)
-    note = work_dir / "last_checkpoint"
-    if note.is_file():
-        # The directory may have been moved since; the name is what counts.
-        named = work_dir / Path(note.read_text().strip()).name
-        if named.is_file():
-            return named
-    files = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
-    return max(files, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint without running any code that it may hold.
-
-    Args:
-        path: a file that `PlainCheckpointHook` wrote, or a file of tensors and plain values.
-
-    Returns:
-        The dict in the file, on the CPU.
-
-    Raises:
-        CheckpointError: no such file, truncated, not a checkpoint, or with anything but tensors and plain values.
-    """
-    checkpoint = models.read_file(path)
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict with the weights")
-    return checkpoint
-
-
-def is_training(checkpoint: dict) -> bool:
-    """Whether a checkpoint is one of `PlainCheckpointHook`, with all that a training goes on from."""
-    return "message_hub" in checkpoint and "backbone" in checkpoint.get("meta", {})
-
-
-def to_plain(value: object) -> object:
-    """mmengine's ConfigDict, NumPy's numbers and their likes as Python's own, which any checkpoint reader takes."""
-    if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(to_plain(item) for item in value)
-    return value.tolist() if isinstance(value, numpy.generic | numpy.ndarray) else value
-
-
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Load a file of weights, in the official layout of the model or in timm's, all of them or none.
-
-    Raises:
-        CheckpointError: the file cannot be read, or does not fit.
-    """
-    if isinstance(backbone, models.Backbone):
-        models.load_checkpoint(backbone, path)
-    else:
-        weights = models.read_checkpoint(path)
-        models.check_fits(weights, backbone.state_dict(), str(path), type(backbone).__name__)
-        backbone.load_state_dict(weights)
-
-
-def replace_atomically(temporary: str | Path, final: str | Path) -> None:
-    """Put a finished file in its place, so that an interruption leaves the old one or the new one, never a part."""
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, final)

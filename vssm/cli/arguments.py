@@ -1,21 +1,18 @@
-"""Command-line options of the tools."""
+"""Command-line options of the tools. Nothing here imports a training package."""
 
 import argparse
 from pathlib import Path
 
-from mmengine.config import DictAction
+# Of the checkout: tools and configurations are not part of an installed package.
+CHECKOUT = Path(__file__).resolve().parents[2]
+DEMO_CONFIG = CHECKOUT / "configs/classification/vim/vim_demo_shapes.py"
 
 
-class Options(DictAction):
-    """``KEY=VALUE`` pairs, with values as mmengine reads them."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list, *rest: object
-    ) -> None:
-        for value in values:
-            if "=" not in value:
-                parser.error(f"--cfg-options takes KEY=VALUE, but got {value!r}")
-        super().__call__(parser, namespace, values, *rest)
+def key_value(pair: str) -> str:
+    """Refuse an option of ``--cfg-options`` without a value."""
+    if "=" not in pair:
+        raise argparse.ArgumentTypeError(f"takes KEY=VALUE, but got {pair!r}")
+    return pair
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +29,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=Options,
-        default={},
+        action="extend",
+        type=key_value,
+        default=[],
         metavar="KEY=VALUE",
         help="change the config: --cfg-options train_cfg.max_epochs=10 train_dataloader.batch_size=64",
     )
@@ -139,11 +137,22 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=Options,
-        default={},
+        action="extend",
+        type=key_value,
+        default=[],
         metavar="KEY=VALUE",
         help="change what all trainings share: --cfg-options train_cfg.max_epochs=5",
     )
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """The options of tools/demo.py."""
+    parser = argparse.ArgumentParser(
+        description="Train a small model on the embedded image set, evaluate it, and draw what it says."
+    )
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: %(default)s")
+    parser.add_argument("--config", type=Path, default=DEMO_CONFIG, help="default: the demo's own")
     return parser
 
 

@@ -1,9 +1,7 @@
 """Any timm model as an mmengine classifier, and the part of the input pipeline that runs on the device."""
 
-import difflib
 from collections import OrderedDict
 
-import timm
 import torch
 from mmengine.dist import all_reduce
 from mmengine.model import BaseDataPreprocessor, BaseModel
@@ -13,10 +11,9 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional
 
-import vssm  # noqa: F401  (registers the vssm models in timm)
-from vssm.mm.checkpoint import to_plain
-from vssm.mm.errors import ConfigError
-from vssm.scan import resolve_order
+from vssm.errors import ConfigError
+from vssm.inference.create import create_model
+from vssm.inference.saved import to_plain
 
 
 @MODELS.register_module()
@@ -101,7 +98,7 @@ class ImageClassifier(BaseModel):
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor or dict(type="ClassificationPreprocessor"))
         self.arguments = to_plain(backbone)
-        self.backbone = create_backbone(**self.arguments)
+        self.backbone = create_model(**self.arguments)
         mixed_classes = getattr(getattr(self.data_preprocessor, "mixup", None), "num_classes", None)
         if mixed_classes not in (None, self.backbone.num_classes):
             raise ConfigError(
@@ -149,26 +146,3 @@ class ImageClassifier(BaseModel):
             all_reduce(value, op="mean")
             log_vars[name] = value
         return loss, log_vars
-
-
-def create_backbone(model_name: str, **arguments: object) -> nn.Module:
-    """``timm.create_model`` whose errors name the nearest known model, or the argument that does not fit.
-
-    Raises:
-        ConfigError: unknown model name, scan order, or an argument that the model does not take.
-    """
-    if not timm.is_model(model_name.split(".")[0]) and "/" not in model_name and ":" not in model_name:
-        near = difflib.get_close_matches(model_name, timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names"
-        raise ConfigError(f"there is no model called {model_name!r}; {hint}")
-    if "scan_order" in arguments:
-        try:
-            resolve_order(arguments["scan_order"])
-        except ValueError as error:
-            raise ConfigError(f"model.backbone.scan_order: {error}") from error
-    try:
-        return timm.create_model(model_name, **arguments)
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise ConfigError(f"model {model_name!r}: {error}") from error

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from mmengine.config import Config
 
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
 
 # A config may say otherwise, with mmdet's and mmseg's names: tta_model, tta_pipeline.
 MODELS = {
@@ -29,7 +29,7 @@ def use_tta(config: Config) -> None:
     if scope not in MODELS:
         raise ConfigError("--tta is for detection and segmentation, and this config is of neither")
     if scope == "mmdet":
-        from vssm.mm import box_tta  # noqa: F401  (registers BoxTTAModel)
+        from vssm.mm.compat import box_tta  # noqa: F401  (registers BoxTTAModel)
 
         _evaluate_boxes_only(config)
     wrapper = {**MODELS[scope], **config.get("tta_model", {}), "type": MODELS[scope]["type"]}

@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from vssm.mm.errors import UserError
+from vssm.errors import UserError
 
 MODULE = "mmcv._ext"
 

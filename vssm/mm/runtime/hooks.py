@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vssm.data import StreamedImageDataset
-from vssm.mm.checkpoint import last_good
-from vssm.mm.datasets import seed_albumentations
-from vssm.mm.errors import ConfigError, TrainingError
+from vssm.errors import ConfigError, TrainingError
+from vssm.mm.runtime.checkpoint import last_good
+from vssm.mm.runtime.seeding import seed_albumentations
 
 
 @HOOKS.register_module()

@@ -1,12 +1,9 @@
 """The data sets of vssm.data and timm's sampler under their names in configs."""
 
-from collections.abc import Iterator
-
-import torch
 from mmengine.dist import get_dist_info
-from mmengine.registry import DATA_SAMPLERS, DATASETS, FUNCTIONS
+from mmengine.registry import DATA_SAMPLERS, DATASETS
 from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from vssm import data
 
@@ -63,45 +60,3 @@ class RepeatedAugmentationSampler(RepeatAugSampler):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
         super().set_epoch(self.seed + epoch)
-
-
-@FUNCTIONS.register_module()
-def keep_epoch_seed(worker_id: int) -> None:
-    """Leave a data worker the random state that PyTorch derived from the main process at the start of the epoch.
-
-    mmengine's own ``worker_init_fn`` seeds workers alike in every epoch, which repeats the augmentations.
-    """
-    torch.set_num_threads(1)
-    seed_albumentations(get_worker_info().dataset, torch.initial_seed())
-
-
-def seed_albumentations(dataset: Dataset, seed: int) -> None:
-    """Seed the ``Albu`` transforms of mmdet and mmseg in a data set.
-
-    Albumentations has random generators of its own: without this, all workers draw the same, again in every epoch,
-    and other values in every run whatever its seed.
-
-    Args:
-        dataset: a data set, or a wrapper of data sets.
-        seed: of which the lower 32 bits count.
-    """
-    for place, transform in enumerate(transforms_of(dataset)):
-        pipeline = getattr(transform, "aug", None)
-        if hasattr(pipeline, "set_random_seed"):
-            pipeline.set_random_seed((seed + place) % 2**32)
-
-
-def transforms_of(dataset: Dataset) -> Iterator[object]:
-    """The transforms of a data set of mmdet or mmseg, those inside wrappers included."""
-    for part in (*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)):
-        if part is not None:
-            yield from transforms_of(part)
-    yield from _inner_transforms(getattr(dataset, "pipeline", None))
-
-
-def _inner_transforms(parent: object) -> Iterator[object]:
-    """Those that another one chooses from or applies in turn; RandomChoice has lists of lists."""
-    inner = getattr(parent, "transforms", ())
-    for transform in inner if isinstance(inner, list | tuple) else (inner,):
-        yield transform
-        yield from _inner_transforms(transform)

@@ -5,17 +5,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vssm import models
-from vssm.mm.backbone import VSSMBackbone, rename_official
-from vssm.mm.checkpoint import load_backbone
-from vssm.mm.classifier import ImageClassifier
+from vssm.inference import saved
+from vssm.mm.tasks.backbone import VSSMBackbone, rename_official
+from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.models import CheckpointError
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside wrappers: of several processes, of test-time augmentation."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model
 
 
 def classes_of_heads(model: nn.Module) -> dict[str, int]:
@@ -53,7 +46,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         CheckpointError: the file cannot be read, or does not fit.
     """
     if isinstance(model, ImageClassifier):
-        load_backbone(model.backbone, path)
+        saved.load_weights(model.backbone, path)
         return
     weights = models.weights_in(models.read_file(path), str(path))
     if isinstance(model.backbone, VSSMBackbone):

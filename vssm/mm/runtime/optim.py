@@ -11,7 +11,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
 
 
 @OPTIM_WRAPPERS.register_module()

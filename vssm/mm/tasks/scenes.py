@@ -13,12 +13,31 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
-from vssm.mm.checkpoint import to_plain
-from vssm.mm.config import check_scope, load_config
-from vssm.mm.errors import ConfigError
-from vssm.mm.weights import classes_of_heads, load_training, load_weights
+from vssm.errors import ConfigError
+from vssm.inference.description import describe
+from vssm.inference.saved import to_plain
+from vssm.mm.runtime.config import check_scope, load_config, part_registries
+from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
 from vssm.viz.scenes import Colour, distinct_colours, draw_class_map, draw_objects
 
+# Types that mmdet and mmcv look up among mmcv's operators, not in a registry.
+OPERATORS = {"RoIAlign", "nms", "soft_nms"}
+PACKAGES = ("mmengine.", "mmdet.", "mmseg.", "mmcv.", "vssm.", "timm.", "torch.")
+# Registered, but these evaluate text, read files that their arguments name, or fetch language models by name.
+REACHING_OUT = (
+    "mmdet.datasets.transforms.text_transformers",
+    "mmdet.models.dense_heads.atss_vlfusion_head",
+    "mmdet.models.detectors.glip",
+    "mmdet.models.detectors.grounding_dino",
+    "mmdet.models.detectors.kd_one_stage",
+    "mmdet.models.detectors.lad",
+    "mmdet.models.language_models",
+    "mmdet.models.mot",
+    "mmdet.models.task_modules.tracking",
+    "mmdet.models.trackers",
+    "mmseg.models.backbones.vpd",
+    "mmseg.models.text_encoder",
+)
 # Objects below this score are in the JSON and not in the picture.
 DRAWN = 0.3
 
@@ -90,11 +109,11 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> ScenePredictor:
     """A predictor from what a checkpoint of tools/train.py says of itself."""
-    meta = saved["meta"]
-    check_scope(meta["scope"])
-    model = _build(meta["model"], meta["scope"])
+    described = describe(saved, path, is_part)
+    check_scope(described.scope)
+    model = described.build(lambda: _build(described.model, described.scope))
     load_training(model, saved, path)
-    return _predictor(model, meta["pipeline"], meta.get("dataset_meta") or {}, labels)
+    return _predictor(model, described.pipeline, {"classes": described.classes, "palette": described.palette}, labels)
 
 
 def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None) -> ScenePredictor:
@@ -108,6 +127,24 @@ def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None)
     model = _build(to_plain(config.model), scope)
     load_weights(model, path)
     return _predictor(model, to_plain(config.test_dataloader.dataset.pipeline), _described(config), labels)
+
+
+def is_part(name: str) -> bool:
+    """Whether a checkpoint may describe a part of this type: a layer, a model, a transform, or a helper of theirs.
+
+    Asks the registries' tables: ``Registry.get`` imports a module of the name where they have no such entry.
+
+    >>> is_part("ReLU"), is_part("os")
+    (True, False)
+    """
+    if name in OPERATORS:
+        return True
+    for registry in part_registries():
+        registry.import_from_location()
+        module = f"{getattr(registry.module_dict.get(name), '__module__', '')}."
+        if module.startswith(PACKAGES):
+            return not module.startswith(tuple(f"{each}." for each in REACHING_OUT))
+    return False
 
 
 def _build(model: dict, scope: str) -> nn.Module:

@@ -8,7 +8,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
 
 # For the norm_cfg of convolutional heads: dict(type="LN2d"), as detectron2 has it.
 MODELS.register_module("LN2d", module=LayerNorm2d)

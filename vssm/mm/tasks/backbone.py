@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vssm import models
-from vssm.mm.checkpoint import to_plain
-from vssm.mm.classifier import create_backbone
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
+from vssm.inference.create import create_model
+from vssm.inference.saved import to_plain
 from vssm.models import quarters
 
 
@@ -80,7 +80,7 @@ class VSSMBackbone(BaseModule):
         if pretrained and self.checkpoint:
             raise ConfigError("backbone: pretrained=True and init_cfg both name weights; give one of them")
 
-        self.model = create_backbone(name, **self.arguments)
+        self.model = create_model(name, **self.arguments)
         if not hasattr(self.model, "forward_intermediates"):
             raise ConfigError(
                 f"backbone: {name!r} gives no maps (it has no forward_intermediates); choose another model"
@@ -133,7 +133,7 @@ class VSSMBackbone(BaseModule):
 
     def _published(self) -> nn.Module:
         try:
-            return create_backbone(self.name, pretrained=True, **self.arguments)
+            return create_model(self.name, pretrained=True, **self.arguments)
         except OSError as error:
             raise models.CheckpointError(
                 f"the published weights of {self.name} could not be downloaded ({error}): check the network, or fetch "

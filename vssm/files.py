@@ -1,0 +1,47 @@
+"""Writing files and making folders so that an interruption or a full disk leaves nothing half done."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from vssm.errors import ConfigError
+
+
+def make_directory(directory: Path, option: str) -> None:
+    """Make a directory, and check that files can be written there.
+
+    Args:
+        directory: made with its parents.
+        option: the command-line option that chooses another, for the error.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"probe")
+    except OSError as error:
+        raise ConfigError(
+            f"the directory {directory} cannot be written: {error.strerror}; choose another with {option}"
+        ) from error
+
+
+def replace_atomically(temporary: str | Path, final: str | Path) -> None:
+    """Put a finished file in its place: an interruption leaves the old file or the new one, never a part."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file under a temporary name beside its place, then rename it.
+
+    >>> file = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> write_atomically(file, "done")
+    >>> file.read_text(), len(list(file.parent.iterdir()))
+    ('done', 1)
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    replace_atomically(temporary, path)

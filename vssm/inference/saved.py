@@ -1,0 +1,76 @@
+"""Files that a training left: which is the latest, what it holds, and its weights."""
+
+from pathlib import Path
+
+import numpy
+from torch import nn
+
+from vssm import models
+from vssm.models import CheckpointError
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint that a resumed training starts from.
+
+    Args:
+        work_dir: where a training wrote its checkpoints.
+
+    Returns:
+        The file that ``last_checkpoint`` names; if that note is missing or cut short, the newest ``epoch_*`` or
+        ``iter_*`` file; None where there is none.
+    """
+    work_dir = Path(work_dir)
+    note = work_dir / "last_checkpoint"
+    if note.is_file():
+        # The directory may have been moved since; the name is what counts.
+        named = work_dir / Path(note.read_text().strip()).name
+        if named.is_file():
+            return named
+    files = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
+    return max(files, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint without running any code that it may hold.
+
+    Args:
+        path: a file that `PlainCheckpointHook` wrote, or a file of tensors and plain values.
+
+    Returns:
+        The dict in the file, on the CPU.
+
+    Raises:
+        CheckpointError: no such file, truncated, not a checkpoint, or with anything but tensors and plain values.
+    """
+    checkpoint = models.read_file(path)
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} holds a {type(checkpoint).__name__}; expected a dict with the weights")
+    return checkpoint
+
+
+def is_training(checkpoint: dict) -> bool:
+    """Whether a checkpoint is one of `PlainCheckpointHook`, with all that a training goes on from."""
+    return "message_hub" in checkpoint and "backbone" in checkpoint.get("meta", {})
+
+
+def to_plain(value: object) -> object:
+    """mmengine's ConfigDict, NumPy's numbers and their likes as Python's own, which any checkpoint reader takes."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_plain(item) for item in value)
+    return value.tolist() if isinstance(value, numpy.generic | numpy.ndarray) else value
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a file of weights, in the official layout of the model or in timm's, all of them or none.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit.
+    """
+    if isinstance(model, models.Backbone):
+        models.load_checkpoint(model, path)
+    else:
+        weights = models.read_checkpoint(path)
+        models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
+        model.load_state_dict(weights)
