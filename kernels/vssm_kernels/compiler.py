@@ -42,7 +42,7 @@ class Strides(ctypes.Structure):
 
 
 class CompilerError(RuntimeError):
-    """There is no working C compiler; the message says why."""
+    """The C kernels cannot be compiled or loaded on this machine; the message says why."""
 
 
 def find_compiler() -> str | None:
@@ -97,7 +97,7 @@ def channel_groups(channels: int, tasks: int, wanted: int = 1) -> int:
 def run_tasks(library: ctypes.CDLL, name: str, arguments: ctypes.Structure, tasks: int) -> None:
     """Call the kernel `name(arguments, first, last)` over all tasks, on as many threads as torch uses.
 
-    Raises MemoryError where it found no room for its work space.
+    Raises MemoryError where the kernel cannot allocate its work space.
     """
     threads = max(1, min(torch.get_num_threads(), tasks))
     function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
@@ -117,6 +117,7 @@ def why_no_library(source: Path) -> str | None:
 
 
 def _load_or_compile(compiler: str, options: list[str], source: Path) -> ctypes.CDLL:
+    """The stored library of this source and these options, else a new one, which is stored if it can be."""
     texts = [path.read_text(encoding="utf-8") for path in (source, _HEADER)]
     identity = "\0".join([compiler, *options, *texts, platform.machine(), _processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}"
@@ -154,7 +155,8 @@ def _compile(compiler: str, options: list[str], source: Path, target: Path) -> P
     """Compile into the target's folder, where the compiler's own temporary files go too. Returns the target."""
     logger.info("compiling %s with %s (once, about a second)", source.name, compiler)
     command = [compiler, *options, f"-I{_HEADER.parent}", str(source.absolute()), "-o", target.name]
-    # The error is searched for an English word. Working in the folder, the compiler cannot be led to another one.
+    # Messages in English, as "error" is looked for. Temporary files in the working directory, which is the target's
+    # folder itself and not a path that someone could lead elsewhere.
     environment = {**os.environ, "LC_ALL": "C", "TMPDIR": "."}
     try:
         done = subprocess.run(
@@ -178,7 +180,7 @@ def _compile(compiler: str, options: list[str], source: Path, target: Path) -> P
 
 @lru_cache
 def _builds_with(compiler: str, *options: str) -> bool:
-    """Whether the compiler takes the options for an empty program; asked again in every process, and never stored."""
+    """Whether the compiler builds an empty program with the options. Asked again in every process, never stored."""
     try:
         with scratch_folder() as folder:
             _compile(compiler, ["-x", "c", "-shared", "-fPIC", *options], Path(os.devnull), folder / "empty.so")

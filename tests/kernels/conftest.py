@@ -2,6 +2,7 @@
 
 import _ctypes
 import ctypes
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ from vssm_kernels import compiler, kernel_cache
 
 
 @pytest.fixture
-def fresh_process(tmp_path, monkeypatch):
+def fresh_process(tmp_path, monkeypatch, caplog):
     """As in a new process: nothing loaded, nothing said; the cache and temporary files lie in the test's folder."""
     for cached in (compiler.load_library, compiler.why_no_library, compiler._builds_with, kernel_cache.warn_once):
         cached.cache_clear()
+    caplog.set_level(logging.WARNING, logger="vssm_kernels")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("VSSM_CACHE", str(tmp_path / "cache"))
