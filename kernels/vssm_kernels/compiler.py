@@ -123,7 +123,7 @@ def _load_or_compile(compiler: str, options: list[str], source: Path) -> ctypes.
     name = f"{source.stem}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}"
     with ExitStack() as stack:
         cache = None
-        with _warning_where_not_kept():
+        with _warn_if_not_stored():
             cache = stack.enter_context(open_cache())
             for path in stored_libraries(cache, name):
                 with suppress(OSError):  # made on a machine with another C library, or its disk forbids programs
@@ -131,7 +131,7 @@ def _load_or_compile(compiler: str, options: list[str], source: Path) -> ctypes.
         try:
             library = _compile(compiler, options, source, stack.enter_context(scratch_folder()) / f"{name}.so")
             if cache is not None:
-                with _warning_where_not_kept():
+                with _warn_if_not_stored():
                     return _load(store(library, cache, name), options)
             return _load(library, options)
         except OSError as error:
@@ -144,11 +144,14 @@ def _load(path: Path, options: list[str]) -> ctypes.CDLL:
 
 
 @contextmanager
-def _warning_where_not_kept() -> Iterator[None]:
+def _warn_if_not_stored() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        warn_once(f"cannot keep compiled kernels, so every process compiles its own: {error}")
+        warn_once(
+            f"cannot store compiled kernels, so every process compiles its own: {error}. "
+            f"VSSM_CACHE=/absolute/path names another folder"
+        )
 
 
 def _compile(compiler: str, options: list[str], source: Path, target: Path) -> Path:

@@ -39,13 +39,13 @@ def cache_path() -> Path:
         raise OSError("the C kernels are built for Linux and macOS only")
     if chosen := os.environ.get("VSSM_CACHE"):
         if not os.path.isabs(chosen):
-            raise OSError(f"VSSM_CACHE={chosen} depends on the working directory; write the whole path")
+            raise OSError(f"VSSM_CACHE={chosen} depends on the working directory; write the absolute path")
         return Path(chosen)
     caches = os.environ.get("XDG_CACHE_HOME", "")  # its specification says to ignore relative paths
     if not os.path.isabs(caches):
         caches = os.path.expanduser("~/.cache")
     if not os.path.isabs(caches):
-        raise OSError(f"user {os.geteuid()} has no home folder; set VSSM_CACHE to a folder of your own")
+        raise OSError(f"user {os.geteuid()} has no home folder")
     return Path(caches) / "vssm"
 
 

@@ -247,7 +247,7 @@ def test_without_a_home_kernels_are_compiled_for_the_process(source, tmp_path, m
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     assert load_library(source).answer() == 42
-    assert f"user {os.geteuid()} has no home folder; set VSSM_CACHE" in caplog.text
+    assert f"user {os.geteuid()} has no home folder. VSSM_CACHE=/absolute/path names another" in caplog.text
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
@@ -256,7 +256,7 @@ def test_a_cache_relative_to_the_working_directory_is_refused(source, tmp_path, 
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("VSSM_CACHE", ".")
     assert load_library(source).answer() == 42
-    assert "VSSM_CACHE=. depends on the working directory; write the whole path" in caplog.text
+    assert "VSSM_CACHE=. depends on the working directory; write the absolute path" in caplog.text
     assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -272,7 +272,7 @@ def test_a_folder_that_cannot_be_made_leaves_nothing_behind(source, tmp_path, mo
     (tmp_path / "file").touch()
     monkeypatch.setenv("VSSM_CACHE", str(tmp_path / "file" / "cache"))
     assert load_library(source).answer() == 42
-    assert "cannot keep compiled kernels" in caplog.text
+    assert "cannot store compiled kernels" in caplog.text
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
