@@ -16,8 +16,9 @@ from vssm.cli import arguments
 from vssm.scan import order_names
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("kernels/**/*.md"))]
-DOCUMENTS += sorted(ROOT.glob("model_cards/*.md")) + sorted(ROOT.glob("docs/*.md"))
+DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
+for pattern in ("kernels/**/*.md", "model_cards/*.md", "docs/*.md"):
+    DOCUMENTS += sorted(ROOT.glob(pattern))
 RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

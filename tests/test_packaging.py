@@ -201,3 +201,13 @@ def test_report_says_what_is_absent(monkeypatch):
     assert lines["mmengine"].strip() == "not installed"
     assert lines["C compiler"].strip() == "none found"
     assert lines["kernel cache"].strip().startswith("not used: VSSM_CACHE=here depends on the working directory")
+
+
+def test_report_names_a_compiler_that_does_not_run(tmp_path, monkeypatch):
+    import vssm.__main__ as command
+
+    broken = tmp_path / "cc"
+    broken.write_bytes(b"\x7fELF")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert f"{broken}, which does not run: [Errno" in command.report()

@@ -42,7 +42,7 @@ class Strides(ctypes.Structure):
 
 
 class CompilerError(RuntimeError):
-    """There is no working C compiler; the message says why."""
+    """The C kernels cannot be compiled or loaded on this machine; the message says why."""
 
 
 def find_compiler() -> str | None:
@@ -97,7 +97,7 @@ def channel_groups(channels: int, tasks: int, wanted: int = 1) -> int:
 def run_tasks(library: ctypes.CDLL, name: str, arguments: ctypes.Structure, tasks: int) -> None:
     """Call the kernel `name(arguments, first, last)` over all tasks, on as many threads as torch uses.
 
-    Raises MemoryError where it found no room for its work space.
+    Raises MemoryError where the kernel cannot allocate its work space.
     """
     threads = max(1, min(torch.get_num_threads(), tasks))
     function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
@@ -117,12 +117,13 @@ def why_no_library(source: Path) -> str | None:
 
 
 def _load_or_compile(compiler: str, options: list[str], source: Path) -> ctypes.CDLL:
+    """The stored library of this source and these options, else a new one, which is stored if it can be."""
     texts = [path.read_text(encoding="utf-8") for path in (source, _HEADER)]
     identity = "\0".join([compiler, *options, *texts, platform.machine(), _processor()])
     name = f"{source.stem}-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}"
     with ExitStack() as stack:
         cache = None
-        with _warning_where_not_kept():
+        with _warn_if_not_stored():
             cache = stack.enter_context(open_cache())
             for path in stored_libraries(cache, name):
                 with suppress(OSError):  # made on a machine with another C library, or its disk forbids programs
@@ -130,7 +131,7 @@ def _load_or_compile(compiler: str, options: list[str], source: Path) -> ctypes.
         try:
             library = _compile(compiler, options, source, stack.enter_context(scratch_folder()) / f"{name}.so")
             if cache is not None:
-                with _warning_where_not_kept():
+                with _warn_if_not_stored():
                     return _load(store(library, cache, name), options)
             return _load(library, options)
         except OSError as error:
@@ -143,18 +144,22 @@ def _load(path: Path, options: list[str]) -> ctypes.CDLL:
 
 
 @contextmanager
-def _warning_where_not_kept() -> Iterator[None]:
+def _warn_if_not_stored() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        warn_once(f"cannot keep compiled kernels, so every process compiles its own: {error}")
+        warn_once(
+            f"cannot store compiled kernels, so every process compiles its own: {error}. "
+            f"VSSM_CACHE=/absolute/path names another folder"
+        )
 
 
 def _compile(compiler: str, options: list[str], source: Path, target: Path) -> Path:
     """Compile into the target's folder, where the compiler's own temporary files go too. Returns the target."""
     logger.info("compiling %s with %s (once, about a second)", source.name, compiler)
     command = [compiler, *options, f"-I{_HEADER.parent}", str(source.absolute()), "-o", target.name]
-    # The error is searched for an English word. Working in the folder, the compiler cannot be led to another one.
+    # Messages in English, as "error" is looked for. Temporary files in the working directory, which is the target's
+    # folder itself and not a path that someone could lead elsewhere.
     environment = {**os.environ, "LC_ALL": "C", "TMPDIR": "."}
     try:
         done = subprocess.run(
@@ -178,7 +183,7 @@ def _compile(compiler: str, options: list[str], source: Path, target: Path) -> P
 
 @lru_cache
 def _builds_with(compiler: str, *options: str) -> bool:
-    """Whether the compiler takes the options for an empty program; asked again in every process, and never stored."""
+    """Whether the compiler builds an empty program with the options. Asked again in every process, never stored."""
     try:
         with scratch_folder() as folder:
             _compile(compiler, ["-x", "c", "-shared", "-fPIC", *options], Path(os.devnull), folder / "empty.so")

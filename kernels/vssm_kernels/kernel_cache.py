@@ -1,6 +1,7 @@
-"""Where compiled kernels are kept: a folder that only its user can write, and files that are checked before loading.
+"""Where compiled kernels are stored: in a folder that only its user can write, and checked before they are loaded.
 
-A shared library is code, so whoever can write it runs code as everyone who loads it; a damaged one kills Python.
+A shared library is code: whoever can write one runs code as everyone who loads it, and a damaged one kills Python.
+SECURITY.md states the rules.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ _LOCK = "compiling.lock"
 
 @lru_cache
 def warn_once(message: str) -> None:
-    """Log a warning the first time that this process has it to say."""
+    """Log a warning once per process."""
     logger.warning(message)
 
 
 def cache_path() -> Path:
-    """$VSSM_CACHE, else $XDG_CACHE_HOME/vssm or ~/.cache/vssm. Raises OSError where none of them is a whole path."""
+    """$VSSM_CACHE, else $XDG_CACHE_HOME/vssm or ~/.cache/vssm. Raises OSError where that is no absolute path."""
     if sys.platform == "win32":
         raise OSError("the C kernels are built for Linux and macOS only")
     if chosen := os.environ.get("VSSM_CACHE"):
         if not os.path.isabs(chosen):
-            raise OSError(f"VSSM_CACHE={chosen} depends on the working directory; write the whole path")
+            raise OSError(f"VSSM_CACHE={chosen} depends on the working directory; write the absolute path")
         return Path(chosen)
     caches = os.environ.get("XDG_CACHE_HOME", "")  # its specification says to ignore relative paths
     if not os.path.isabs(caches):
         caches = os.path.expanduser("~/.cache")
     if not os.path.isabs(caches):
-        raise OSError(f"user {os.geteuid()} has no home folder; set VSSM_CACHE to a folder of your own")
+        raise OSError(f"user {os.geteuid()} has no home folder")
     return Path(caches) / "vssm"
 
 
@@ -59,9 +60,9 @@ def open_cache() -> Iterator[Path]:
 
 @contextmanager
 def private_folder(path: Path) -> Iterator[Path]:
-    """A path to the folder that goes on naming it when others rename what is above it.
+    """A path to the folder that leads to the same folder even if someone renames one above it.
 
-    The folder is opened, then checked, then reached through its descriptor (on systems without /proc: by its own path).
+    The folder is opened, then checked, then reached through its descriptor (without /proc, as on macOS: by its path).
     Raises PermissionError where another user owns it, or group or others can write it.
     """
     if path.is_symlink() and (owner := path.lstat().st_uid) != os.geteuid():
@@ -78,23 +79,23 @@ def private_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A private folder for unfinished files, removed at the end; those of killed processes are removed first.
+    """A private folder in `parent`, else among the system's temporary files; removed at the end.
 
-    In `parent`, else in the system's folder for temporary files. A process holds a lock in its folder while it runs:
-    the system releases it however the process ends.
+    Those that killed processes left are removed first. A process locks its own, and the system releases the lock
+    however the process ends.
     """
     parent = parent or Path(tempfile.gettempdir())
     _remove_abandoned(parent)
     temporary = tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent, ignore_cleanup_errors=True)
     with temporary as path, private_folder(Path(path)) as folder, (folder / "new.lock").open("w") as lock:
-        with suppress(OSError):  # a file system without locks: nobody will take this folder for an abandoned one
+        with suppress(OSError):  # no locks on this file system: without the file nobody removes the folder
             fcntl.flock(lock, fcntl.LOCK_EX)
             (folder / "new.lock").rename(folder / _LOCK)  # locked before others look for it
         yield folder
 
 
 def stored_libraries(folder: Path, name: str) -> Iterator[Path]:
-    """The libraries stored as `name` whose contents are as they were stored. Others are removed, with a warning."""
+    """The libraries stored as `name` that are intact and this user's alone. Others are removed, with a warning."""
     for path in sorted(folder.glob(f"{name}-*.so")):
         try:
             contents = _read_private(path)
@@ -111,7 +112,7 @@ def stored_libraries(folder: Path, name: str) -> Iterator[Path]:
 
 
 def store(library: Path, folder: Path, name: str) -> Path:
-    """Copy a library into the folder, whole or not at all. Several stored under one name stand side by side."""
+    """Copy a library into the folder in one step: other processes see all of it or nothing. Returns the copy."""
     contents = library.read_bytes()
     target = folder / _file_name(name, contents)
     with scratch_folder(folder) as scratch:
@@ -123,13 +124,13 @@ def store(library: Path, folder: Path, name: str) -> Path:
 
 
 def _file_name(name: str, contents: bytes) -> str:
-    """Ends in the contents' hash: what a file should hold is known without a second file, which could be another's."""
+    """The name ends in a hash of the contents: a file can be checked by itself, and several fit side by side."""
     return f"{name}-{hashlib.sha256(contents).hexdigest()[:16]}.so"
 
 
 def _read_private(path: Path) -> bytes:
-    """The contents of a file that the check has seen, not of one put in its place after it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # of a pipe, a read would wait for ever
+    """The contents of a regular file that only this user can write. Raises OSError for any other."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # opening a pipe would wait for a writer
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -140,7 +141,7 @@ def _read_private(path: Path) -> bytes:
 
 
 def _why_not_private(status: os.stat_result) -> str | None:
-    """Who else could write a file or folder of this status; None where nobody but this process's user can."""
+    """Who else can write a file or folder of this status; None where only this process's user can."""
     if status.st_uid != os.geteuid():
         return f"it belongs to user {status.st_uid}, this process runs as user {os.geteuid()}"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -149,7 +150,7 @@ def _why_not_private(status: os.stat_result) -> str | None:
 
 
 def _make_private(path: Path) -> None:
-    """Like mkdir -p, where every folder that is made is its user's alone, whatever the umask."""
+    """Like mkdir -p, but every new folder has mode 0700, whatever the umask."""
     if not path.parent.exists():
         _make_private(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
@@ -157,7 +158,7 @@ def _make_private(path: Path) -> None:
 
 def _remove_abandoned(parent: Path) -> None:
     for path in parent.glob(f"{_SCRATCH}*"):
-        # Refused: a folder of another user, one without a lock yet, and one whose lock is held.
+        # OSError: another user's folder, one not locked yet, or one whose process is alive.
         with suppress(OSError), private_folder(path) as folder, (folder / _LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path)
