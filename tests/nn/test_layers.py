@@ -7,7 +7,7 @@ import torch
 from timm.layers import Mlp
 from torch import nn
 
-from vssm.nn import Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, initialise_linear_layers
+from vssm.nn import Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, SelectiveScan, initialise_linear_layers
 
 
 @pytest.mark.parametrize("kind", [BranchLayerNorm, BranchRMSNorm])
@@ -67,12 +67,17 @@ def test_scales_of_a_block_start_where_the_families_start_them() -> None:
     }
 
 
-def test_linear_layers_are_initialised_and_the_rest_is_left() -> None:
+@pytest.mark.parametrize("scans", [False, True])
+def test_linear_layers_are_initialised_and_the_rest_is_left(scans: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(200, 300), nn.Linear(300, 200, bias=False), nn.Conv2d(3, 4, 3), BranchLayerNorm(4))
-    before = {name: parameter.clone() for name, parameter in model[2:].named_parameters()}
-    initialise_linear_layers(model)
-    for layer in model[:2]:
-        assert abs(layer.weight.mean()) < 1e-3 and abs(layer.weight.std() - 0.02) < 1e-3
-    assert not model[0].bias.any()
-    torch.testing.assert_close(dict(model[2:].named_parameters()), before, rtol=0, atol=0)
+    linear = [nn.Linear(200, 300), nn.Linear(300, 200, bias=False)]
+    scan = SelectiveScan(200, directions=4, state=16, rank=100)
+    model = nn.Sequential(*linear, nn.Conv2d(3, 4, 3), BranchLayerNorm(4), scan)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    initialise_linear_layers(model, scans)
+    for weight in [layer.weight for layer in linear] + [scan.x_proj, scan.dt_proj] * scans:
+        assert abs(weight.mean()) < 1e-3 and abs(weight.std() - 0.02) < 1e-3
+    for bias in [linear[0].bias] + [scan.dt_bias] * scans:
+        assert not bias.any()
+    changed = {"0.weight", "0.bias", "1.weight"} | ({"4.x_proj", "4.dt_proj", "4.dt_bias"} if scans else set())
+    assert {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])} == changed

@@ -23,10 +23,10 @@ from vssm.scan import OrderFunction, bidirectional, cross
 
 
 class GatedMixer(nn.Module):
-    """out_proj(mix(in_proj(x))), where `gated` multiplied by silu of a second half of in_proj's output.
+    """in_proj, mix, out_proj; with `gated`, silu of the second half of in_proj's outputs multiplies what mix returns.
 
     The frame of the mixers that come from VMamba. A subclass sets `gated`, makes `in_proj` (with twice as many outputs
-    where gated), `out_proj` and what it mixes with, and defines `mix`.
+    if gated), `out_proj` and what it mixes with, and defines `mix`.
 
     >>> class Pooling(GatedMixer):
     ...     def __init__(self, dim):
