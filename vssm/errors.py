@@ -11,3 +11,7 @@ class ConfigError(UserError):
 
 class TrainingError(UserError):
     """A training that had to stop. Checkpoints written before it are intact."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package that a command needs. The message has the line that installs it."""

@@ -1,10 +1,35 @@
-"""Writing files and making folders so that an interruption or a full disk leaves nothing half done."""
+"""Files: only regular ones are opened, and what is written is whole or absent."""
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 from vssm.errors import ConfigError
+
+
+class FileError(ValueError):
+    """A file that was not opened, or not unpacked. The message goes after the file's name."""
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what is no regular file: opening a named pipe waits for ever, and a device may have no end.
+
+    Raises:
+        FileError: says what it is instead.
+
+    >>> check_regular("/dev/null")
+    Traceback (most recent call last):
+    vssm.files.FileError: it is a device; expected a regular file
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise FileError(f"it cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_ISDIR: "folder", stat.S_ISFIFO: "named pipe", stat.S_ISSOCK: "socket"}
+        kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), "device")
+        raise FileError(f"it is a {kind}; expected a regular file")
 
 
 def make_directory(directory: Path, option: str) -> None:

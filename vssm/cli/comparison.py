@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vssm.bench import environment, write_csv
 from vssm.bench.summary import COSTS, study_table, summarise
@@ -58,6 +57,8 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
 
 def with_bar(what: str, work: Callable[[Report], object]) -> object:
     """What `work` returns; on a terminal its progress is a bar, below a line for each step."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
         task = progress.add_task(what, total=None)

@@ -5,8 +5,6 @@ import random
 import time
 from pathlib import Path
 
-from rich.progress import Progress
-
 from vssm.cli.arguments import test_parser, train_parser
 from vssm.cli.training import run_test, run_training
 from vssm.data import ensure_shapes, read_rgb
@@ -52,6 +50,8 @@ def draw_images(config: Config) -> Path:
     """The folder of the embedded set that the config trains on."""
     dataset = config.train_dataloader.dataset
     size = {name: dataset[name] for name in ("train", "val", "image_size", "seed")}
+    from rich.progress import Progress
+
     with Progress() as progress:
         task = progress.add_task("    images", total=size["train"] + size["val"])
         folder = ensure_shapes(dataset.root, **size, progress=lambda done, total: progress.update(task, completed=done))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vssm.data.decode import DataError
+from vssm.files import FileError, check_regular
 
 _logger = logging.getLogger(__name__)
 
@@ -79,7 +80,10 @@ def check_coco(file: Path, images: Path, classes: Sequence[str], empty_left_out:
 
 def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
+        check_regular(file)
         content = json.loads(file.read_bytes())
+    except FileError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
     except ValueError as error:
         raise DataError(f"{file} is not JSON, or is cut short: {error}") from error
     for part, keys in _NEEDED.items():
@@ -100,7 +104,7 @@ def _check_images(file: Path, folder: Path, names: Sequence[str]) -> None:
     there: set[str] = set()
     for part in {os.path.dirname(name) for name in names}:
         if (folder / part).is_dir():
-            there.update(os.path.join(part, name) for name in os.listdir(folder / part))
+            there.update(os.path.join(part, entry.name) for entry in os.scandir(folder / part) if entry.is_file())
     missing = [name for name in names if name not in there]
     if missing:
         raise DataError(
@@ -145,16 +149,21 @@ def check_class_maps(images: Path, maps: Path, image_suffix: str, map_suffix: st
     Raises:
         DataError: names the images that have none.
     """
-    found = {path.relative_to(images).as_posix() for path in images.rglob(f"*{image_suffix}")}
+    found = _files(images, image_suffix)
     if not found:
         raise DataError(f"there are no images *{image_suffix} in {images}: set img_suffix to how their names end")
-    there = {path.relative_to(maps).as_posix() for path in maps.rglob(f"*{map_suffix}")}
+    there = _files(maps, map_suffix)
     missing = sorted(name for name in found if name.removesuffix(image_suffix) + map_suffix not in there)
     if missing:
         raise DataError(
             f"{len(missing)} of {len(found)} images in {images} have no class map *{map_suffix} in {maps}: "
             f"{_some(missing)}"
         )
+
+
+def _files(folder: Path, suffix: str) -> set[str]:
+    """The regular files of a folder and its folders whose names end so, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}") if path.is_file()}
 
 
 def check_classes_of_map(classes: NDArray[np.uint8], number: int, ignored: int, path: str, first: int = 0) -> None:

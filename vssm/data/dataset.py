@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -18,6 +19,7 @@ from vssm.data.readers import STREAMED, open_reader, prefix_of
 from vssm.data.shapes import ensure_shapes
 from vssm.data.silhouettes import KINDS
 from vssm.data.transforms import Transform, build_transform
+from vssm.files import FileError, check_regular
 
 _logger = logging.getLogger(__name__)
 
@@ -100,8 +102,10 @@ class ImageDataset(Dataset):
 
     def _read(self, index: int) -> dict[str, Any]:
         try:
+            if isinstance(self.reader, ReaderImageFolder):
+                check_regular(self.reader.filename(index, absolute=True))
             file, label = self.reader[index]
-        except OSError as error:
+        except (OSError, FileError) as error:
             raise BadImageError(f"image {index} of {self.source} cannot be opened: {error}") from error
         with file:
             path = self._path(index, file)

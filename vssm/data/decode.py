@@ -9,8 +9,12 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-# What Pillow raises on files that are truncated, corrupt, huge or no images at all.
+from vssm.files import check_regular
+
+# What Pillow raises on files that are truncated, corrupt, huge or no images at all; FileError is a ValueError.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# From here on Pillow warns, and from twice as many on it refuses: decoded, so many pixels take 0.3 to 0.7 GB.
+MAX_PIXELS = 89_478_485
 
 
 class DataError(ValueError):
@@ -32,10 +36,16 @@ def read_rgb(file: str | IO[bytes], path: str) -> Image.Image:
         The image, fully decoded. An EXIF orientation is not applied, as in the published ImageNet pipelines.
 
     Raises:
-        BadImageError: the file is truncated, corrupt or not an image, or its values have no known range.
+        BadImageError: no regular file, or one that is truncated, corrupt, not an image, of more than MAX_PIXELS pixels,
+            or with values of no known range.
     """
     try:
+        if isinstance(file, str):
+            check_regular(file)
         with Image.open(file) as image:
+            width, height = image.size  # in the file's head: nothing is decoded yet
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are too many; expected at most {MAX_PIXELS:,} in all")
             image.load()
             return to_rgb(image)
     except _DECODING_ERRORS as error:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,8 +19,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import Progress as ProgressBar
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data.layouts import IMAGE_FOLDER, Layout
@@ -188,11 +187,13 @@ def _cores() -> int:
 @contextmanager
 def _shown(progress: Progress | None) -> Iterator[Progress]:
     """What shows the progress of a drawing: what the caller gave, a bar on a terminal, lines in the log."""
-    console = Console(stderr=True)
-    if progress is not None or not console.is_terminal:
+    if progress is not None or not sys.stderr.isatty():
         yield progress or _log_tenths
         return
-    with ProgressBar(console=console) as bar:
+    from rich.console import Console
+    from rich.progress import Progress as ProgressBar
+
+    with ProgressBar(console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing the embedded set", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

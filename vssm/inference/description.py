@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from torch import Tensor, nn
+
+from vssm import models
 from vssm.data.transforms import is_transform
 from vssm.errors import ConfigError
 from vssm.inference.create import is_known
@@ -24,9 +28,9 @@ SCOPES = ("mmengine", "mmdet", "mmseg")
 FROM_ELSEWHERE = {"cache_dir", "checkpoint_path", "init_cfg", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 # Far beyond real descriptions: a Cascade Mask R-CNN has 11 levels, 600 values and no number above 2000.
 MAX_DEPTH, MAX_VALUES, MAX_TEXT, MAX_INTEGER = 40, 20_000, 200, 1_000_000
-# Words, numbers and calls such as windows(4). Slashes, colons, quotes and file endings are left out; so are dots that
+# Words, numbers and orders such as windows(4). Slashes, colons, quotes and file endings are left out; so are dots that
 # are no decimal points, and names between double underscores.
-TEXT = re.compile(r"(?!.*__)(?:[\w +,()=-]|(?<=\d)\.(?=\d))*")
+TEXT = re.compile(r"(?!.*__)(?:[\w +,=-]|(?<=\d)\.(?=\d)|\(\d+\))*")
 MODEL_NAME = re.compile(r"[\w.-]+")
 
 
@@ -52,6 +56,24 @@ class Description:
     pipeline: list | None
     classes: tuple[str, ...] | None
     palette: tuple[tuple[int, ...], ...] | None
+
+    def build_model(self, make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> nn.Module:
+        """The model that `make` builds, after its outline without memory has been compared with the weights.
+
+        A few numbers in a small file can describe a model of any size.
+
+        Raises:
+            CheckpointError: it cannot be built, or the weights are those of another one.
+        """
+        try:
+            with torch.device("meta"):
+                outline = make()
+        except ConfigError:
+            raise
+        except Exception:  # some backbones of mmseg compute with numbers while they are built, and need memory
+            return self.build(make)
+        models.check_fits(weights, outline.state_dict(), self.source, type(outline).__name__)
+        return self.build(make)
 
     def build(self, make: Callable[[], Built]) -> Built:
         """What `make` builds from the description.
@@ -192,8 +214,9 @@ def _classes(names: object, source: str | Path) -> tuple[str, ...] | None:
 
 
 def _palette(colours: object, source: str | Path) -> tuple[tuple[int, ...], ...] | None:
-    if not isinstance(colours, Sequence) or not colours:  # mmdet says "random" where there is none
+    if not colours or isinstance(colours, str):  # mmdet says "random" where there is none
         return None
+    _expect(isinstance(colours, Sequence), source, "meta.dataset_meta.palette")
     triples = all(isinstance(each, list | tuple) and len(each) == 3 for each in colours)
     numbers = triples and all(isinstance(part, int) and 0 <= part <= 255 for each in colours for part in each)
     _expect(bool(numbers), source, "meta.dataset_meta.palette")

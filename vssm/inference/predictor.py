@@ -61,8 +61,8 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
     arguments = model_arguments(described, name)
     names = read_labels(labels)
     if described is not None:
-        model = described.build(lambda: create_model(**arguments))
-        weights = weights_of_backbone(saved["state_dict"], checkpoint)
+        weights = weights_of_backbone(saved.get("state_dict"), checkpoint)
+        model = described.build_model(lambda: create_model(**arguments), weights)
         models.check_fits(weights, model.state_dict(), str(checkpoint), type(model).__name__)
         model.load_state_dict(weights)
         transform = described.build(lambda: build_transform(described.transform))

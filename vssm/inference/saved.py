@@ -50,7 +50,8 @@ def read_checkpoint(path: str | Path) -> dict:
 
 def is_training(checkpoint: dict) -> bool:
     """Whether a checkpoint is one of `PlainCheckpointHook`, with all that a training goes on from."""
-    return "message_hub" in checkpoint and "backbone" in checkpoint.get("meta", {})
+    meta = checkpoint.get("meta")
+    return "message_hub" in checkpoint and isinstance(meta, dict) and "backbone" in meta
 
 
 def to_plain(value: object) -> object:

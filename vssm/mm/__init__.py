@@ -6,6 +6,8 @@ packages lack). A config names this package in ``custom_imports``; importing it 
 
 import os
 
+from vssm.errors import MissingPackageError
+
 # yapf, which mmengine imports, fails at import where no home folder is known (HOME unset, a user without an account,
 # as in containers). This one does not exist: what would be written there is not.
 if not os.path.isabs(os.path.expanduser("~")):
@@ -14,7 +16,9 @@ if not os.path.isabs(os.path.expanduser("~")):
 try:
     import mmengine  # noqa: F401
 except ImportError as error:
-    raise ImportError("training needs mmengine: pip install 'vssm[train]'") from error
+    raise MissingPackageError(
+        "training, detection and segmentation need mmengine: pip install 'vssm[train]', or 'vssm[train,mm]' with heads"
+    ) from error
 
 from vssm.mm.compat import mmcv_ops
 

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from vssm.errors import TrainingError
 from vssm.inference.saved import latest_checkpoint, to_plain
+from vssm.models import CheckpointError
 
 # Values kept of each logged scalar: more than any logging window, and little beside the weights.
 HISTORY = 10_000
+# What mmengine's MessageHub saves.
+HUB = ("log_scalars", "runtime_info", "resumed_keys")
 
 
 @HOOKS.register_module()
@@ -32,7 +35,7 @@ class PlainCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Let the hook's removals wait for `_remove_outdated`."""
         super().before_train(runner)
-        self.file_backend = _RemoveLater()
+        self.file_backend = _RemoveLater(Path(self.out_dir))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -88,20 +91,63 @@ class PlainCheckpointHook(CheckpointHook):
 
 
 class _RemoveLater(LocalBackend):
-    """The local disk, whose ``remove`` waits until ``remove_all``."""
+    """The local disk, whose ``remove`` waits until ``remove_all``.
 
-    def __init__(self) -> None:
+    mmengine takes the path of the best checkpoint from the file that a training resumes from, and removes what is
+    there, a whole folder too. Here only files in the training's own folder are removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.outdated: list[str] = []
+        self.folder = folder.resolve()
+        self.outdated: list[Path] = []
 
     def remove(self, filepath: str) -> None:
-        self.outdated.append(str(filepath))
+        self.outdated.append(Path(filepath))
+
+    def rmtree(self, dir_path: str) -> None:
+        """Nothing: checkpoints are files."""
 
     def remove_all(self, keep: set[str | None]) -> None:
         for path in self.outdated:
-            if path not in keep:
-                Path(path).unlink(missing_ok=True)
+            if str(path) not in keep and path.resolve().parent == self.folder:
+                path.unlink(missing_ok=True)
         self.outdated.clear()
+
+
+def check_bookkeeping(checkpoint: dict, path: str | Path) -> None:
+    """Refuse a checkpoint whose counters and logs mmengine cannot go on from.
+
+    Args:
+        checkpoint: of `PlainCheckpointHook`. ``meta.config`` is dropped: mmengine would run it as Python.
+        path: of the file, for the error.
+
+    Raises:
+        CheckpointError: names the entry.
+    """
+    meta, hub = checkpoint["meta"], checkpoint["message_hub"]
+    meta.pop("config", None)
+    information = hub.get("runtime_info") if isinstance(hub, dict) else None
+    counts = [meta.get("epoch"), meta.get("iter"), meta.get("seed", 0) or 0]
+    ids = information.get("keep_ckpt_ids", []) if isinstance(information, dict) else None
+    sound = {
+        "meta.epoch, meta.iter and meta.seed": all(isinstance(count, int) and count >= 0 for count in counts),
+        "message_hub": isinstance(information, dict) and all(isinstance(hub.get(name), dict) for name in HUB),
+        "message_hub.runtime_info.keep_ckpt_ids": isinstance(ids, list) and all(isinstance(i, int) for i in ids),
+        "message_hub.log_scalars": isinstance(hub, dict) and all(map(_is_history, hub.get("log_scalars", {}).values())),
+    }
+    for place, right in sound.items():
+        if not right:
+            raise CheckpointError(f"{path}: {place} is not what tools/train.py writes; nothing was loaded")
+
+
+def _is_history(plain: object) -> bool:
+    keys = ("values", "counts", "max_length")
+    if not isinstance(plain, dict) or tuple(plain) != keys or not isinstance(plain["max_length"], int):
+        return False
+    values, counts = plain["values"], plain["counts"]
+    tensors = isinstance(values, Tensor) and isinstance(counts, Tensor)
+    return tensors and values.ndim == 1 and values.shape == counts.shape
 
 
 def _is_finite(value: Tensor) -> bool:

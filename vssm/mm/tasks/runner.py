@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from vssm.data import StreamedImageDataset
 from vssm.errors import ConfigError
 from vssm.inference.saved import is_training, read_checkpoint
+from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.mm.tasks.data_check import check_dataset, check_maps_when_read
@@ -77,6 +78,7 @@ class TaskRunner(SafeRunner):
         model = unwrap(self.model)
         checkpoint = read_checkpoint(filename)
         if is_training(checkpoint):
+            check_bookkeeping(checkpoint, filename)
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
         elif self._resume:

@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
+from vssm import models
 from vssm.errors import ConfigError
 from vssm.inference.description import describe
 from vssm.inference.saved import to_plain
@@ -111,7 +112,8 @@ def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> SceneP
     """A predictor from what a checkpoint of tools/train.py says of itself."""
     described = describe(saved, path, is_part)
     check_scope(described.scope)
-    model = described.build(lambda: _build(described.model, described.scope))
+    weights = models.weights_in(saved.get("state_dict"), str(path))
+    model = described.build_model(lambda: _build(described.model, described.scope), weights)
     load_training(model, saved, path)
     return _predictor(model, described.pipeline, {"classes": described.classes, "palette": described.palette}, labels)
 
@@ -166,7 +168,8 @@ def _predictor(
     names = labels or described.get("classes") or [f"class {i}" for i in range(count)]
     if len(names) != count:
         raise ConfigError(f"the model has {count} classes, but there are {len(names)} labels")
-    colours = [tuple(colour) for colour in described.get("palette") or distinct_colours(count)]
+    palette = described.get("palette") or ()
+    colours = [tuple(colour) for colour in palette] if len(palette) == count else distinct_colours(count)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model if device == "cuda" else revert_sync_batchnorm(model)
     return ScenePredictor(model.to(device).eval(), pipeline, names, colours)

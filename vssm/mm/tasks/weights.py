@@ -31,7 +31,7 @@ def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     Raises:
         CheckpointError: names the parts, or the keys, that differ.
     """
-    weights = checkpoint["state_dict"]
+    weights = models.weights_in(checkpoint.get("state_dict"), str(path))
     _check_parts(model, weights, path)
     models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
     model.load_state_dict(weights)

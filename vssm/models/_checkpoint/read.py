@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vssm.files import FileError
+from vssm.models._checkpoint.archive import check_archive
+
 # Where training checkpoints hold their weights, in order of preference. A family whose authors evaluate the averaged
 # weights has another order.
 WEIGHTS_UNDER = ("model", "state_dict", "model_ema")
@@ -74,15 +77,18 @@ def read_file(path: str | Path) -> object:
         CheckpointError: no such file, damaged, or with anything but tensors and plain values.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
+        check_archive(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         with torch.serialization.safe_globals([*_HARMLESS, *((_Ignored, name) for name in _IGNORED)]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except FileError as error:
+        raise CheckpointError(f"{path} was not loaded: {error}") from error
     except Exception as error:  # a damaged file can raise anything
         refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
