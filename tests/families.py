@@ -1,4 +1,4 @@
-"""The one place where tests list families, all from their declarations: what to build, and what a family still lacks."""
+"""The one place where tests list families, from their declarations: what to build, and what a family still lacks."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from vssm.models import FAMILIES, Family
-from vssm.scan import order_named, order_names
+from vssm.scan import ScanOrder, order_named, order_names
 from vssm.viz import draw_order
 
 LICENSES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "unknown": "no licence published"}
@@ -219,8 +220,8 @@ def facts(sources: Sources, family: Family) -> str:
     pixels = sorted({cfg.default.input_size[-1] for cfg in family.default_cfgs.values()})
     return (
         f"- **Paper:** {sources.citation(family, 'title')}, <https://arxiv.org/abs/{family.paper}>\n"
-        f"- **Official implementation:** <{family.repository}>, followed at commit `{family.commit[:7]}`. The code here "
-        "was written anew.\n"
+        f"- **Official implementation:** <{family.repository}>, followed at commit `{family.commit[:7]}`. The code "
+        "here was written anew.\n"
         f"- **Licence of the official code and weights:** {license}{unknown}\n"
         f"- **Training data:** ImageNet-1k, {', '.join(map(str, pixels))} px\n"
         f"- **Feature maps:** {strides(family)}\n"
@@ -277,15 +278,20 @@ def picture(name: str) -> str:
     return f"docs/orders/{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.png"
 
 
-def pictures(sources: Sources) -> dict[Path, Callable[[Path], Any]]:
+def pictures(sources: Sources) -> dict[Path, Callable[..., Any]]:
     """The pictures of all families' orders, and how to draw each."""
     found = {}
     for family in sources.families:
         for name, order in orders(family).items():
-            found[sources.root / picture(name)] = lambda path, name=name, order=order: draw_order(
-                order(*GRID), *GRID, title=name, path=path
-            )
+            table = passes(order(*GRID))
+            found[sources.root / picture(name)] = partial(draw_order, table, *GRID, title=name)
     return found
+
+
+def passes(order: ScanOrder) -> ScanOrder:
+    """The same order, where a direction that walks the whole grid several times is a direction for each time."""
+    whole = order.steps > order.tokens and order.steps % order.tokens == 0
+    return ScanOrder(order.table.view(-1, order.tokens), order.tokens) if whole else order
 
 
 def scans(family: Family) -> str:
@@ -295,8 +301,9 @@ def scans(family: Family) -> str:
     lines = "".join(f"![the directions of {name}](../{picture(name)})\n" for name in found)
     names = ", ".join(f"`{name}`" for name in found)
     return (
-        f"Along {names}: a panel for each direction, from the first step (blue, dot) to the last (red, square). Other "
-        f"orders are chosen with `scan_order`, see [the guide](../docs/scan_orders.md).\n\n{lines}"
+        f"Along {names}: a panel for each direction, or for each pass of a direction that walks the map several times, "
+        "from the first step (blue, dot) to the last (red, square). Other orders are chosen with `scan_order`, see "
+        f"[the guide](../docs/scan_orders.md).\n\n{lines}"
     )
 
 
@@ -344,8 +351,8 @@ def downstream(sources: Sources, family: Family) -> str:
     if not rows:
         return f"No recipe is here; every model is a backbone for the heads of mmdetection and mmsegmentation. {guide}"
     return (
-        "Scores, FLOPs and weights are the authors'; none of it is reproduced here yet. Operations are counted on images "
-        "of 800 x 1280 (COCO; 1024 x 1024 where a recipe says 1024 px) and 512 x 2048 (ADE20K). "
+        "Scores, FLOPs and weights are the authors'; none of it is reproduced here yet. Operations are counted on "
+        "images of 800 x 1280 (COCO; 1024 x 1024 where a recipe says 1024 px) and 512 x 2048 (ADE20K). "
         f"{guide}\n{markdown(head, rows)}"
     )
 

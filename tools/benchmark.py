@@ -20,7 +20,7 @@ from pathlib import Path
 
 import _setup  # noqa: F401
 import torch
-import yaml
+from _cards import Sources
 
 from vssm.bench import (
     KERNEL_CASES,
@@ -36,7 +36,7 @@ from vssm.bench import (
 )
 from vssm.scan import order_named, order_names
 
-RESULTS = Path(__file__).resolve().parents[1] / "model_cards" / "results.yaml"
+ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -161,13 +161,15 @@ def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[d
 
 def published(name: str) -> dict[str, object]:
     """What authors state of a model at its input size, or of the whole model that a recipe trains, if anything."""
-    for family in yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["families"].values():
-        entries = {Path(row["recipe"]).stem: row for row in family["downstream"]} | family["models"]
-        entry = entries.get(family.get("aliases", {}).get(name, name))
-        if entry:
-            stated = entry.get("published", {})
-            return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}
-    return {}
+    sources = Sources.read(ROOT)
+    found = [recipe.numbers for recipe in sources.recipes if Path(recipe.path).stem == name]
+    for family in sources.families:
+        if name in family.models:
+            found.append(sources.numbers(family)["models"].get(family.models[name].name, {}))
+    if not found:
+        return {}
+    stated = found[0].get("published", {})
+    return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}
 
 
 if __name__ == "__main__":

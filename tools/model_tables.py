@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         else:
             path.write_text(files[path], encoding="utf-8")
     for path, draw in drawings.items():
-        draw(path)
+        draw(path=path)
     print(f"written: {names}")
     return 0
 
