@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vssm.models import CheckpointError, _archive, read_file
+from vssm.models import CheckpointError, read_file
+from vssm.models._checkpoint import archive
 
 RUNS_AT_MOST = 5.0  # seconds; unpacked, the files here take minutes or all memory
 
@@ -118,7 +119,7 @@ def test_the_format_before_torch_1_6(tmp_path: Path) -> None:
 
 
 def test_objects_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_archive, "MAX_READS", 10_000)
+    monkeypatch.setattr(archive, "MAX_READS", 10_000)
     write(tmp_path / "many.pth", [[] for _ in range(10_000)])
     assert "more than 5,000 objects" in refusal(tmp_path / "many.pth")
 

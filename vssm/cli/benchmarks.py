@@ -35,9 +35,11 @@ from vssm.bench import (
 )
 from vssm.cli.arguments import CHECKOUT
 from vssm.errors import ConfigError
+from vssm.models import FAMILIES
 from vssm.scan import order_named, order_names
 
 RESULTS = CHECKOUT / "model_cards/results.yaml"
+RECIPES = CHECKOUT / "configs/recipes.yaml"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -161,10 +163,17 @@ def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[d
 
 def published(name: str) -> dict[str, object]:
     """Published parameters and operations of a model at its input size, or of the model that a recipe trains."""
-    for family in yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["families"].values():
-        entries = {Path(row["recipe"]).stem: row for row in family["downstream"]} | family["models"]
-        entry = entries.get(family.get("aliases", {}).get(name, name))
-        if entry:
-            stated = entry.get("published", {})
-            return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}
-    return {}
+    results = yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["families"]
+    kinds = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))["kinds"]
+    entries = {}
+    for family in FAMILIES.values():
+        numbers = results.get(family.name, {})
+        for model, variant in family.models.items():
+            entries[model] = numbers.get("models", {}).get(variant.name, {})
+        for kind, models in numbers.get("downstream", {}).items():
+            for model, entry in models.items():
+                entries[Path(kinds[kind]["file"].format(family=family.name, model=model)).stem] = entry
+    stated = entries.get(name, {}).get("published")
+    if stated is None:
+        return {}
+    return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}

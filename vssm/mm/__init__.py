@@ -4,7 +4,14 @@ Rooms, each importing only from those after it: ``tasks`` (what is trained), ``r
 packages lack). A config names this package in ``custom_imports``; importing it registers everything with mmengine.
 """
 
+import os
+
 from vssm.errors import MissingPackageError
+
+# yapf, which mmengine imports, fails at import where no home folder is known (HOME unset, a user without an account,
+# as in containers). This one does not exist: what would be written there is not.
+if not os.path.isabs(os.path.expanduser("~")):
+    os.environ["HOME"] = "/nonexistent"
 
 try:
     import mmengine  # noqa: F401

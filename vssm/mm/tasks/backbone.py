@@ -15,7 +15,7 @@ from vssm import models
 from vssm.errors import ConfigError
 from vssm.inference.create import create_model
 from vssm.inference.saved import to_plain
-from vssm.models._base import quarters
+from vssm.models import quarters
 
 
 @MODELS.register_module()
@@ -189,7 +189,8 @@ def rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: st
         return
     for name in part:
         del state[name]
-    converted = backbone.model.convert_checkpoint({name.removeprefix(prefix): part[name] for name in part})
+    part = {name.removeprefix(prefix): value for name, value in part.items()}
+    converted = models.our_layout(part, backbone.model, backbone.removed)
     state.update({f"{prefix}model.{name}": value for name, value in converted.items()})
 
 
