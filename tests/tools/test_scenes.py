@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.mask import decode
+from small_training import ROOT, logged
 
 from vssm import cli
 from vssm.cli.arguments import test_parser as parser_of_test
@@ -17,7 +18,6 @@ from vssm.cli.prediction import load_predictor, predict_files
 from vssm.cli.training import run_test
 from vssm.models import CheckpointError
 
-ROOT = Path(__file__).resolve().parents[2]
 _count = itertools.count()
 
 CONFIG = """
@@ -121,9 +121,7 @@ def work(task: str, folder: Path, config_of: Callable[[str], Path]) -> Path:
 
 def validated(work: Path) -> dict[str, float]:
     """The last validation's metrics."""
-    (log,) = sorted(work.glob("*/vis_data/scalars.json"))[-1:]
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
-    return [values for values in entries if "loss" not in values][-1]
+    return [values for values in logged(work) if "loss" not in values][-1]
 
 
 def evaluate(config: Path, checkpoint: Path, folder: Path, *options: str) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,12 +14,6 @@ def sentence(done) -> str:
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
-
-
-@pytest.mark.parametrize("tool", ["train", "test", "predict"])
-def test_help(run, tool):
-    done = run(ROOT / f"tools/{tool}.py", "--help")
-    assert done.returncode == 0 and "usage" in done.stdout
 
 
 def test_train_then_evaluate(train, run, config, tmp_path):
