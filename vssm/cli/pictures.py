@@ -1,7 +1,6 @@
 """tools/visualize.py: draws scan orders, receptive fields and hidden attention."""
 
 import argparse
-import re
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from vssm import inference
 from vssm.data import ensure_shapes, read_rgb
 from vssm.data.transforms import Transform
 from vssm.errors import ConfigError, UserError
-from vssm.files import make_directory
+from vssm.files import file_stem, make_directory
 from vssm.inference.description import describe
 from vssm.inference.predictor import model_arguments
 from vssm.models import CheckpointError
@@ -37,7 +36,7 @@ def draw_orders(arguments: argparse.Namespace) -> None:
     make_directory(arguments.out, "--out")
     for name in arguments.names or order_names():
         order = order_named(name)(*arguments.grid)
-        file = arguments.out / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.png"
+        file = arguments.out / f"{file_stem(name)}.png"
         print(draw_order(order, *arguments.grid, title=name, path=file))
 
 
