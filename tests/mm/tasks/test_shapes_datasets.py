@@ -19,7 +19,7 @@ from vssm.mm.runtime.seeding import keep_epoch_seed, seed_albumentations
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
-BASES = Path(__file__).resolve().parents[2] / "configs/_base_/datasets"
+BASES = Path(__file__).resolve().parents[3] / "configs/_base_/datasets"
 DETECTION, SEGMENTATION = "shapes_detection_albu.py", "shapes_segmentation_albu.py"
 
 

@@ -16,7 +16,7 @@ from vssm.mm.compat import mmcv_ops
 mmcv_ops.install()
 ops = pytest.importorskip("mmcv.ops")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

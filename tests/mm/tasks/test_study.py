@@ -11,7 +11,7 @@ from vssm.errors import ConfigError, TrainingError
 from vssm.mm.tasks.study import last_accuracy, load_study, train_study
 from vssm.models import FAMILIES
 
-STUDIES = Path(__file__).resolve().parents[2] / "configs" / "studies"
+STUDIES = Path(__file__).resolve().parents[3] / "configs" / "studies"
 STUDY = f"""
 title = 'small'
 recipe = {str(STUDIES / "recipe.py")!r}

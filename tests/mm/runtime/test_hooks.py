@@ -14,7 +14,7 @@ from vssm.errors import ConfigError, TrainingError
 from vssm.mm.runtime.config import load_config
 from vssm.mm.runtime.hooks import EpochHook
 
-SCHEDULES = Path(__file__).resolve().parents[2] / "configs/_base_/schedules"
+SCHEDULES = Path(__file__).resolve().parents[3] / "configs/_base_/schedules"
 
 
 class Poison(Hook):

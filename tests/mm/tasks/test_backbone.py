@@ -22,7 +22,7 @@ from vssm.errors import ConfigError
 from vssm.mm.tasks.backbone import VSSMBackbone
 from vssm.models import CheckpointError, Plain, Pyramid, load_checkpoint
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
 
 from records import FOLDER, RECORDS, assert_trace, image, official_weights, parity, record
 
