@@ -10,7 +10,6 @@ with its own causal convolution and state-space parameters, and adds to a residu
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +29,9 @@ from vssm.models._cfg import imagenet_cfg
 from vssm.models._plain import Plain
 from vssm.nn import BranchRMSNorm, OrderTable, PatchStem, SelectiveScan, concrete, recomputed
 from vssm.ops import causal_conv1d, sum_gate
-from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
+from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token
 
 
-@remembered
 def with_class_token(scan_order: OrderFunction, height: int, width: int) -> ScanOrder:
     """The order of the patches with the class token met in the middle of the sequence."""
     return insert_token(scan_order(height, width), height * width // 2)
@@ -63,7 +61,7 @@ class VimMixer(nn.Module):
         dd = {"device": device, "dtype": dtype}
         inner = 2 * dim
         self.directions = scan_order(2, 2).directions
-        self.order_table = OrderTable(partial(with_class_token, scan_order))
+        self.order_table = OrderTable(with_class_token, scan_order)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
         self.conv_weight = nn.Parameter(torch.empty(self.directions, inner, conv_width, **dd))
         self.conv_bias = nn.Parameter(torch.empty(self.directions, inner, **dd))
@@ -82,7 +80,7 @@ class VimMixer(nn.Module):
         if not torch.is_grad_enabled():
             return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
         # Of the gate, the sum is kept, and z, which is half of what in_proj made; not the gated sum.
-        total = self.scan(x, order)
+        total = self.scan(x, order, merge=True)
         return recomputed(lambda *kept: self.out_proj(self.gate(*kept)), total, z)
 
     def gate(self, total: Tensor, z: Tensor) -> Tensor:

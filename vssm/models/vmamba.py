@@ -81,7 +81,7 @@ class SS2D(nn.Module):
         if self.gated:
             x, z = x.chunk(2, dim=-1)
         x = F.silu(self.conv(x))
-        directions = self.scan(x.flatten(1, 2), order, merge=False)
+        directions = self.scan(x.flatten(1, 2), order)
         y = self.norm(directions, merge=True).view_as(x)
         return self.out_proj(y * F.silu(z) if self.gated else y)
 

@@ -13,7 +13,6 @@ from vssm.scan.order import (
     ScanOrder,
     order_named,
     order_names,
-    remembered,
     scan_order,
     scan_order_with,
 )
@@ -50,7 +49,6 @@ __all__ = [
     "order_names",
     "random",
     "raster",
-    "remembered",
     "resolve_order",
     "scan_order",
     "scan_order_with",
