@@ -49,7 +49,8 @@ class Op(BackendRegistry):
             `output_dtype`, and `for_backward(saved)`: the arguments that a backward receives, given what the forward
             saved. In these the first tensor may be the sum over its directions, as one direction.
         backends: fastest first; the last one is the reference, which takes everything.
-        fused: whether compilers make as good a kernel of the reference, so that they are given that.
+        fused: whether compilers make as good a kernel of the reference, so that they are given that; True where that
+            holds for all arguments, and there are no operators then.
         saves_sums: whether forwards save the sums over the directions of the first tensor; else they save numbers
             that only their own backend reads.
     """
@@ -60,16 +61,18 @@ class Op(BackendRegistry):
         arguments: Any,
         backends: Sequence[Backend],
         *,
-        fused: Callable[[Any], bool] = lambda args: False,
+        fused: Callable[[Any], bool] | bool = False,
         saves_sums: bool = False,
     ):
         super().__init__(name, backends)
-        self.arguments, self.fused, self.saves_sums = arguments, fused, saves_sums
+        self.arguments, self.saves_sums = arguments, saves_sums
+        self.fused = fused if callable(fused) else lambda args: fused
         kinds = {field: kind.__forward_arg__ for field, kind in arguments.__annotations__.items()}
         self.is_table = [kind.startswith("ScanTable") for kind in kinds.values()]
         self.tensor_count = sum(kind.startswith("Tensor") for kind in kinds.values())
         self.schema = ", ".join(part.format(field) for field, kind in kinds.items() for part in _SCHEMA[kind])
-        self.operator, self.backward_operator = _define_operators(self)
+        if fused is not True:
+            self.operator, self.backward_operator = _define_operators(self)
 
     @property
     def reference(self) -> Backend:

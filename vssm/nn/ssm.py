@@ -110,9 +110,7 @@ class SelectiveScan(nn.Module):
         delta, B, C = self.project(tokens)
         return self._scan(tokens, delta, B, None, None, order=order, segment=segment), C
 
-    def _scan(
-        self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any
-    ) -> Tensor:
+    def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
         bias = _wide(self.dt_bias)
         return selective_scan(tokens, delta, self.rates(), B, C, D, delta_bias=bias, delta_weight=self.dt_proj, **how)
 

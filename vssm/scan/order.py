@@ -79,13 +79,13 @@ class ScanOrder:
         return rows.masked_fill((table < 0)[..., None], 0)
 
 
-def without_modes(function: Callable[..., Any], *args: Any) -> Any:
+def without_modes(function: Callable[[], Any]) -> Any:
     """Call a function in a thread of its own, where no mode of the caller's is on.
 
     A table outlives inference mode and a default device, and must be no part of what torch.export traces.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(function, *args).result()
+        return thread.submit(function).result()
 
 
 def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunction:
@@ -155,8 +155,12 @@ class _Numbered:
 def _make(name: str, make: Callable[[int, int], Tensor | ScanOrder], height: int, width: int) -> ScanOrder:
     if height < 1 or width < 1:
         raise ValueError(f"scan order {name!r} needs a grid of at least 1 x 1 tokens; got {height} x {width}")
-    made = without_modes(make, height, width)
-    return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
+
+    def order() -> ScanOrder:
+        made = make(height, width)
+        return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
+
+    return without_modes(order)
 
 
 def _register(name: str, order: OrderFunction | OrderWithNumber) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vssm_kernels.saturation import saturate
 
+
 class NormArguments(NamedTuple):
     """What every backend receives; shapes as in `sum_norm`."""
 

@@ -42,7 +42,7 @@ def norm(args: NormArguments, save: bool = False) -> tuple[Tensor, Tensor | None
     if save and directions > 1:
         merged = sums = floats(*shape[:-2], 1, shape[-1])
     _run("vssm_norm_forward", args, x, directions, y=y, merged=merged)
-    return y.to(args.dtype), sums
+    return y.to(args.dtype), sums if save else None
 
 
 def norm_backward(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
