@@ -25,9 +25,9 @@ def address(
     """
     if tensor is None:
         return None
-    if tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == size:
-        if tensor.is_contiguous() or (rows and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1)):
-            return tensor.data_ptr()
+    contiguous = tensor.is_contiguous() or (rows and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1))
+    if contiguous and tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == size:
+        return tensor.data_ptr()
     layout = "contiguous rows" if rows else "contiguous"
     raise TypeError(
         f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()} on {tensor.device}; "

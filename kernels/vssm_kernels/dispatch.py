@@ -40,12 +40,11 @@ def reference_backend(forward: Callable[..., Any], backward: Callable[..., Any])
 
 
 class BackendRegistry:
-    """The backends of one op, fastest first; known to `use_backend` and to the report."""
+    """The backends of one op, fastest first."""
 
     def __init__(self, name: str, backends: Sequence[Backend]):
         self.name = name
         self.backends = list(backends)
-        _registries.append(self)
 
     def choose(self, arguments: Any) -> Backend:
         """The first backend that accepts `arguments`, or the one forced by `use_backend` where the op has it.
@@ -63,7 +62,7 @@ class BackendRegistry:
         raise RuntimeError(f"no backend of {self.name} can run these inputs:\n" + "\n".join(refusals))
 
 
-_registries: list[BackendRegistry] = []
+registries: list[BackendRegistry] = []  # what `use_backend` and the report know
 
 
 def why_not_cpu(*tensors: torch.Tensor | None) -> str | None:
@@ -90,7 +89,7 @@ def use_backend(name: str) -> Iterator[None]:
     ...     vssm_kernels.selective_scan(u, delta, A, B, C).shape
     torch.Size([1, 5, 1, 2])
     """
-    known = {backend.name for registry in _registries for backend in registry.backends}
+    known = {backend.name for registry in registries for backend in registry.backends}
     if name not in known:
         raise ValueError(f"unknown kernel backend {name!r}; known: {', '.join(sorted(known))}")
     token = _forced.set(name)
@@ -104,6 +103,6 @@ def backend_report() -> list[tuple[str, str, str]]:
     """(op, backend, "available" or the reason why not on this machine) for every backend."""
     return [
         (registry.name, backend.name, backend.why_not(None) or "available")
-        for registry in _registries
+        for registry in registries
         for backend in registry.backends
     ]

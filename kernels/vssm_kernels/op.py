@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vssm_kernels.dispatch import Backend, BackendRegistry
+from vssm_kernels.dispatch import Backend, BackendRegistry, registries
 from vssm_kernels.orders import ScanTable, checked
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -65,6 +65,7 @@ class Op(BackendRegistry):
         saves_sums: bool = False,
     ):
         super().__init__(name, backends)
+        registries.append(self)
         self.arguments, self.saves_sums = arguments, saves_sums
         self.fused = fused if callable(fused) else lambda args: fused
         kinds = {field: kind.__forward_arg__ for field, kind in arguments.__annotations__.items()}

@@ -9,6 +9,19 @@ import torch
 from torch import Tensor
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own that can be read by address: it is not fake, wrapped or on meta."""
+    return type(tensor) in _PLAIN and not tensor.is_meta
+
+
+def is_watched() -> bool:
+    """Whether a compiler, a trace or a mode has to see every operation of torch."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class ScanTable:
     """A checked table on a device. Make one with `ScanTable.of`, which copies: nobody else can change the memory.
@@ -90,7 +103,7 @@ def as_scan_table(order: ScanTable | Tensor, directions: int, tokens: int, devic
         raise ValueError(f"order is on {table.device} but the input on {device}; move both to one device")
     if order is not None:
         return order
-    if torch.compiler.is_compiling() or type(table) not in (Tensor, torch.nn.Parameter) or table.is_meta:
+    if is_watched() or not is_plain(table):
         return ScanTable(table, None, None, None)  # its entries are known at run time only
     return checked(table, tokens)
 

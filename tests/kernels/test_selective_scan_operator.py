@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vssm_kernels import ScanTable, selective_scan, use_backend
+from vssm_kernels import ScanTable, selective_scan
 from vssm_kernels.selective_scan import OP
 from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.testing import assert_close, make_inputs

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from on_backends import DEVICE, device_of, require
+from on_backends import device_of, require
 
 from vssm_kernels import sum_gate, use_backend
 from vssm_kernels.sum_gate import native_cpu, reference, triton_fused
