@@ -85,8 +85,8 @@ def float_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def channel_groups(channels: int, tasks: int, wanted: int = 1) -> int:
-    """How many groups of channels each of a kernel's tasks is split into: as wanted, more where threads would idle."""
+def channel_bands(channels: int, tasks: int, wanted: int = 1) -> int:
+    """How many bands of channels each of a kernel's tasks is split into: as wanted, more where threads would idle."""
     most = -(-channels // _GROUP_MIN)
     return max(1, min(most, max(wanted, 2 * torch.get_num_threads() // tasks)))
 

@@ -52,8 +52,8 @@ def test_cases_are_the_shapes_of_the_models():
 
 
 def test_kernel_rows():
-    rows = benchmark_kernel(SMALL, CPU, torch.float32, CEILINGS, ["native", "chunked"])
-    assert [row["backend"] for row in rows] == ["native", "chunked"]
+    rows = benchmark_kernel(SMALL, CPU, torch.float32, CEILINGS, ["native", "grouped"])
+    assert [row["backend"] for row in rows] == ["native", "grouped"]
     for row in rows:
         assert row["forward_backward_ms"] > row["forward_ms"] > 0
         assert (row["tokens"], row["directions"], row["peak_gib"]) == (20, 4, None)

@@ -14,7 +14,7 @@ from vssm_kernels.testing import assert_close, make_inputs
 def test_report_names_every_backend():
     report = vssm_kernels.backend_report()
     names = [backend for op, backend, _ in report if op == "selective_scan"]
-    assert names == ["native", "triton", "chunked", "reference"]
+    assert names == ["native", "triton", "grouped", "reference"]
     assert all(state for _, _, state in report)
     assert ("selective_scan", "reference", "available") in report
 
@@ -29,7 +29,7 @@ def test_forced_backend_runs_or_says_why_not():
 
 def test_an_op_without_the_forced_backend_chooses_freely():
     y, z = torch.randn(1, 3, 2, 4), torch.randn(1, 3, 4)
-    with use_backend("chunked"):  # of the scan alone
+    with use_backend("grouped"):  # of the scan alone
         assert torch.isfinite(sum_gate(y, z)).all()
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import vssm_kernels
 from vssm_kernels import ScanTable, selective_scan
-from vssm_kernels.selective_scan import chunked, native_cpu, reference, triton_fused
+from vssm_kernels.selective_scan import grouped, native_cpu, reference, triton_fused
 from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.testing import assert_close, make_inputs, relative_error, run_backend
 
-FAST = [native_cpu.BACKEND, chunked.BACKEND, triton_fused.BACKEND]
+FAST = [native_cpu.BACKEND, grouped.BACKEND, triton_fused.BACKEND]
 NAMES = ScanArguments._fields[:8]
 
 
@@ -167,7 +167,7 @@ def test_one_state_of_B_beside_that_of_C(offset):
 
 
 @pytest.mark.parametrize("tokens", [63, 1000])
-@pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", [native_cpu.BACKEND, grouped.BACKEND], ids=lambda backend: backend.name)
 def test_long_sequences(backend, tokens):
     inputs = make_inputs(batch=1, tokens=tokens, channels=18, state=2, directions=2)
     check_backend(backend, ScanArguments(**inputs, order=permuted(2, tokens, "cpu")))
@@ -230,7 +230,7 @@ def test_adjoint_of_the_reference_against_autograd(case):
         assert_close(actual[name], wanted, name)
 
 
-@pytest.mark.parametrize("backend", [native_cpu.BACKEND, chunked.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", [native_cpu.BACKEND, grouped.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "in chunks"])
 def test_extreme_values_agree_with_float64(backend, cut, monkeypatch):
     if cut:
@@ -296,12 +296,25 @@ def test_float16_outputs_saturate(backend):
 
 
 def test_not_a_number_is_not_hidden():
-    for backend in (native_cpu.BACKEND, chunked.BACKEND):
+    for backend in (native_cpu.BACKEND, grouped.BACKEND):
         inputs = make_inputs(batch=1, tokens=6, channels=4, directions=1)
         inputs["delta"][0, 2, 0, 1] = float("nan")
         output, _ = backend.forward(ScanArguments(**inputs), False)
         assert torch.isnan(output[0, 2:, 0, 1]).all(), backend.name
         assert torch.isfinite(output[0, :2]).all() and torch.isfinite(output[0, :, 0, 0]).all(), backend.name
+
+
+@pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
+def test_empty_steps_do_not_read_what_is_not_a_number(backend):
+    """Nor write it: token 0, where the tables of kernels may point at an empty step, is visited before all others."""
+    inputs = make_inputs(batch=1, tokens=3, channels=4, directions=2, device=device_of(backend))
+    inputs["u"][0, 2] = float("nan")
+    order = ScanTable.of(torch.tensor([[0, -1, 1, 2, -1], [1, 0, -1, 2, -1]]), 3, device_of(backend))
+    args = ScanArguments(**inputs, order=order)
+    require(backend, args)
+    output, gradients = run_backend(backend, args, torch.ones(args.output_shape, device=device_of(backend)))
+    assert torch.isfinite(output[:, :2]).all() and torch.isnan(output[:, 2]).all()
+    assert torch.isfinite(gradients[0][:, 2]).all(), "the gradient of u depends on no u"
 
 
 def test_float64_is_not_narrowed():

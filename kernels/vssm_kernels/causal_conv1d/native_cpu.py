@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vssm_kernels.buffers import address, floats
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
-from vssm_kernels.compiler import Strides, channel_groups, float_rows, load_library, run_tasks, why_no_library
+from vssm_kernels.compiler import Strides, channel_bands, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import output_rows
 
@@ -23,7 +23,7 @@ class _CArguments(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
-        *((n, ctypes.c_int64) for n in ("width", "steps", "groups", "silu", "add")),
+        *((n, ctypes.c_int64) for n in ("width", "steps", "bands", "silu", "add")),
         *((n, ctypes.c_void_p) for n in ("x", "weight", "bias", "zeros", "order")),
         ("sx", Strides),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "dx", "dweight", "dbias")),
@@ -49,10 +49,10 @@ def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None,
 
 
 def _run(name: str, args: ConvArguments, walks: int, **buffers: Tensor) -> None:
-    """Call a C function over all tasks: the channel groups of independent walks."""
+    """Call a C function over all tasks: the channel bands of independent walks."""
     batch, tokens, directions, channels = args.output_shape
     width, steps = args.width, args.order.steps
-    groups = channel_groups(channels, max(1, walks))
+    bands = channel_bands(channels, max(1, walks))
     x = float_rows(args.x)
     weight = args.weight.float().transpose(1, 2).contiguous()
     bias = floats(directions, channels, zero=True) if args.bias is None else args.bias.float().contiguous()
@@ -72,7 +72,7 @@ def _run(name: str, args: ConvArguments, walks: int, **buffers: Tensor) -> None:
         channels=channels,
         width=width,
         steps=steps,
-        groups=groups,
+        bands=bands,
         silu=args.silu,
         add=args.order.repeats,
         x=address("x", x, rows, rows=True),
@@ -83,7 +83,7 @@ def _run(name: str, args: ConvArguments, walks: int, **buffers: Tensor) -> None:
         sx=Strides(x.stride(0), x.stride(1), 0),
         **{name: address(name, buffer, sizes[name]) for name, buffer in buffers.items()},
     )
-    run_tasks(load_library(_SOURCE), name, c_args, tasks=walks * groups)
+    run_tasks(load_library(_SOURCE), name, c_args, tasks=walks * bands)
 
 
 def _why_not(args: ConvArguments | None) -> str | None:

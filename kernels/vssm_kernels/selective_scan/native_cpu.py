@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.buffers import address, floats
-from vssm_kernels.compiler import Strides, channel_groups, float_rows, load_library, run_tasks, why_no_library
+from vssm_kernels.compiler import Strides, channel_bands, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.orders import output_rows
 from vssm_kernels.saturation import saturate
@@ -24,7 +24,7 @@ class _CArguments(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
-        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add", "shared")),
+        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "bands", "add", "shared")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
         *((n, Strides) for n in ("su", "sdelta", "sB", "sC", "sdy")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
@@ -34,27 +34,27 @@ class _CArguments(ctypes.Structure):
 def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, None]:
     y = output_rows(args.order, args.output_shape, torch.float32, "cpu")
     walks = max(1, args.batch * args.directions)
-    groups = channel_groups(args.channels, walks, wanted=args.channels * args.state // _STATES_MAX)
-    _run("vssm_scan_forward", args, groups, tasks=args.batch * args.directions * groups, y=y)
+    bands = channel_bands(args.channels, walks, wanted=args.channels * args.state // _STATES_MAX)
+    _run("vssm_scan_forward", args, bands, tasks=args.batch * args.directions * bands, y=y)
     return saturate(y, args.u.dtype), None
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     batch, directions, channels = args.batch, args.directions, args.channels
-    groups = channel_groups(channels, max(1, batch))  # each has its own dB and dC, to be added up
+    bands = channel_bands(channels, max(1, batch))  # each has its own dB and dC, to be added up
     rows = args.order, args.output_shape, torch.float32, "cpu"
     ddelta = output_rows(*rows)
     du = floats(*args.u.shape, zero=True) if args.shared_input else output_rows(*rows)
     dA = floats(batch, directions, channels, args.state)
     dD, dbias = floats(2, batch, directions, channels)
-    dB, dC = floats(2, groups, *args.B.shape, zero=True)
+    dB, dC = floats(2, bands, *args.B.shape, zero=True)
     out = {"du": du, "ddelta": ddelta, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias}
-    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=float_rows(gradient), **out)
+    _run("vssm_scan_backward", args, bands, tasks=batch * bands, dy=float_rows(gradient), **out)
     return args.cast(du, ddelta, *(part.sum(0) for part in (dA, dB, dC, dD, dbias)))
 
 
-def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Tensor) -> None:
-    """Call a C function over all tasks: the channel groups of independent walks."""
+def _run(name: str, args: ScanArguments, bands: int, tasks: int, **buffers: Tensor) -> None:
+    """Call a C function over all tasks: the channel bands of independent walks."""
     batch, tokens, directions, channels = args.row_shape
     state, steps = args.state, args.steps
     u, delta, B, C = (float_rows(tensor) for tensor in (args.u, args.delta, args.B, args.C))
@@ -71,8 +71,8 @@ def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Ten
         "dA": per_channel * state,
         "dD": per_channel,
         "dbias": per_channel,
-        "dB": groups * states,
-        "dC": groups * states,
+        "dB": bands * states,
+        "dC": bands * states,
     }
     dy = buffers.pop("dy", None)
     table = None if args.order is None else args.order.table
@@ -84,7 +84,7 @@ def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Ten
         state=state,
         steps=steps,
         segment=args.segment,
-        groups=groups,
+        bands=bands,
         add=args.repeats,
         shared=args.shared_input,
         u=address("u", u, u_size, rows=True),
