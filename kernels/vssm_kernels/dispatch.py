@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None)
 
 
@@ -63,6 +64,16 @@ class BackendRegistry:
 
 
 registries: list[BackendRegistry] = []  # what `use_backend` and the report know
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has memory of its own that can be read by address: it is not fake, wrapped or on meta."""
+    return type(tensor) in _PLAIN and not tensor.is_meta
+
+
+def is_watched() -> bool:
+    """Whether a compiler, a trace or a mode has to see every operation of torch."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
 def why_not_cpu(*tensors: torch.Tensor | None) -> str | None:

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vssm_kernels.dispatch import Backend, BackendRegistry, registries
+from vssm_kernels.dispatch import Backend, BackendRegistry, is_plain, registries
 from vssm_kernels.orders import ScanTable, checked
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _SCAN_TABLE = ["Tensor? {}", "SymInt? {}_tokens", "bool? {}_repeats", "bool? {}_covers"]
 _SCHEMA = {
     "Tensor": ["Tensor {}"],
@@ -90,7 +89,7 @@ class Op(BackendRegistry):
         needs_gradient = False
         for tensor in args.tensors():
             if tensor is not None:
-                if type(tensor) not in _PLAIN or tensor.is_meta:
+                if not is_plain(tensor):
                     return self._traced(args)
                 needs_gradient |= tensor.requires_grad
         if torch._C._is_any_autocast_enabled():
@@ -161,6 +160,8 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, dsaved):
+        if gradient is not None and not torch._C._has_storage(gradient):
+            ctx.run_backward = ctx.op.reference.backward  # many gradients at once, as of a vectorized jacobian
         gradients = _gradients(ctx, gradient, dsaved)
         return None, None, *gradients, *[None] * (len(ctx.op.is_table) - len(gradients))
 

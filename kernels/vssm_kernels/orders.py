@@ -8,18 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has memory of its own that can be read by address: it is not fake, wrapped or on meta."""
-    return type(tensor) in _PLAIN and not tensor.is_meta
-
-
-def is_watched() -> bool:
-    """Whether a compiler, a trace or a mode has to see every operation of torch."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
+from vssm_kernels.dispatch import is_plain, is_watched
 
 
 @dataclass(frozen=True, eq=False, slots=True)
