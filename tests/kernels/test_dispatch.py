@@ -61,7 +61,8 @@ def test_kernels_run_where_their_inputs_are():
     inputs = {name: tensor.requires_grad_() for name, tensor in make_inputs(device="cuda:1").items()}
     assert torch.cuda.current_device() == 0
     u, delta, A, B, C, D, bias = inputs.values()
-    y = selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=u, merge=True)
-    expected = selective_scan(*(t.cpu() for t in (u, delta, A, B, C, D)), delta_bias=bias.cpu(), z=u.cpu(), merge=True)
+    y = sum_gate(selective_scan(u, delta, A, B, C, D, delta_bias=bias), u)
+    on_cpu = selective_scan(*(tensor.cpu() for tensor in (u, delta, A, B, C, D)), delta_bias=bias.cpu())
+    expected = sum_gate(on_cpu, u.cpu())
     assert_close(y.detach().cpu(), expected.detach())
     assert all(gradient.device == u.device for gradient in torch.autograd.grad(y.sum(), list(inputs.values())))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
-from vssm_kernels.orders import order_facts
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
@@ -53,16 +52,15 @@ class _Walk:
     """Widened inputs, chunk by chunk."""
 
     def __init__(self, args: ScanArguments):
-        order_facts(args.order, args.tokens)
         present = [tensor for tensor in args.tensors() if tensor is not None]
         self.wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in present) else torch.float32
         self.args = args
         self.A = args.A.to(self.wide)
         self.D = None if args.D is None else args.D.to(self.wide)[:, None]
         self.bias = None if args.delta_bias is None else args.delta_bias.to(self.wide)[:, None]
-        self.u = args.u.unsqueeze(2).expand(args.delta.shape) if args.shared_input else args.u
+        self.u = args.u.unsqueeze(2).expand(args.row_shape) if args.shared_input else args.u
         raster = torch.arange(args.tokens, device=args.u.device).expand(args.directions, -1)
-        self.order = raster if args.order is None else args.order.long()
+        self.order = raster if args.order is None else args.order.table.long()
         self.starts = range(0, args.steps, _CHUNK)
 
     def zeros(self, *shape: int) -> Tensor:
@@ -95,7 +93,7 @@ class _Walk:
         return decay, states
 
 
-def scan(args: ScanArguments) -> Tensor:
+def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, None]:
     walk = _Walk(args)
     output = walk.zeros(*args.output_shape)
     state = walk.state()
@@ -108,12 +106,12 @@ def scan(args: ScanArguments) -> Tensor:
             continue
         y = (states @ chunk.C[..., None])[..., 0]
         chunk.add_to(output, y if walk.D is None else y + walk.D * chunk.u)
-    return saturate(output, args.u.dtype)
+    return saturate(output, args.u.dtype), None
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     walk = _Walk(args)
-    du, ddelta = walk.zeros(*args.delta.shape), walk.zeros(*args.delta.shape)
+    du, ddelta = walk.zeros(*args.row_shape), walk.zeros(*args.row_shape)
     dA, dB = walk.zeros(*args.A.shape), walk.zeros(*args.B.shape)
     dC = None if args.C is None else walk.zeros(*args.C.shape)
     dD, dbias = (walk.zeros(args.directions, args.channels) for _ in range(2))
@@ -147,11 +145,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         chunk.add_to(du, du_rows)
         chunk.add_to(ddelta, step_gradient)
         chunk.add_to(dB, ((chunk.delta * chunk.u)[..., None, :] @ dstates)[..., 0, :])
-    gradients = (du.sum(2) if args.shared_input else du, ddelta, dA, dB, dC, dD, dbias)
-    return tuple(
-        None if tensor is None else value.to(tensor.dtype)
-        for value, tensor in zip(gradients, args.tensors(), strict=True)
-    )
+    return args.cast(du.sum(2) if args.shared_input else du, ddelta, dA, dB, dC, dD, dbias)
 
 
 def _states_before(walk: _Walk) -> Iterator[tuple[int, Tensor]]:
