@@ -1,4 +1,4 @@
-"""Train several models alike and compare them: python tools/compare.py STUDY [--help]."""
+"""Train several models the same way and compare them: python tools/compare.py STUDY [--help]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train a small model on the embedded image set, evaluate it, and draw what it says: python tools/demo.py [--help]."""
+"""Train a small model on the embedded set, evaluate it, draw its predictions: python tools/demo.py [--help]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Say and draw what is in images: python tools/predict.py IMAGE... --checkpoint FILE [--help]."""
+"""Predict images and draw the results: python tools/predict.py IMAGE... --checkpoint FILE [--help]."""
 
 import sys
 

@@ -106,13 +106,13 @@ def test_what_is_let_through(value: object) -> None:
 def classifier(**changes: object) -> dict:
     """A checkpoint that is sound but for its changes."""
     meta = {"backbone": {"model_name": "test_vit"}, "transform": {"type": "TimmTransform", "input_size": 32}}
-    meta |= {"dataset_meta": {"classes": ["a/b", "c: d"]}, "scope": "mmengine"} | changes
+    meta |= {"dataset_meta": {"classes": ["a/b", "c: \x1b[2J"]}, "scope": "mmengine"} | changes
     return {"meta": meta, "message_hub": {}, "state_dict": {"weight": torch.zeros(1)}}
 
 
 def test_a_sound_description() -> None:
     described = describe(classifier(), "x.pth")
-    assert described.backbone == {"model_name": "test_vit"} and described.classes == ("a/b", "c: d")
+    assert described.backbone == {"model_name": "test_vit"} and described.classes == ("a/b", "c: ?[2J")
     assert describe(classifier(dataset_meta={"palette": "random"}), "x.pth").palette is None
     assert describe(classifier(dataset_meta={"palette": [[0, 1, 2]]}), "x.pth").palette == ((0, 1, 2),)
 
@@ -134,6 +134,7 @@ def test_a_sound_description() -> None:
         {"dataset_meta": {"palette": [[1]]}},
         {"dataset_meta": {"palette": [["a", 1, 2]]}},
         {"backbone": None, "scope": "mmdet", "model": None, "pipeline": []},
+        {"backbone": None, "scope": "mmengine"},
         {"backbone": None, "scope": "mmdet", "model": {"depth": 1}, "pipeline": []},
         {"backbone": None, "scope": "mmdet", "model": {"depth": 1}, "pipeline": [1]},
     ],

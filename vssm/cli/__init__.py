@@ -1,6 +1,6 @@
 """The command lines: each file in tools/ calls one of these functions.
 
-A command imports what it does after its options are parsed, so that training packages are needed only to train.
+A command imports its work after its options are parsed, so that only training needs the training packages.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def test(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(argv: Sequence[str] | None = None) -> int:
-    """tools/predict.py: say and draw what is in images."""
+    """tools/predict.py: predict images and draw the results."""
 
     def work(options: argparse.Namespace) -> None:
         from vssm.cli.prediction import run_prediction
@@ -62,7 +62,7 @@ def benchmark(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(argv: Sequence[str] | None = None) -> int:
-    """tools/compare.py: train several models alike, and compare them."""
+    """tools/compare.py: train several models the same way, and compare them."""
 
     def work(options: argparse.Namespace) -> None:
         from vssm.cli.comparison import run_study
@@ -73,7 +73,7 @@ def compare(argv: Sequence[str] | None = None) -> int:
 
 
 def demo(argv: Sequence[str] | None = None) -> int:
-    """tools/demo.py: train a small model on the embedded image set, evaluate it, and draw what it says."""
+    """tools/demo.py: train a small model on the embedded image set, evaluate it, and draw its predictions."""
 
     def work(options: argparse.Namespace) -> None:
         from vssm.cli.demonstration import run_demo

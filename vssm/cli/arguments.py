@@ -19,12 +19,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the configuration file and the options of both tools."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file, such as configs/.../x.py")
     parser.add_argument(
-        "--work-dir", type=Path, help="where checkpoints and logs go (default: work_dirs/<name of the config>)"
+        "--work-dir", type=Path, help="folder of checkpoints and logs (default: work_dirs/<name of the config>)"
     )
     parser.add_argument(
         "--amp",
         choices=("off", "fp16", "bf16"),
-        help="precision: off (float32), bf16 (CPU and recent GPUs), fp16 (GPU); default: as the config says",
+        help="precision: off (float32), bf16 (CPU and recent GPUs), fp16 (GPU); default: the config's",
     )
     parser.add_argument(
         "--cfg-options",
@@ -41,7 +41,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="what started the processes; pytorch means torchrun (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, help="seed of every random number (default: as the config says)")
+    parser.add_argument("--seed", type=int, help="seed of every random number (default: the config's)")
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
 
 
@@ -87,22 +87,22 @@ def test_parser() -> argparse.ArgumentParser:
 def predict_parser() -> argparse.ArgumentParser:
     """The options of tools/predict.py."""
     parser = argparse.ArgumentParser(
-        description="Find the best classes of images, or the objects or the class of each pixel, and draw them."
+        description="Predict the classes of images, or their objects, or the class of each pixel, and draw them."
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument(
         "--model",
         metavar="NAME",
         help="a timm model, such as vim_tiny, or a configuration file of detection or segmentation; "
-        "may be left out for a checkpoint of tools/train.py",
+        "not needed for a checkpoint of tools/train.py",
     )
     parser.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="weights; without, the published ones are downloaded",
+        help="weights (default: download the published ones)",
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one per line")
     parser.add_argument(
         "--out",
         type=Path,
@@ -116,8 +116,8 @@ def predict_parser() -> argparse.ArgumentParser:
 def compare_parser() -> argparse.ArgumentParser:
     """The options of tools/compare.py."""
     parser = argparse.ArgumentParser(
-        description="Train several models alike, with several seeds, and compare accuracy, throughput and memory.",
-        epilog="An interrupted study goes on where it was: the same command again. Without a GPU it runs on the CPU.",
+        description="Train several models the same way, with several seeds; compare accuracy, throughput and memory.",
+        epilog="To continue an interrupted study, run the same command again. Without a GPU it runs on the CPU.",
     )
     parser.add_argument("config", type=Path, metavar="STUDY", help="such as configs/studies/scan_orders.py")
     parser.add_argument(
@@ -127,9 +127,9 @@ def compare_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="trainings at a time, spread over the GPUs (default: %(default)s)",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: as the study says")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: those of the study")
     parser.add_argument(
-        "--work-dir", type=Path, help="where trainings and their logs go (default: work_dirs/<name of the study>)"
+        "--work-dir", type=Path, help="folder of trainings and their logs (default: work_dirs/<name of the study>)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="for the table (CSV and Markdown) and the plot (default: --work-dir)"
@@ -141,7 +141,7 @@ def compare_parser() -> argparse.ArgumentParser:
         type=key_value,
         default=[],
         metavar="KEY=VALUE",
-        help="change what all trainings share: --cfg-options train_cfg.max_epochs=5",
+        help="change the config of all trainings: --cfg-options train_cfg.max_epochs=5",
     )
     return parser
 
@@ -149,7 +149,7 @@ def compare_parser() -> argparse.ArgumentParser:
 def demo_parser() -> argparse.ArgumentParser:
     """The options of tools/demo.py."""
     parser = argparse.ArgumentParser(
-        description="Train a small model on the embedded image set, evaluate it, and draw what it says."
+        description="Train a small model on the embedded image set, evaluate it, and draw its predictions."
     )
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: %(default)s")
     parser.add_argument("--config", type=Path, default=DEMO_CONFIG, help="default: the demo's own")
@@ -160,7 +160,7 @@ def visualize_parser() -> argparse.ArgumentParser:
     """The options of tools/visualize.py."""
     parser = argparse.ArgumentParser(description="Draw scan orders, receptive fields and hidden attention.")
     commands = parser.add_subparsers(dest="command", required=True)
-    orders = commands.add_parser("orders", help="every scan order, or those named, on a grid: one picture each")
+    orders = commands.add_parser("orders", help="one picture of each scan order on a grid")
     orders.add_argument("names", nargs="*", metavar="NAME", help='such as hilbert or "windows(4)" (default: all)')
     orders.add_argument(
         "--grid", nargs=2, type=int, default=(8, 10), metavar=("H", "W"), help="in tokens (default: 8 10)"
@@ -169,7 +169,9 @@ def visualize_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("orders"), metavar="FOLDER", help="for the pictures (default: %(default)s)"
     )
     field = commands.add_parser("erf", help="the effective receptive field of a model, before and after training")
-    field.add_argument("--images", type=int, default=16, metavar="N", help="averaged over (default: %(default)s)")
+    field.add_argument(
+        "--images", type=int, default=16, metavar="N", help="number to average over (default: %(default)s)"
+    )
     attention = commands.add_parser("attention", help="the hidden attention of a chosen token in one layer")
     attention.add_argument("--image", type=Path, metavar="FILE", help="default: one of the embedded set")
     attention.add_argument(
@@ -192,7 +194,7 @@ def visualize_parser() -> argparse.ArgumentParser:
             "--checkpoint",
             type=Path,
             metavar="FILE",
-            help="a checkpoint of tools/train.py, or weights in the official layout; without, weights as they start",
+            help="a checkpoint of tools/train.py, or weights in the official layout; without one, initial weights",
         )
         command.add_argument(
             "--data", type=Path, default=Path("data"), metavar="FOLDER", help="of the embedded set (default: data)"

@@ -8,8 +8,8 @@ warm-up; peers run in the same call, so that ratios hold whatever the machine.
     python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
     python tools/benchmark.py heads configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py
 
-Operations are those of one image, counted by the convention in vssm/bench/flops.py; beside them stands what is
-published of a model at 224 pixels, and of a detector or segmentor, if anything (model_cards/results.yaml).
+Operations are counted for one image by the convention in vssm/bench/flops.py. Published figures of models at 224
+pixels, and of detectors and segmentors, stand beside them (from model_cards/results.yaml).
 """
 
 import argparse
@@ -83,7 +83,7 @@ def known_order(name: str) -> str:
     if name != "all":
         try:
             order_named(name)
-        except ValueError as error:  # the library's errors teach; here they are the user's
+        except ValueError as error:  # a sentence for the user
             raise argparse.ArgumentTypeError(str(error)) from error
     return name
 
@@ -98,7 +98,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     rows = []
     for row in {"kernels": run_kernels, "models": run_models, "heads": run_heads}[arguments.command](arguments, device):
         rows.append(row)
-        if arguments.csv:  # after every row, so that an interrupted run leaves what it has measured
+        if arguments.csv:  # after every row, so that an interrupted run leaves its results
             write_csv(arguments.csv, rows, facts)
     print_table(rows)
     if arguments.command == "models" and arguments.plot:
@@ -162,7 +162,7 @@ def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[d
 
 
 def published(name: str) -> dict[str, object]:
-    """What authors state of a model at its input size, or of the whole model that a recipe trains, if anything."""
+    """Published parameters and operations of a model at its input size, or of the model that a recipe trains."""
     results = yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["families"]
     kinds = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))["kinds"]
     entries = {}

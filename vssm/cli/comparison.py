@@ -1,4 +1,4 @@
-"""What tools/compare.py does: a study's trainings, what its models cost, a table and a plot."""
+"""tools/compare.py: trains the models of a study, measures their costs, and writes a table and a plot."""
 
 import argparse
 import signal
@@ -22,7 +22,7 @@ TRAIN = (sys.executable, str(CHECKOUT / "tools/train.py"))
 
 def run_study(arguments: argparse.Namespace) -> None:
     """Train and compare as the arguments of `compare_parser` say."""
-    # A limit on time ends a program with SIGTERM: like Ctrl-C, it shall end the trainings too.
+    # A time limit sends SIGTERM. Like Ctrl-C, it shall also end the trainings.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if arguments.parallel < 1:
         raise ConfigError(f"--parallel is {arguments.parallel}; expected at least 1")
@@ -56,7 +56,7 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
 
 
 def with_bar(what: str, work: Callable[[Report], object]) -> object:
-    """What `work` returns; on a terminal its progress is a bar, below a line for each step."""
+    """Run `work` with a progress bar on a terminal, and a line for each step; returns its result."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

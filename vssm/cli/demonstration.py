@@ -1,4 +1,4 @@
-"""What tools/demo.py does: train a small model on the embedded image set, evaluate it, and draw what it says."""
+"""tools/demo.py: trains a small model on the embedded image set, evaluates it, and draws its predictions."""
 
 import argparse
 import random
@@ -35,7 +35,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     metrics = run_test(test_parser().parse_args([str(arguments.config), str(checkpoint), *options]))
     linear = linear_accuracy(images, image_size=64)
 
-    print("4/4 drawing what it says")
+    print("4/4 drawing its predictions")
     picture = draw_some(checkpoint, images / "val", arguments.work_dir / "predictions.png")
 
     print()
@@ -60,7 +60,7 @@ def draw_images(config: Config) -> Path:
 
 
 def draw_some(checkpoint: Path, images: Path, picture: Path) -> Path:
-    """A picture of predictions for some images, the same in each run."""
+    """Draw predictions of some images, the same ones in each run."""
     paths = sorted(images.rglob("*.*"))
     paths = random.Random(0).sample(paths, min(PICTURED, len(paths)))
     predictor = load_predictor(None, checkpoint)

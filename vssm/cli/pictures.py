@@ -1,4 +1,4 @@
-"""What tools/visualize.py does: pictures of scan orders, receptive fields and hidden attention."""
+"""tools/visualize.py: draws scan orders, receptive fields and hidden attention."""
 
 import argparse
 import re
@@ -67,7 +67,7 @@ def draw_hidden_attention(arguments: argparse.Namespace) -> None:
 
 
 def load_models(arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module | None, Transform]:
-    """The model as it starts, with the checkpoint's weights where there are any, and its transform."""
+    """The model with initial weights, with the checkpoint's weights (None without one), and its transform."""
     torch.manual_seed(0)
     initial = inference.create_model(**arguments_of_model(arguments))
     if arguments.checkpoint is None:
@@ -77,7 +77,7 @@ def load_models(arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module | N
 
 
 def arguments_of_model(arguments: argparse.Namespace) -> dict:
-    """Of `vssm.inference.create_model`: as the checkpoint was trained with, or the named model."""
+    """Arguments of `vssm.inference.create_model`: those of the checkpoint, or the named model."""
     saved = inference.read_checkpoint(arguments.checkpoint) if arguments.checkpoint else {}
     described = describe(saved, arguments.checkpoint) if inference.is_training(saved) else None
     return model_arguments(described, arguments.model)
@@ -88,7 +88,7 @@ def model_name(arguments: argparse.Namespace) -> str:
 
 
 def embedded_images(data: Path, count: int, transform: Transform) -> list[Path]:
-    """Held-out images of the embedded set, of the size that the model sees."""
+    """Held-out images of the embedded set, in the model's input size."""
     if count < 1:
         raise ConfigError(f"--images is {count}; expected at least 1")
     side = transform(Image.new("RGB", (224, 224))).shape[-1]
@@ -97,7 +97,7 @@ def embedded_images(data: Path, count: int, transform: Transform) -> list[Path]:
 
 
 def visible(image: torch.Tensor) -> Image.Image:
-    """An image as the model saw it, its normalisation undone up to contrast."""
+    """The model's input as an image, stretched to full contrast."""
     low, high = image.min(), image.max()
     pixels = (255 * (image - low) / (high - low).clamp(min=1e-6)).byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())

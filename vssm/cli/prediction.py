@@ -1,4 +1,4 @@
-"""What tools/predict.py does: the classes, objects or class maps of images, drawn and written as JSON."""
+"""tools/predict.py: predicts classes, objects or class maps of images, draws them, and writes them as JSON."""
 
 import argparse
 import json
@@ -32,11 +32,13 @@ def load_predictor(
     """Build a model with its weights; only detectors and segmentors need the training packages.
 
     Args:
-        name: a timm model, or a configuration file of detection or segmentation; None for a checkpoint that tells.
+        name: a timm model, or a configuration file of detection or segmentation; None for a
+            checkpoint of tools/train.py.
         checkpoint, labels: see `vssm.inference.load_predictor`.
 
     Raises:
-        ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be had, too few labels.
+        ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be downloaded, a wrong number of
+            labels.
     """
     saved = inference.read_checkpoint(checkpoint) if checkpoint and name is None else {}
     if name is not None and name.endswith(".py"):
@@ -51,11 +53,11 @@ def load_predictor(
 
 
 def predict_files(predictor: "Predictor | ScenePredictor", paths: Sequence[Path], picture: Path) -> list[dict]:
-    """What a model finds in each image file; drawn, and written as JSON beside the picture.
+    """Predict image files, draw the results, and write them as JSON beside the picture.
 
     Args:
-        predictor: a classifier draws one picture of all images; a detector or segmentor one of each, with the image's
-            name after the picture's where there are several.
+        predictor: a classifier draws one picture of all images; a detector or segmentor one per image, with the name of
+            the image appended if there are several.
         paths: of the images.
         picture: the file to write.
 
@@ -91,7 +93,7 @@ def _lines(result: dict) -> list[str]:
 
 
 def _pictures(picture: Path, paths: Sequence[Path]) -> list[Path]:
-    """A file for each image; images of one name in several folders get a number."""
+    """A file for each image; images with the same name in different folders get a number."""
     if len(paths) == 1:
         return [picture]
     names = [path.stem for path in paths]

@@ -1,4 +1,4 @@
-"""From a command line to an exit code: a foreseeable failure is one sentence on stderr."""
+"""Runs a command: a foreseeable failure is one sentence on stderr and exit code 1."""
 
 import argparse
 import errno
@@ -11,7 +11,7 @@ from vssm.data import DataError
 from vssm.errors import UserError
 from vssm.models import CheckpointError
 
-# Failures of the disk that the user can mend; any other OSError keeps its traceback.
+# Failures of the disk that a user can fix; any other OSError keeps its traceback.
 DISK_ERRORS = {
     errno.EACCES,
     errno.EDQUOT,
@@ -24,7 +24,7 @@ DISK_ERRORS = {
 
 
 def run_tool(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Call the body of a tool; a foreseeable failure is one sentence on stderr.
+    """Call the body of a tool, and print a foreseeable failure as one sentence on stderr.
 
     Returns:
         The exit code: 0, or 1 after such a failure. Any other failure keeps its traceback.
@@ -46,7 +46,7 @@ def run_tool(main: Callable[[argparse.Namespace], None], arguments: argparse.Nam
 
 
 def _fail(sentence: str) -> int:
-    """Print the sentence; an error that came from a data worker has a traceback before its last line."""
+    """Print the sentence. An error from a data worker has a traceback before its last line."""
     if sentence.startswith("Caught "):
         sentence = sentence.strip().splitlines()[-1].partition(": ")[2]
     sys.stderr.write(f"error: {sentence}\n")

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py do: from the command line to a config, and from the config to a run."""
+"""tools/train.py and tools/test.py: apply the command line to a config, and run it."""
 
 import argparse
 import os
@@ -75,7 +75,7 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
 
 
 def set_resume(config: Config, resume: str) -> None:
-    """Let a training continue from a checkpoint; with "auto" and no checkpoint yet, from the beginning."""
+    """Resume from a checkpoint; with "auto" and no checkpoint yet, start from the beginning."""
     path = latest_checkpoint(config.work_dir) if resume == "auto" else Path(resume)
     config.resume = path is not None
     config.load_from = None if path is None else str(path)

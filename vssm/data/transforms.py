@@ -54,7 +54,7 @@ class TimmTransform:
 class AlbumentationsTransform:
     """An albumentations pipeline on 8-bit RGB, with normalisation after it.
 
-    Each image draws its chance from torch's generator, so that loader workers differ and a seed repeats a run.
+    Random numbers come from torch's generator, so that loader workers differ and a seed repeats a run.
 
     Args:
         transforms: one mapping for each transform: its class name under `type`, and its arguments. A transform that
@@ -87,7 +87,7 @@ class AlbumentationsTransform:
             raise ValueError(f"albumentations {self._albumentations.__version__} has no transform {name!r}")
         if "transforms" in arguments:
             arguments["transforms"] = [self._build(inner) for inner in arguments["transforms"]]
-        # albumentations only warns of an argument that it does not know, and goes on without it.
+        # albumentations only warns of an unknown argument, and ignores it.
         known = inspect.signature(transform).parameters
         for argument in arguments:
             if argument not in known:
@@ -113,7 +113,7 @@ class AlbumentationsTransform:
         return f"AlbumentationsTransform({self.pipeline})"
 
 
-# The one place where the name of a transform in a config becomes a class.
+# Names in configs, and their classes.
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "TimmTransform": TimmTransform,
     "AlbumentationsTransform": AlbumentationsTransform,
@@ -138,7 +138,7 @@ def _albumentation(name: str) -> type | None:
 
 
 def build_transform(transform: Transform | Mapping[str, Any]) -> Transform:
-    """Make a transform from its plain data; a callable is returned as it is.
+    """Build a transform from plain data; a callable is returned as it is.
 
     >>> build_transform(dict(type="TimmTransform", input_size=32))(Image.new("RGB", (32, 32))).shape
     torch.Size([3, 32, 32])

@@ -1,4 +1,4 @@
-"""From a file of weights to a model, and from the model to what it says of an image. Needs no training package."""
+"""Builds a classifier from a file of weights and predicts images. Needs no training package."""
 
 from vssm.inference.create import create_model
 from vssm.inference.predictor import Predictor, load_predictor

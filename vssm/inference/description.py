@@ -113,7 +113,7 @@ def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool
         transform = checked(transform, f"{source}: meta.transform", is_transform)
         _expect(isinstance(backbone, dict) and isinstance(backbone.get("model_name"), str), source, "meta.backbone")
         _expect(isinstance(transform, dict), source, "meta.transform")
-    elif scope != "mmengine":
+    else:
         model = checked(meta.get("model"), f"{source}: meta.model", is_type)
         pipeline = checked(meta.get("pipeline"), f"{source}: meta.pipeline", is_type)
         _expect(isinstance(model, dict) and "type" in model, source, "meta.model")
@@ -205,12 +205,12 @@ def _expect(holds: bool, source: str | Path, place: str) -> None:
 
 
 def _classes(names: object, source: str | Path) -> tuple[str, ...] | None:
-    """Names are only printed, so any text will do."""
+    """Names are only printed, so any text will do, without control characters, which could act on a terminal."""
     if names is None:
         return None
     texts = isinstance(names, Sequence) and not isinstance(names, str) and len(names) <= MAX_INTEGER
     _expect(texts and all(isinstance(name, str) for name in names), source, "meta.dataset_meta.classes")
-    return tuple(name[:MAX_TEXT] for name in names)
+    return tuple("".join(c if c.isprintable() else "?" for c in name[:MAX_TEXT]) for name in names)
 
 
 def _palette(colours: object, source: str | Path) -> tuple[tuple[int, ...], ...] | None:

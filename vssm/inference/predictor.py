@@ -1,4 +1,4 @@
-"""A classifier with the transform it was evaluated with, and the names of its classes."""
+"""A classifier with its evaluation transform and the names of its classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from vssm.models import CheckpointError
 
 @dataclass
 class Predictor:
-    """Says which classes an image is of.
+    """Predicts the classes of an image.
 
     Args:
         model: a timm model.
@@ -50,11 +50,12 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
         name: a timm model; None for a checkpoint of tools/train.py.
         checkpoint: written by tools/train.py, or weights in the model's official layout; None downloads the published
             weights.
-        labels: a file with the name of a class on each line; None for the checkpoint's, or ImageNet's for a model
-            with 1000 classes.
+        labels: a file with the name of a class on each line; None for the checkpoint's names, or ImageNet's for a
+            model with 1000 classes.
 
     Raises:
-        ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be had, too few labels.
+        ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be downloaded, a wrong number of
+            labels.
     """
     saved = read_checkpoint(checkpoint) if checkpoint else {}
     described = describe(saved, checkpoint) if is_training(saved) else None
@@ -111,7 +112,7 @@ def _published(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise ConfigError(
-            f"the published weights of {name} cannot be had ({str(error).splitlines()[0]}); "
+            f"the published weights of {name} could not be downloaded ({str(error).splitlines()[0]}); "
             "give a file with --checkpoint"
         ) from error
 

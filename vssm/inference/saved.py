@@ -1,4 +1,4 @@
-"""Files that a training left: which is the latest, what it holds, and its weights."""
+"""Checkpoints: finds the latest, reads it, and loads weights. Runs no code of the file."""
 
 from pathlib import Path
 
@@ -10,20 +10,20 @@ from vssm.models import CheckpointError
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The checkpoint that a resumed training starts from.
+    """The checkpoint from which a training resumes.
 
     Args:
         work_dir: where a training wrote its checkpoints.
 
     Returns:
-        The file that ``last_checkpoint`` names; if that note is missing or cut short, the newest ``epoch_*`` or
-        ``iter_*`` file; None where there is none.
+        The file that ``last_checkpoint`` names; if that note is missing or truncated, the newest ``epoch_*`` or
+        ``iter_*`` file; None if there is none.
     """
     work_dir = Path(work_dir)
     note = work_dir / "last_checkpoint"
     if note.is_file():
-        # The directory may have been moved since; the name is what counts.
-        named = work_dir / Path(note.read_text().strip()).name
+        # Only the name counts: the directory may have been moved.
+        named = work_dir / Path(note.read_text(errors="replace").strip()).name
         if named.is_file():
             return named
     files = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
@@ -31,7 +31,7 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint without running any code that it may hold.
+    """Read a checkpoint without running code that it may contain.
 
     Args:
         path: a file that `PlainCheckpointHook` wrote, or a file of tensors and plain values.
@@ -49,13 +49,13 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def is_training(checkpoint: dict) -> bool:
-    """Whether a checkpoint is one of `PlainCheckpointHook`, with all that a training goes on from."""
+    """Whether a checkpoint was saved by `PlainCheckpointHook`, with all that a training needs to resume."""
     meta = checkpoint.get("meta")
     return "message_hub" in checkpoint and isinstance(meta, dict) and "backbone" in meta
 
 
 def to_plain(value: object) -> object:
-    """mmengine's ConfigDict, NumPy's numbers and their likes as Python's own, which any checkpoint reader takes."""
+    """Convert ConfigDict, NumPy's numbers and the like to plain Python values, which every reader accepts."""
     if isinstance(value, dict):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""mmdet's test-time augmentation for models that also predict masks, which it cannot merge."""
+"""mmdet's test-time augmentation for models that also predict masks, which mmdet cannot merge."""
 
 from mmdet.models.test_time_augs import DetTTAModel
 from mmdet.structures import DetDataSample
@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 
 @MODELS.register_module()
 class BoxTTAModel(DetTTAModel):
-    """mmdet's ``DetTTAModel`` that leaves masks out; arguments are its own."""
+    """mmdet's ``DetTTAModel`` without masks; same arguments."""
 
     def merge_preds(self, data_samples_list: list[list[DetDataSample]]) -> list[DetDataSample]:
         """Merge the boxes of the views of each image."""

@@ -1,11 +1,11 @@
-"""mmcv's compiled operators made of torchvision's, so that mmdet and mmseg run beside mmcv-lite, which has none.
+"""mmcv's compiled operators, made from torchvision's, so that mmdet and mmseg run with mmcv-lite, which has none.
 
-mmcv looks its operators up in the module ``mmcv._ext``, which only the compiled mmcv has; there are no wheels of that
-for any recent torch. `install` tells Python's import system where else to look for that one module: a compiled one is
-found first. What is not here says, when it is called, which package has it.
+mmcv takes its operators from the module ``mmcv._ext``, which only the compiled mmcv has, and there are no wheels of it
+for recent torch. `install` adds a finder for that one module to Python's import system; a compiled one is found first.
+Operators that are not here raise an error when they are called, which names the package that has them.
 
-The functions have mmcv's names and arguments, and write into the tensors that it hands them. Numbers are computed in
-float32 at least: torchvision's kernels do not know bfloat16.
+The functions have mmcv's names and arguments, and write into the tensors that mmcv passes. They compute in float32 at
+least, because torchvision's kernels do not support bfloat16.
 """
 
 import importlib.util
@@ -25,11 +25,11 @@ MODULE = "mmcv._ext"
 
 
 class MissingOperatorError(UserError):
-    """An operator that only the compiled mmcv has."""
+    """A call of an operator that only the compiled mmcv has."""
 
 
 def install() -> None:
-    """Let ``mmcv._ext`` be found here where there is no compiled one; imports nothing of mmcv.
+    """Make this file ``mmcv._ext`` where there is no compiled one. Imports nothing of mmcv.
 
     >>> install()
     >>> from mmcv.ops import nms
@@ -42,7 +42,7 @@ def install() -> None:
 
 
 class _OperatorFinder(MetaPathFinder):
-    """The last of Python's finders: asked for what no other has found."""
+    """Added as the last finder, so it is asked only for what no other has found."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -53,7 +53,7 @@ class _OperatorFinder(MetaPathFinder):
 
 
 class _OperatorLoader(Loader):
-    """Makes the module ``mmcv._ext`` of the functions in this file."""
+    """Fills the module ``mmcv._ext`` with the functions of this file."""
 
     def create_module(self, spec: ModuleSpec) -> None:
         """None: an ordinary module."""
@@ -65,7 +65,7 @@ class _OperatorLoader(Loader):
 
 
 def _missing_operator(name: str) -> Callable:
-    """Stands for an operator that is not here. mmcv asks for all of them on import, so it is refused when called."""
+    """Stands for an operator that is not here. Raises when called, because mmcv looks up all operators at import."""
     if name.startswith("__"):
         raise AttributeError(name)
 
@@ -82,8 +82,8 @@ def check_torchvision() -> None:
     """Refuse a torchvision whose operators cannot work.
 
     Raises:
-        UserError: torchvision is for the CPU and torch for a GPU that is there. (The opposite fails when vssm is
-            imported.)
+        UserError: torchvision is built for the CPU, and torch for a GPU that is present. (The opposite fails when
+            vssm is imported.)
     """
     if torch.cuda.is_available() and torch.ops.torchvision._cuda_version() == -1:
         raise UserError(
@@ -98,13 +98,13 @@ def at_least_float32(*tensors: Tensor) -> list[Tensor]:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Places of the boxes that no better one covers, best first.
+    """Indices of the boxes that are not covered by a better one, best first.
 
     Args:
         boxes: (boxes, 4), left, top, right, bottom.
         scores: (boxes,).
-        iou_threshold: a box goes where a better one has more than this intersection over union with it.
-        offset: 1 where right and bottom are the last pixel inside, 0 where they are edges.
+        iou_threshold: a box is removed if its intersection over union with a better one is above this.
+        offset: 1 if right and bottom are the last pixel inside, 0 if they are edges.
     """
     boxes, scores = at_least_float32(boxes, scores)
     return torchvision.ops.nms(_as_edges(boxes, offset), scores, iou_threshold)
@@ -120,20 +120,20 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (arXiv 1704.04503): a box loses score to better ones that it overlaps, and goes below ``min_score``.
+    """Soft-NMS (arXiv 1704.04503): overlap with a better box lowers a box's score; below ``min_score`` it is removed.
 
     Args:
         boxes: (boxes, 4), left, top, right, bottom, on the CPU.
         scores: (boxes,).
-        dets: (boxes, 5), whose first rows receive the boxes that are kept, with their new scores.
+        dets: (boxes, 5); the first rows are filled with the remaining boxes and their new scores.
         iou_threshold: the overlap from which methods 0 and 1 act.
         sigma: width of method 2.
-        min_score: boxes go below this score; the best stays whatever its score is.
-        method: the factor to a score at an overlap o: 0 none left, 1 linear ``1 - o``, 2 Gaussian ``exp(-o²/sigma)``.
+        min_score: boxes with a lower score are removed, except the best.
+        method: the factor of a score at overlap o: 0 for zero, 1 for ``1 - o``, 2 for ``exp(-o²/sigma)``.
         offset: as in `nms`.
 
     Returns:
-        Places of the boxes that are kept, in the order in which they were chosen.
+        Indices of the remaining boxes, in the order in which they were chosen.
     """
     edges, left = _as_edges(boxes, offset), scores.clone()
     remaining = torch.arange(len(boxes))
@@ -173,7 +173,7 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign (arXiv 1703.06870): means of bilinear samples in the cells of regions of interest.
+    """RoIAlign (arXiv 1703.06870): means of bilinear samples in the cells of each region of interest.
 
     Args:
         input: (batch, channels, height, width).
@@ -230,8 +230,8 @@ def sigmoid_focal_loss_forward(
         target: (samples,), class indices; other numbers (as a rule that of the classes) stand for background.
         weight: (classes,), factor to the losses of the samples of a class; empty for none.
         output: (samples, classes), is filled.
-        gamma: how much less a sample counts that is right already.
-        alpha: weight of the target's class; others have 1 - alpha.
+        gamma: how much less well-classified samples count.
+        alpha: weight of the target class; other classes have 1 - alpha.
     """
     (logits,) = at_least_float32(input)
     log_p, log_not_p = _log_probabilities(logits)
@@ -259,7 +259,7 @@ def sigmoid_focal_loss_backward(
 
 
 def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """log p and log (1 - p), also where p is so near to 0 or 1 that it rounds to it."""
+    """log p and log (1 - p), accurate also where p rounds to 0 or 1."""
     return torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
 
 
@@ -341,7 +341,7 @@ def modulated_deform_conv_backward(
     grad_output: Tensor,
     **geometry: int,
 ) -> None:
-    """Gradients of `modulated_deform_conv_forward`: fills those that it is handed."""
+    """Gradients of `modulated_deform_conv_forward`: fills those tensors that are not empty."""
     tensors = at_least_float32(grad_output, input, weight, offset, mask, _bias(bias, weight))
     gradients = torch.ops.torchvision._deform_conv2d_backward(*tensors, *_geometry(**geometry), True)
     receivers = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
@@ -351,7 +351,7 @@ def modulated_deform_conv_backward(
 
 
 def _bias(bias: Tensor, weight: Tensor) -> Tensor:
-    """mmcv hands over an empty tensor where there is no bias."""
+    """mmcv passes an empty tensor for no bias."""
     return bias if len(bias) else weight.new_zeros(len(weight))
 
 

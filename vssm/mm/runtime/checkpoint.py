@@ -14,7 +14,7 @@ from vssm.errors import TrainingError
 from vssm.inference.saved import latest_checkpoint, to_plain
 from vssm.models import CheckpointError
 
-# Values kept of each logged scalar: more than any logging window, and little beside the weights.
+# Saved values of each logged scalar: more than any logging window, and little beside the weights.
 HISTORY = 10_000
 # What mmengine's MessageHub saves.
 HUB = ("log_scalars", "runtime_info", "resumed_keys")
@@ -22,18 +22,18 @@ HUB = ("log_scalars", "runtime_info", "resumed_keys")
 
 @HOOKS.register_module()
 class PlainCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, made safe to load and safe to interrupt.
+    """mmengine's CheckpointHook, whose files are safe to load and survive interruptions.
 
-    - What mmengine logs (HistoryBuffer, which pickles functions) is stored as tensors, so that ``torch.load`` reads
-      the file with ``weights_only=True`` and an empty allow-list.
-    - A checkpoint with weights that are not finite is never written over the last good one.
-    - An outdated checkpoint is removed only after its successor is on the disk; mmengine removes it before.
+    - Logged values (mmengine's HistoryBuffer, which pickles functions) are saved as tensors, so that ``torch.load``
+      reads the file with ``weights_only=True`` and an empty allow-list.
+    - Weights that are not finite are never saved.
+    - An outdated checkpoint is removed only after the next one is on the disk; mmengine removes it before.
 
     Arguments are those of mmengine's ``CheckpointHook``.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Let the hook's removals wait for `_remove_outdated`."""
+        """Delay the hook's removals until `_remove_outdated`."""
         super().before_train(runner)
         self.file_backend = _RemoveLater(Path(self.out_dir))
 
@@ -56,7 +56,7 @@ class PlainCheckpointHook(CheckpointHook):
             self._remove_outdated()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check the weights, and turn what is not a plain value into one."""
+        """Check the weights, and convert everything else to plain values."""
         broken = [name for name, value in checkpoint["state_dict"].items() if not _is_finite(value)]
         if broken:
             raise TrainingError(
@@ -66,7 +66,7 @@ class PlainCheckpointHook(CheckpointHook):
         model = getattr(runner.model, "module", runner.model)
         evaluation = runner.cfg.get("test_dataloader") or runner.cfg.get("val_dataloader") or {}
         dataset = evaluation.get("dataset", {})
-        # What tools/predict.py builds from; the config beside it is code, which is not run.
+        # What tools/predict.py builds from. The config is saved too, as text that is never run.
         checkpoint["meta"].update(
             backbone=getattr(model, "arguments", None),
             transform=to_plain(dataset.get("transform")),
@@ -164,6 +164,6 @@ def _history_to_plain(buffer: HistoryBuffer) -> dict:
 
 
 def last_good(runner: Runner) -> str:
-    """Half a sentence that says where the last good checkpoint of a training is."""
+    """End of a sentence that says where the last good checkpoint of a training is."""
     path = latest_checkpoint(runner.work_dir)
     return f"the last good checkpoint is {path}" if path else "no checkpoint had been written before"

@@ -1,4 +1,4 @@
-"""Configuration files: read, checked against what they configure, and joined with the command line."""
+"""Configuration files: reads them, applies the command line, and checks every name against what it configures."""
 
 import difflib
 import importlib
@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from vssm.errors import ConfigError
 
-# Top-level options that mmengine reads from the config without taking them as arguments of the Runner.
+# Top-level options that mmengine reads from the config beside the Runner's arguments.
 RUNTIME_OPTIONS = (
     "activation_checkpointing",
     "compile",
@@ -30,18 +30,18 @@ DATALOADER_OPTIONS = (
     "dataset",
     "num_batch_per_epoch",
 )
-# What a section without `type` configures.
+# The class of a section without `type`.
 IMPLIED_TYPES = {
     "val_cfg": "ValLoop",
     "test_cfg": "TestLoop",
     "optim_wrapper": "OptimWrapper",
     "log_processor": "LogProcessor",
 }
-# Top-level names of mmdet's and mmseg's own bases are free; from this likeness on, one is a misspelt option.
+# mmdet's and mmseg's base configs have free top-level names; from this similarity on, one counts as misspelt.
 MISSPELT = 0.88
-# Beside mmdet and mmseg, the packages whose classes have their arguments checked: those two pass arguments on.
+# Packages whose arguments are checked in configs of mmdet and mmseg, whose own classes pass arguments on.
 CHECKED = ("vssm.", "mmengine.runner", "mmengine.hooks", "mmengine.optim", "mmengine.visualization", "torch.optim.")
-# Arguments that a section takes beside those of its class.
+# Arguments of a section beside those of its class.
 EXTRA_ARGUMENTS = {
     "train_cfg": ("by_epoch",),
     "optim_wrapper": ("constructor", "optimizer", "paramwise_cfg"),
@@ -88,7 +88,7 @@ def load_config(path: str | Path, options: dict | None = None) -> Config:
 
 
 def read_config(path: str | Path, options: dict | None = None) -> Config:
-    """The same without the check of names, for files that configure something else than a training."""
+    """The same without the check of names, for files that do not configure a training."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"there is no configuration file {path}")
@@ -108,7 +108,7 @@ def read_config(path: str | Path, options: dict | None = None) -> Config:
 def check_config(config: Config) -> None:
     """Find misspelt names before anything is built.
 
-    mmengine ignores an unknown top-level option silently. A helper variable of a config starts with an underscore.
+    mmengine silently ignores unknown top-level options. Helper variables of a config start with an underscore.
 
     Raises:
         ConfigError: names the place, and the nearest known name.
@@ -131,7 +131,7 @@ def check_config(config: Config) -> None:
 
 
 def check_scope(scope: str) -> None:
-    """See that the package is there whose classes a config names.
+    """Check that the package whose classes a config names is installed.
 
     Args:
         scope: "mmengine", or "mmdet" or "mmseg" for detection and segmentation.
@@ -174,7 +174,7 @@ def _typed_parts(node: object, place: str, implied: str | None = None) -> Iterat
         if isinstance(name, str):
             yield place, {**node, "type": name}
         for key, value in node.items():
-            # Transforms of timm and albumentations have names of their own, which vssm.data checks.
+            # vssm.data checks the names of timm's and albumentations' transforms.
             if key != "transform" and name != "Albu":
                 yield from _typed_parts(value, f"{place}.{key}")
     elif isinstance(node, list | tuple):
@@ -186,12 +186,12 @@ def _check_part(place: str, part: dict, extra: Iterable[str], scope: str) -> Non
     name = part["type"]
     if "." in name or "::" in name:
         return  # of another package's registry
-    scope = part.get("_scope_", scope)  # mmengine marks what comes from a base config of another package
+    scope = part.get("_scope_", scope)  # mmengine's mark on parts from a base config of another package
     foreign, registries = scope != "mmengine", _registries(scope)
     target = next((found for each in registries if (found := each.get(name)) is not None), None)
     if target is None:
         names = {key for each in registries for key in each.module_dict}
-        # mmdet and mmseg also have types that are in no registry, such as the functions nms and soft_nms.
+        # mmdet and mmseg also use types that are in no registry, such as the functions nms and soft_nms.
         if not foreign or difflib.get_close_matches(name, names, n=1, cutoff=MISSPELT):
             raise ConfigError(f"{place}: there is no {name!r} to build{_nearest(name, names)}")
         return
@@ -239,10 +239,10 @@ def set_precision(config: Config, amp: str) -> None:
 
 
 def check_precision(amp: str) -> None:
-    """Refuse a precision that this machine cannot compute in.
+    """Refuse a precision that this machine does not support.
 
     Raises:
-        ConfigError: says which precision can be used instead.
+        ConfigError: names the precision to use instead.
     """
     if amp == "fp16" and not torch.cuda.is_available():
         raise ConfigError("--amp fp16 needs a GPU, and there is none here: use --amp bf16 or --amp off")
@@ -262,7 +262,7 @@ def autocast(amp: str) -> torch.autocast:
 
 
 def without_validation(config: Config) -> None:
-    """Drop the validation of a training config, and the best checkpoint that hangs on it."""
+    """Drop the validation of a training config, and with it the best checkpoint."""
     for section in ("val_dataloader", "val_cfg", "val_evaluator"):
         config[section] = None
     checkpoint = config.get("default_hooks", ConfigDict()).get("checkpoint")

@@ -1,4 +1,4 @@
-"""Several processes: one per GPU over NCCL, or several on the CPU over gloo."""
+"""Several processes: one per GPU with NCCL, or several on the CPU with gloo."""
 
 import os
 
@@ -8,13 +8,13 @@ from mmengine.dist import init_dist, is_distributed
 
 from vssm.errors import ConfigError
 
-# The variable by which each launcher tells a process its place on its machine.
+# The variable in which each launcher passes a process its rank on its machine.
 LOCAL_RANK = {"pytorch": "LOCAL_RANK", "slurm": "SLURM_LOCALID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}
 LOCAL_SIZE = {"pytorch": "LOCAL_WORLD_SIZE", "slurm": "SLURM_NTASKS_PER_NODE", "mpi": "OMPI_COMM_WORLD_LOCAL_SIZE"}
 
 
 def start_processes(launcher: str, config: Config) -> None:
-    """Join the group of processes that a launcher started, and share the machine's cores among them.
+    """Join the processes that a launcher started, and divide the machine's cores among them.
 
     Args:
         launcher: "none", "pytorch" (torchrun), "slurm" or "mpi".
@@ -48,7 +48,7 @@ def start_processes(launcher: str, config: Config) -> None:
 
 
 def _start_on_cpu(launcher: str, config: Config) -> None:
-    """mmengine's own launchers select a GPU first; here gloo, which torchrun's variables suffice for."""
+    """mmengine's launchers select a GPU first. gloo needs only torchrun's variables."""
     if launcher != "pytorch":
         raise ConfigError(f"--launcher {launcher} needs GPUs, and there is none here: use torchrun on the CPU")
     torch.distributed.init_process_group("gloo")

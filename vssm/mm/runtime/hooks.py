@@ -1,4 +1,4 @@
-"""Hooks of a training: random state by epoch, throughput, progress bar, a stop at a loss that is not finite."""
+"""Hooks of a training: random state per epoch, throughput, progress bar, stop at a loss that is not finite."""
 
 import logging
 import random
@@ -22,17 +22,17 @@ from vssm.mm.runtime.seeding import seed_albumentations
 
 @HOOKS.register_module()
 class EpochHook(Hook):
-    """Starts an epoch with random numbers from (seed, epoch, rank), and ends it with the count of bad images.
+    """Seeds each epoch from (seed, epoch, rank), and reports the number of bad images at its end.
 
-    A training that was killed and resumed then draws what it would have drawn. Data workers follow, as PyTorch seeds
-    them from this process at the start of each epoch (so they must not be persistent).
+    A resumed training then draws the same random numbers as one that was not interrupted. PyTorch seeds data workers
+    from this process at the start of each epoch, so they must not be persistent.
     """
 
-    # Before the samplers' hooks and the first worker.
+    # Before the sampler's hook, and before the first worker starts.
     priority = "VERY_HIGH"
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed Python, NumPy and PyTorch. A training that counts steps is one epoch.
+        """Seed Python, NumPy and PyTorch. A training by steps is one epoch.
 
         Raises:
             ConfigError: the data workers are persistent, and there are several epochs.
@@ -53,7 +53,7 @@ class EpochHook(Hook):
             dataset.set_epoch(runner.epoch)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Say how many images were skipped so far."""
+        """Log the number of images skipped so far."""
         bad = getattr(runner.train_dataloader.dataset, "bad_images", 0)
         if bad:
             runner.logger.warning(f"{bad} training images could not be read and were skipped; see above")
@@ -106,12 +106,12 @@ class FiniteLossHook(Hook):
 
 @HOOKS.register_module()
 class ProgressBarHook(Hook):
-    """One line with epoch, step, loss, learning rate, throughput and time left.
+    """A progress bar with epoch, step, loss, learning rate, throughput and time left.
 
-    On a terminal it is a bar; elsewhere nothing, as the log has the same values, unless `plain_every` is given.
+    Only on a terminal: elsewhere the log has the same values, unless `plain_every` asks for lines.
 
     Args:
-        plain_every: seconds between plain lines where the output is no terminal; None for none.
+        plain_every: seconds between plain lines if the output is no terminal; None for no lines.
     """
 
     priority = "LOWEST"
@@ -143,7 +143,7 @@ class ProgressBarHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Move the bar, or print a plain line when it is time."""
+        """Update the bar, or print a plain line when it is due."""
         if self.progress is not None:
             self.progress.update(self.task, completed=runner.iter + 1, epoch=_epoch(runner), values=_values(runner))
         elif self.plain_every is not None and is_main_process():
@@ -158,11 +158,11 @@ class ProgressBarHook(Hook):
                 sys.stdout.flush()
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.stop(runner)
 
     def stop(self, runner: Runner) -> None:
-        """Stop the bar; also called when a training ends by an error."""
+        """Stop the bar; also called after an error."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -170,7 +170,7 @@ class ProgressBarHook(Hook):
 
 
 def _redirect(logger: logging.Logger) -> None:
-    """Point the console handlers at what stdout is now, so that log lines scroll above the bar."""
+    """Set the console handlers to the current stdout, so that log lines scroll above the bar."""
     for handler in logger.handlers:
         if type(handler) is logging.StreamHandler:
             handler.setStream(sys.stdout)

@@ -9,7 +9,7 @@ class TopAccuracy(BaseMetric):
     """Percentage of images whose label is among the k best-scored classes.
 
     Args:
-        topk: the values of k; a k beyond the number of classes is left out.
+        topk: the values of k; those not below the number of classes are left out.
         prefix: goes before the names: ``accuracy/top1``.
 
     Example:
@@ -28,10 +28,10 @@ class TopAccuracy(BaseMetric):
         self.topk = tuple(topk)
 
     def process(self, data_batch: dict, data_samples: list[dict]) -> None:
-        """Keep, of each image, the place of its label among the sorted scores, and the number of classes."""
+        """Store for each image the rank of its label among the scores, and the number of classes."""
         for sample in data_samples:
             scores, label = sample["scores"], sample["label"]
-            # Equal scores, and scores that are not a number, count against the label.
+            # Equal scores and NaN count against the label.
             place = int((~(scores < scores[label])).sum()) - 1
             self.results.append((place, len(scores)))
 

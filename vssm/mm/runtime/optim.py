@@ -18,8 +18,8 @@ from vssm.errors import ConfigError
 class Bfloat16OptimWrapper(OptimWrapper):
     """Mixed precision in bfloat16, on the CPU too.
 
-    bfloat16 has float32's range, so there is no loss scaler; mmengine's AmpOptimWrapper always has one, and refuses
-    the CPU. Arguments are those of mmengine's ``OptimWrapper``.
+    bfloat16 has float32's range and needs no loss scaler; mmengine's AmpOptimWrapper always has one, and refuses the
+    CPU. Arguments are those of mmengine's ``OptimWrapper``.
     """
 
     @contextmanager
@@ -31,14 +31,14 @@ class Bfloat16OptimWrapper(OptimWrapper):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupMatcherOptimWrapperConstructor:
-    """Builds the optimiser with parameter groups that follow the backbone's own methods.
+    """Builds the optimiser with parameter groups from the backbone's ``no_weight_decay`` and ``group_matcher``.
 
-    Serves classifiers, detectors and segmentors alike: no weight decay for one-dimensional parameters (norms, biases)
-    anywhere, nor for those that the backbone's ``no_weight_decay()`` lists; with ``layer_decay`` the learning rate
-    shrinks from the backbone's last layer to its stem, by the layers that its ``group_matcher`` names, while all that
-    is no layer of it (heads, necks, output norms) has the full rate.
+    For classifiers, detectors and segmentors. One-dimensional parameters (norms, biases) and those that
+    ``no_weight_decay()`` lists have no weight decay. With ``layer_decay`` the learning rate falls by this factor per
+    layer of ``group_matcher``, from the backbone's last layer to its stem; heads, necks and output norms have the full
+    rate.
 
-    For other rules, such as weight decay on biases but not on norms, take mmengine's ``DefaultOptimWrapperConstructor``
+    For other rules, such as weight decay on biases but not on norms, use mmengine's ``DefaultOptimWrapperConstructor``
     with ``custom_keys``.
 
     Args:
@@ -80,7 +80,7 @@ class GroupMatcherOptimWrapperConstructor:
         """The trainable parameters, by layer and by whether they have weight decay."""
         path, backbone = timm_model(model)
         prefix = f"{path}." if path else ""
-        # By the names that the backbone knows; other parameters have names that none of its patterns match.
+        # Under the backbone's own names; a slash keeps its patterns from matching other parameters.
         parameters = [
             (name.removeprefix(prefix) if name.startswith(prefix) else f"/{name}", parameter)
             for name, parameter in model.named_parameters()
@@ -99,7 +99,7 @@ class GroupMatcherOptimWrapperConstructor:
         return list(groups.values())
 
     def _scales(self, parameters: list[tuple[str, nn.Parameter]], backbone: nn.Module) -> dict[str, float]:
-        """By what each parameter's learning rate is multiplied; 1 for those of the last layer, which is the head's."""
+        """The factor of each parameter's learning rate; 1 for the last layer, which includes the head."""
         if self.layer_decay is None:
             return {}
         if not hasattr(backbone, "group_matcher"):
@@ -113,7 +113,6 @@ class GroupMatcherOptimWrapperConstructor:
 
 
 def timm_model(model: nn.Module) -> tuple[str, nn.Module]:
-    """The first part of a model that speaks timm's contract (has a ``group_matcher``), or the model itself, and where
-    it is."""
+    """The name and module of the first part of a model with a ``group_matcher``; without one, the model itself."""
     parts = ((path, part) for path, part in model.named_modules() if hasattr(part, "group_matcher"))
     return next(parts, ("", model))

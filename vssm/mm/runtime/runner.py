@@ -27,7 +27,7 @@ class SafeRunner(Runner):
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> "SafeRunner":
-        """Build a runner.
+        """Build a runner from a config.
 
         Raises:
             ConfigError: a class that is not there, or one that does not take the arguments of the config.
@@ -41,9 +41,9 @@ class SafeRunner(Runner):
             raise ConfigError(f"the config cannot be built: {told.partition('. Please check')[0]}") from error
 
     def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
-        """Build mmengine's logger, and let the library's own messages go where it writes.
+        """Build mmengine's logger, and send the library's messages to its handlers.
 
-        Pages of text (the environment, the whole config, the order of hooks) go to the log file only.
+        Long texts (the environment, the whole config, the order of hooks) go to the log file only.
         """
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
@@ -55,10 +55,10 @@ class SafeRunner(Runner):
         return logger
 
     def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
-        """One of this training's own.
+        """Build a visualizer under this training's name.
 
-        mmengine keeps visualizers by name, and mmdet's and mmseg's bases give all the same: a second training in a
-        process would write its curves into the first one's folder.
+        mmengine stores visualizers by name, and mmdet's and mmseg's base configs all use the same one: a second
+        training in a process would write its curves into the folder of the first.
         """
         if isinstance(visualizer, dict):
             visualizer = {**visualizer, "name": self.experiment_name}
@@ -68,7 +68,7 @@ class SafeRunner(Runner):
         """Build the loop.
 
         Raises:
-            ConfigError: it counts epochs, and the sampler has no end.
+            ConfigError: a training by epochs has a sampler without an end.
         """
         loop = super().build_train_loop(loop)
         if isinstance(loop, EpochBasedTrainLoop) and isinstance(loop.dataloader.sampler, InfiniteSampler):
@@ -79,21 +79,21 @@ class SafeRunner(Runner):
         return loop
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Put the model on its device; on the CPU, which has no SyncBatchNorm, with each process's own statistics."""
+        """Move the model to its device. The CPU has no SyncBatchNorm: there each process has its own statistics."""
         return super().wrap_model(
             model_wrapper_cfg, model if torch.cuda.is_available() else revert_sync_batchnorm(model)
         )
 
     def register_default_hooks(self, hooks: dict[str, Hook | dict | None] | None = None) -> None:
-        """Register mmengine's hooks and the config's; None removes one, by mmengine only one of its own."""
+        """Register the default hooks. None removes one; mmengine accepts None only for its own hooks."""
         hooks = {name: hook for name, hook in (hooks or {}).items() if hook is not None or name in MMENGINE_HOOKS}
         super().register_default_hooks(hooks)
 
     def compile_model(self) -> None:
-        """Compile the model's forward and backward if the config has ``compile``, which is True or a dict of options.
+        """Compile the backbone if the config has ``compile``, which is True or a dict of options.
 
-        mmengine compiles the whole training step, optimiser and logging included; with torch 2.15 the loss then comes
-        without a gradient.
+        mmengine compiles the whole training step with optimiser and logging; with torch 2.15 the loss then has no
+        gradient.
         """
         options = self.cfg.get("compile")
         if options:

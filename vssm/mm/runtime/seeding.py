@@ -9,9 +9,9 @@ from torch.utils.data import Dataset, get_worker_info
 
 @FUNCTIONS.register_module()
 def keep_epoch_seed(worker_id: int) -> None:
-    """Leave a data worker the random state that PyTorch derived from the main process at the start of the epoch.
+    """Keep the random state that PyTorch gave a data worker at the start of the epoch.
 
-    mmengine's own ``worker_init_fn`` seeds workers alike in every epoch, which repeats the augmentations.
+    mmengine's own ``worker_init_fn`` seeds workers the same in every epoch, which repeats the augmentations.
     """
     torch.set_num_threads(1)
     seed_albumentations(get_worker_info().dataset, torch.initial_seed())
@@ -20,12 +20,12 @@ def keep_epoch_seed(worker_id: int) -> None:
 def seed_albumentations(dataset: Dataset, seed: int) -> None:
     """Seed the ``Albu`` transforms of mmdet and mmseg in a data set.
 
-    Albumentations has random generators of its own: without this, all workers draw the same, again in every epoch,
-    and other values in every run whatever its seed.
+    Albumentations has its own random generators: without this, all workers draw the same numbers, again in every
+    epoch, and other ones in every run whatever its seed.
 
     Args:
         dataset: a data set, or a wrapper of data sets.
-        seed: of which the lower 32 bits count.
+        seed: the lower 32 bits are used.
     """
     for place, transform in enumerate(transforms_of(dataset)):
         pipeline = getattr(transform, "aug", None)
@@ -34,7 +34,7 @@ def seed_albumentations(dataset: Dataset, seed: int) -> None:
 
 
 def transforms_of(dataset: Dataset) -> Iterator[object]:
-    """The transforms of a data set of mmdet or mmseg, those inside wrappers included."""
+    """The transforms of a data set of mmdet or mmseg, also inside wrappers."""
     for part in (*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)):
         if part is not None:
             yield from transforms_of(part)
@@ -42,7 +42,7 @@ def transforms_of(dataset: Dataset) -> Iterator[object]:
 
 
 def _inner_transforms(parent: object) -> Iterator[object]:
-    """Those that another one chooses from or applies in turn; RandomChoice has lists of lists."""
+    """The transforms inside a transform; RandomChoice has lists of lists."""
     inner = getattr(parent, "transforms", ())
     for transform in inner if isinstance(inner, list | tuple) else (inner,):
         yield transform

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.models import group_parameters
+from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,37 +20,36 @@ from vssm.models import quarters
 
 @MODELS.register_module()
 class VSSMBackbone(BaseModule):
-    """A model's maps at chosen depths, each with a LayerNorm, for detection and segmentation heads.
+    """The feature maps of a model at chosen depths, each with a LayerNorm, for detection and segmentation heads.
 
-    Registered in mmengine's root registry, so that mmdet, mmseg and mmpretrain find it. What the maps do not need (the
-    classifier, the final norm, later stages) is not there, so every parameter gets a gradient. Weights are read in
-    `init_weights`, which a training calls and an evaluation does not.
+    Registered in mmengine's root registry, where mmdet, mmseg and mmpretrain find it. Parts that the maps do not need
+    (the classifier, the final norm, later stages) are removed, so that every parameter gets a gradient. Weights are
+    read in `init_weights`, which a training calls and an evaluation does not.
 
-    Whole detectors and segmentors of the official repositories load too, by ``load_state_dict`` or mmengine's
-    ``load_from``: what lies under the backbone is renamed on the way.
+    Detectors and segmentors of the official repositories can be loaded by ``load_state_dict`` or mmengine's
+    ``load_from``: the backbone's weights are renamed on the way.
 
-    Images may have any size of at least one patch. Stems with a padded convolution round odd sizes up; the patch stems
-    of Vim, vanilla VMamba, MSVMamba and EfficientVMamba do not read pixels beyond the last whole patch, so let the
-    preprocessor pad to a multiple of the largest stride (``pad_size_divisor=32``). Vim resizes its position embedding
-    to each batch.
+    Images may have any size of at least one patch. Stems with a padded convolution round odd sizes up; stems that cut
+    the image into patches do not read pixels beyond the last whole patch, so let the preprocessor pad to a multiple of
+    the largest stride (``pad_size_divisor=32``). Position embeddings are resized to each batch.
 
     Args:
         name: a timm model, such as "vmamba_tiny".
-        out_indices: of which stages (of plain models such as Vim: after which blocks) maps are given; None for four
-            at the quarters of the depth, which is every stage of a pyramid.
+        out_indices: of which stages (of plain models: after which blocks) maps are given; None for four at the
+            quarters of the depth, which is every stage of a pyramid.
         output_norm: a LayerNorm on every map.
         frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages (plain models: blocks): their
-            weights get no gradient, and they stay in evaluation mode.
-        norm_eval: keep BatchNorm's running statistics as they are.
-        grad_checkpointing: recompute activations in the backward pass instead of keeping them.
-        drop_path_rate: stochastic depth, rising linearly to this rate.
-        pretrained: start from the published ImageNet weights, which are downloaded.
-        init_cfg: ``dict(type="Pretrained", checkpoint=...)`` with a file, or an address that is downloaded from; it
-            holds a classifier, a detector or a segmentor, of this library or in the official layout.
+            weights get no gradient, and stay in evaluation mode.
+        norm_eval: do not update BatchNorm's running statistics.
+        grad_checkpointing: recompute activations in the backward pass instead of storing them.
+        drop_path_rate: stochastic depth, which rises linearly to this rate.
+        pretrained: download the published ImageNet weights and start from them.
+        init_cfg: ``dict(type="Pretrained", checkpoint=...)`` with a file or an address of a classifier, a detector or a
+            segmentor, in our layout or the official one.
         **arguments: further ones of the model: ``img_size``, ``scan_order``, ``in_chans`` ...
 
     Raises:
-        ConfigError: an unknown name or argument, indices or stages that the model does not have.
+        ConfigError: an unknown name or argument, or indices or stages that the model does not have.
 
     Example:
         >>> import torch
@@ -94,7 +94,7 @@ class VSSMBackbone(BaseModule):
         self.model.prune_intermediate_layers(self.out_indices, prune_norm=True, prune_head=True)
         self.removed = whole - set(self.model.state_dict())
         if output_norm:
-            # Inside the model, so that a backbone's weights are one flat set of names, as in the official checkpoints.
+            # Inside the model, where the official checkpoints have them.
             for i, channels in zip(self.out_indices, self.channels, strict=True):
                 self.model.add_module(f"outnorm{i}", nn.LayerNorm(channels))
         self.added = set(self.model.state_dict()) - whole
@@ -119,10 +119,10 @@ class VSSMBackbone(BaseModule):
         return x if norm is None else norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def init_weights(self) -> None:
-        """Load what `pretrained` or `init_cfg` names, all of it or nothing; without them the weights stay as built.
+        """Load all the weights that `pretrained` or `init_cfg` names, or none; without them, change nothing.
 
         Raises:
-            CheckpointError: the file cannot be had or read, or does not fit; the message names the keys.
+            CheckpointError: the file cannot be downloaded or read, or does not fit; the message names the keys.
         """
         if self.pretrained:
             whole = self._published().state_dict()
@@ -142,7 +142,7 @@ class VSSMBackbone(BaseModule):
             ) from error
 
     def train(self, mode: bool = True) -> "VSSMBackbone":
-        """As in PyTorch, but what is frozen stays in evaluation mode, and with `norm_eval` BatchNorm too."""
+        """As in PyTorch, but frozen parts stay in evaluation mode, and with `norm_eval` BatchNorm too."""
         super().train(mode)
         for module in self.model.modules():
             parameters = list(module.parameters())
@@ -166,11 +166,15 @@ class VSSMBackbone(BaseModule):
 
 
 def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[int]:
-    """The numbers of the chosen maps of `count`, rising; negative ones count from the end."""
+    """The indices of the chosen maps, in rising order; negative ones count from the end."""
     if out_indices is None:
         return list(quarters(count))
-    chosen = [i + count if i < 0 else i for i in out_indices]
-    if not chosen or chosen != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < count:
+    try:
+        chosen, _ = feature_take_indices(count, list(out_indices))
+        rising = chosen == sorted(set(chosen))
+    except (AssertionError, ValueError):  # beyond the model's maps, or none
+        rising = False
+    if not rising:
         raise ConfigError(
             f"backbone: out_indices are {tuple(out_indices)}; expected rising numbers from 0 to {count - 1}, "
             f"for as many maps of {name!r}"
@@ -179,7 +183,7 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
 
 
 def rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before a state dict is loaded: the backbone's part of it under our names, where it has official ones."""
+    """A hook before a state dict is loaded: rename the backbone's weights if they are in the official layout."""
     part = {name: value for name, value in state.items() if name.startswith(prefix)}
     if any(name.startswith(f"{prefix}model.") for name in part):
         return
@@ -191,7 +195,7 @@ def rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: st
 
 
 def _checkpoint_of(init_cfg: dict | None) -> str | None:
-    """The file or address that an init_cfg names."""
+    """The file or address in an init_cfg."""
     if init_cfg is None:
         return None
     if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint"):
@@ -203,7 +207,7 @@ def _checkpoint_of(init_cfg: dict | None) -> str | None:
 
 
 def _downloaded(address: str) -> str:
-    """The file behind an address, kept in torch's cache under the whole address: many are called epoch_12.pth."""
+    """Download a file into torch's cache, under its whole address, because many are called epoch_12.pth."""
     try:
         return download_cached_file((address, re.sub(r"[^\w.]+", "_", address)), check_hash=False)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Any timm model as an mmengine classifier, and the part of the input pipeline that runs on the device."""
+"""Any timm model as an mmengine classifier, and the preprocessing that runs on the device."""
 
 from collections import OrderedDict
 
@@ -21,10 +21,10 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
     """Moves a batch to the model's device, scales it, and mixes images and labels for training.
 
     Args:
-        mean: mean per channel, in the range 0 to 1; None for inputs that the transform has normalised already.
+        mean: mean per channel, in the range 0 to 1; None if the transform has normalised the inputs.
         std: standard deviation per channel, in the range 0 to 1.
-        mixup: arguments of ``timm.data.Mixup`` (mixup_alpha, cutmix_alpha, label_smoothing, num_classes ...), used
-            for training only; None for none.
+        mixup: arguments of ``timm.data.Mixup`` (mixup_alpha, cutmix_alpha, label_smoothing, num_classes ...), for
+            training only; None for no mixup.
 
     Example:
         >>> preprocessor = ClassificationPreprocessor(mean=[0.5], std=[0.25])
@@ -77,11 +77,11 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
 
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
-    """A timm model with its loss, in the form that mmengine's loops call.
+    """A timm model with its loss, as mmengine's loops call it.
 
     Args:
         backbone: arguments of ``timm.create_model``: ``model_name``, ``num_classes``, ``drop_path_rate`` ...
-        label_smoothing: for hard labels; mixed labels are smoothed by the mixup itself.
+        label_smoothing: for hard labels; mixup smooths mixed labels itself.
         data_preprocessor: see `ClassificationPreprocessor`.
 
     Raises:
@@ -109,10 +109,10 @@ class ImageClassifier(BaseModel):
         self.soft_loss = SoftTargetCrossEntropy()
 
     def init_weights(self) -> None:
-        """Nothing: timm's constructors have initialised or loaded the weights.
+        """Do nothing: timm's constructors have initialised or loaded the weights.
 
-        mmengine calls this before a training, and would call the backbone's own method of this name, which some timm
-        models have; pretrained weights would be lost.
+        mmengine calls this before a training. The default calls the backbone's method of this name, which some timm
+        models have, and would overwrite pretrained weights.
         """
 
     def forward(
@@ -123,7 +123,7 @@ class ImageClassifier(BaseModel):
         Args:
             inputs: (batch, channels, height, width).
             label: class indices (batch,) or class probabilities (batch, classes).
-            path: where the images came from.
+            path: the files of the images.
             mode: "tensor" for logits, "loss" for training, "predict" for evaluation.
 
         Returns:
@@ -139,7 +139,7 @@ class ImageClassifier(BaseModel):
         return [{"scores": score, "label": target} for score, target in zip(scores, label.cpu(), strict=True)]
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, "OrderedDict[str, Tensor]"]:
-        """Sum the losses; what is logged is the mean over all processes, so that every process sees the same."""
+        """Sum the losses; log the mean over all processes, so that every process sees the same values."""
         loss, log_vars = super().parse_losses(losses)
         for name, value in log_vars.items():
             value = value.detach().clone()

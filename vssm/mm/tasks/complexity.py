@@ -1,4 +1,4 @@
-"""What a whole detector or segmentor costs: parameters, operations, and seconds for an image."""
+"""The costs of a detector or segmentor: parameters, operations and time per image."""
 
 import torch
 from mmdet.structures import DetDataSample
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.timing import median_time, peak_memory
 
-# What is counted of two-stage detectors, as mmdetection counts it: so many proposals get boxes, so many boxes masks.
+# Numbers of proposals and of masks that are counted for two-stage detectors, as in mmdetection.
 BOX_REGIONS, MASK_REGIONS = 1000, 100
-# Height and width of an image that papers count at.
+# Height and width of the image for which papers count.
 SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
 
 
@@ -25,15 +25,15 @@ def benchmark_config(
     dtype: torch.dtype,
     seconds: float = 2.0,
 ) -> list[dict[str, object]]:
-    """Two rows of results: the backbone's, and the whole model's, which ends in boxes, masks or a class map.
+    """Two rows of results: for the backbone, and for the whole model up to boxes, masks or a class map.
 
     Args:
-        config: of a detector or segmentor; the weights are as before a training.
+        config: of a detector or segmentor; weights are initial ones.
         size: height and width of the images, in pixels.
         batch: images at once.
-        device: where the time is taken; operations are counted on the meta device.
+        device: for timing; operations are counted on the meta device.
         dtype: float32, or a half precision under autocast.
-        seconds: how long each of the two is timed; at least five batches.
+        seconds: how long to time each of the two; at least five batches.
     """
     backbone_flops, flops = model_flops(build_model(config, "meta"), *size)
     torch.manual_seed(0)
@@ -65,14 +65,14 @@ def benchmark_config(
 
 
 def build_model(config: Config, device: torch.device | str) -> nn.Module:
-    """Build the model of a config for evaluation in one process, with weights as they are before a training."""
+    """Build the model of a config for evaluation in one process, with initial weights."""
     init_default_scope(config.default_scope)
     with torch.device(device):
         return revert_sync_batchnorm(MODELS.build(config.model)).eval()
 
 
 def data_samples(config: Config, size: tuple[int, int], batch: int) -> list[DetDataSample | SegDataSample]:
-    """What a preprocessor says of images that it neither resized nor filled up."""
+    """The data samples of images that were neither resized nor padded."""
     sample = DetDataSample if config.default_scope == "mmdet" else SegDataSample
     shapes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), size)
     return [sample(metainfo={**shapes, "scale_factor": (1.0, 1.0)}) for _ in range(batch)]
@@ -91,7 +91,7 @@ def model_flops(model: nn.Module, height: int, width: int) -> tuple[Flops, Flops
 
 
 def compute(model: nn.Module, image: Tensor) -> None:
-    """Compute on an image what does not hang on values: with fixed numbers of regions, and without choosing boxes."""
+    """Compute on an image all that does not depend on values: fixed numbers of regions, no selection of boxes."""
     if not hasattr(model, "roi_head"):
         model(image, mode="tensor")
         return
@@ -103,7 +103,7 @@ def compute(model: nn.Module, image: Tensor) -> None:
 
 
 def _compute_regions(heads: nn.Module, extractors: nn.Module, count: int, image: Tensor) -> None:
-    """The heads of all cascade stages, or the only one, on maps of regions."""
+    """Run the heads of all cascade stages, or the only head, on maps of regions."""
     for head, extractor in zip(_stages(heads), _stages(extractors), strict=True):
         head(image.new_empty(count, extractor.out_channels, *extractor.roi_layers[0].output_size))
 

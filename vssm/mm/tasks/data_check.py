@@ -1,4 +1,4 @@
-"""The checks of `vssm.data.checks`, on what a config of mmdet or mmseg says."""
+"""Runs the checks of `vssm.data.checks` for the data sets of mmdet's and mmseg's configs."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from vssm.data.checks import check_class_maps, check_classes_of_map, check_coco, check_present
 
-# Where the data come from, by their data set's name in a config.
+# How to get the data, by the name of the data set's class.
 SOURCES = {
     "CocoDataset": (
         "unpack train2017.zip, val2017.zip and annotations_trainval2017.zip of https://cocodataset.org/#download into "
@@ -26,13 +26,13 @@ ELSEWHERE = "or let data_root, ann_file and data_prefix of the data set in the c
 
 
 def check_dataset(config: dict) -> None:
-    """Check the files of a data set before it is built; those of other packages than mmdet and mmseg are let through.
+    """Check the files of a data set before it is built. Data sets of other packages than mmdet and mmseg pass.
 
     Args:
         config: the data set's part of a configuration, wrappers of data sets included.
 
     Raises:
-        DataError: says what is missing or wrong, and what to do.
+        DataError: names what is missing or wrong, and what to do.
     """
     scope = DefaultScope.get_current_instance()
     check = {"mmdet": _check_detection, "mmseg": _check_segmentation}.get(scope.scope_name if scope else "")
@@ -55,7 +55,7 @@ def _leaves(config: dict) -> Iterator[dict]:
 
 
 def _unread(target: type[BaseDataset], config: dict) -> BaseDataset:
-    """The data set with its paths joined and nothing read."""
+    """The data set with its paths joined, before anything is read."""
     options = {key: value for key, value in config.items() if key not in ("type", "_scope_")}
     return target(**{**options, "pipeline": [], "lazy_init": True})
 
@@ -91,14 +91,14 @@ def _check_segmentation(target: type[BaseDataset], config: dict) -> None:
 
 
 def _reads_as(target: type[BaseDataset], parent: type[BaseDataset]) -> bool:
-    """Whether a data set leaves it to its parent how its files are read: LVIS and panoptic COCO do not."""
+    """Whether a data set reads its files as its parent does: LVIS and panoptic COCO do not."""
     return all(
         getattr(target, name, None) is getattr(parent, name, None) for name in ("load_data_list", "parse_data_info")
     )
 
 
 def check_maps_when_read(dataset: Dataset) -> None:
-    """Let a data set of mmseg refuse a class map with an unknown value, when it reads the map."""
+    """Add a check to a data set of mmseg that refuses class maps with unknown values as they are read."""
     for part in [dataset, *getattr(dataset, "datasets", [])]:
         inner = getattr(part, "dataset", part)
         transforms = getattr(getattr(inner, "pipeline", None), "transforms", [])
@@ -109,7 +109,7 @@ def check_maps_when_read(dataset: Dataset) -> None:
 
 
 class _MapCheck:
-    """A transform of mmseg that changes nothing."""
+    """A transform of mmseg that checks the class map and changes nothing."""
 
     def __init__(self, number: int, ignored: int) -> None:
         self.number, self.ignored = number, ignored

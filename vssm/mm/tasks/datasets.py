@@ -1,4 +1,4 @@
-"""The data sets of vssm.data and timm's sampler under their names in configs."""
+"""Registers the data sets of vssm.data, and timm's sampler for repeated augmentation."""
 
 from mmengine.dist import get_dist_info
 from mmengine.registry import DATA_SAMPLERS, DATASETS
@@ -9,11 +9,11 @@ from vssm import data
 
 
 class _WithClasses:
-    """Tells mmengine the names of the classes, which a checkpoint then carries."""
+    """Gives mmengine the names of the classes, which it saves in checkpoints."""
 
     @property
     def metainfo(self) -> dict:
-        """``classes``, in the order of the labels; None where the reader does not know them."""
+        """``classes``, in the order of the labels; None if the reader does not know them."""
         labels = getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", None)
         return {"classes": sorted(labels, key=labels.get) if labels else None}
 
@@ -35,15 +35,15 @@ class ShapesDataset(_WithClasses, data.ShapesDataset):
 
 @DATA_SAMPLERS.register_module()
 class RepeatedAugmentationSampler(RepeatAugSampler):
-    """Each image several times an epoch, each time on another process, and so with another augmentation.
+    """Repeats each image several times per epoch, each on another process and so with another augmentation.
 
-    An epoch has as many samples as without repetition, so it sees a third of the images. Source: DeiT
-    (arXiv 2012.12877), through ``timm.data.RepeatAugSampler``, which has no seed.
+    An epoch has as many samples as without repetition, so with three repeats it sees a third of the images. Source:
+    DeiT (arXiv 2012.12877), through ``timm.data.RepeatAugSampler``, which has no seed.
 
     Args:
         dataset: what is sampled.
         seed: of the order, the same on all processes.
-        num_repeats: how often each image comes.
+        num_repeats: how often each image is repeated.
 
     Example:
         >>> sampler = RepeatedAugmentationSampler(range(6), seed=0)

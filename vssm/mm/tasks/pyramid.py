@@ -1,4 +1,4 @@
-"""Maps of several strides from the one map of a plain model, for detection heads."""
+"""Maps of several strides from the single map of a plain model, for detection heads."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,24 @@ from torch.nn import functional as F
 
 from vssm.errors import ConfigError
 
-# For the norm_cfg of convolutional heads: dict(type="LN2d"), as detectron2 has it.
+# For norm_cfg=dict(type="LN2d") in convolutional heads, as in detectron2.
 MODELS.register_module("LN2d", module=LayerNorm2d)
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """ViTDet's simple feature pyramid (arXiv 2203.16527): four strides from the last map alone, or five.
+    """ViTDet's simple feature pyramid (arXiv 2203.16527): four or more strides from the last map.
 
-    From a map of stride s come those of s / 4, s / 2, s and 2 s: by two transposed convolutions, by one, as it is, and
-    by max-pooling; a 1 x 1 and a 3 x 3 convolution, each with a LayerNorm, follow. Further maps, of stride 4 s and on,
-    take every second place of the one before. Odd sizes are rounded up, as in the pyramid models.
+    A map of stride s gives maps of strides s / 4, s / 2, s and 2 s, by two transposed convolutions, by one, unchanged,
+    and by max-pooling, each followed by a 1 x 1 and a 3 x 3 convolution with LayerNorms. Further maps, of stride 4 s
+    and up, take every second position of the previous one. Odd sizes are rounded up, as in the pyramid models.
 
-    For mmsegmentation's UPerNet on four depths, as in Vim's published recipe, take mmseg's ``Feature2Pyramid``.
+    For UPerNet on maps of four depths use mmseg's ``Feature2Pyramid``.
 
     Args:
         in_channels: of the last map.
-        out_channels: of every map given.
-        num_outs: how many maps, at least four.
+        out_channels: of every output map.
+        num_outs: number of output maps, at least four.
 
     Raises:
         ConfigError: fewer than four maps, or channels that are no multiple of four.
@@ -69,7 +69,7 @@ class SimpleFeaturePyramid(BaseModule):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps (batch, channels, rows, columns), of which the last is taken -> `num_outs` maps, largest first."""
+        """Maps (batch, channels, height, width), of which only the last is used -> `num_outs` maps, largest first."""
         last = maps[-1]
         if last.shape[1] != self.in_channels:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What tools/predict.py does with a detector or a segmentor: objects or a class map, drawn and written as JSON."""
+"""Prediction with detectors and segmentors: objects or a class map, drawn and as plain values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,11 +45,11 @@ DRAWN = 0.3
 
 @dataclass
 class ScenePredictor:
-    """A detector or segmentor with the pipeline it was evaluated with, and what its classes are called.
+    """A detector or segmentor with its test pipeline and the names of its classes.
 
     Args:
         model: of mmdet or mmseg.
-        pipeline: its test pipeline, as in a config.
+        pipeline: for tests, as in a config.
         names: of the classes.
         colours: of the classes.
     """
@@ -60,7 +60,7 @@ class ScenePredictor:
     colours: Sequence[Colour]
 
     def __call__(self, image: Image.Image, picture: Path) -> dict:
-        """Find what is in an RGB image, draw it, and return it as plain values: ``objects``, or ``classes``."""
+        """Predict an RGB image, draw the result, and return it as plain values: ``objects`` or ``classes``."""
         steps = [dict(type="LoadImageFromNDArray"), *(s for s in self.pipeline if not s["type"].startswith("Load"))]
         pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])
         data = Compose(steps)({"img": pixels, "img_id": 0})
@@ -109,7 +109,11 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 
 def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> ScenePredictor:
-    """A predictor from what a checkpoint of tools/train.py says of itself."""
+    """A predictor from a checkpoint of tools/train.py, which describes its model.
+
+    Raises:
+        CheckpointError: the description is refused, or the weights do not fit it.
+    """
     described = describe(saved, path, is_part)
     check_scope(described.scope)
     weights = models.weights_in(saved.get("state_dict"), str(path))
@@ -155,7 +159,7 @@ def _build(model: dict, scope: str) -> nn.Module:
 
 
 def _described(config: Config) -> dict:
-    """The names and colours of the classes, by the config or by the class of its data set."""
+    """The names and colours of the classes, from the config or the class of its data set."""
     data = config.test_dataloader.dataset
     own = getattr(DATASETS.get(data.type), "METAINFO", {})
     return {**own, **data.get("metainfo", {})}

@@ -1,4 +1,4 @@
-"""The embedded set under mmdet and mmseg: their own data sets, on files that are drawn on first use."""
+"""The embedded set as data sets of mmdet and mmseg, on files that are drawn at first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmdet.datasets import CocoDataset
     from mmseg.datasets import BaseSegDataset
 
-# Ten hues that differ in brightness too; the background of a class map is black.
+# Ten hues that also differ in brightness; the background of a class map is black.
 PALETTE = [
     (230, 25, 75),
     (255, 225, 25),
@@ -44,7 +44,7 @@ def shapes_for_detection(
     """mmdet's ``CocoDataset`` of the embedded set, with boxes and masks.
 
     Args:
-        root: folder that holds embedded sets.
+        root: folder of embedded sets.
         split: "train" or "val".
         train, val, image_size, seed: of the set, see `vssm.data.ensure_shapes`.
         pipeline, test_mode, filter_cfg, indices: see mmengine's ``BaseDataset``.
@@ -80,11 +80,11 @@ def shapes_for_segmentation(
     """mmseg's data set of the embedded set, laid out as ADE20K.
 
     Args:
-        root: folder that holds embedded sets.
+        root: folder of embedded sets.
         split: "train" or "val".
         train, val, image_size, seed: of the set, see `vssm.data.ensure_shapes`.
-        reduce_zero_label: ignore the background in loss and score, as ADE20K does, which leaves ten classes; else the
-            background is the first of eleven.
+        reduce_zero_label: ignore the background in loss and score, as in ADE20K, which leaves ten classes; otherwise
+            the background is the first of eleven.
         pipeline, test_mode, indices: see mmengine's ``BaseDataset``.
     """
     from mmseg.datasets import BaseSegDataset

@@ -1,4 +1,4 @@
-"""Studies: several models trained alike, with several seeds, then measured one by one; see configs/studies."""
+"""Studies: train several models the same way with several seeds, then measure each alone; see configs/studies."""
 
 import json
 import os
@@ -24,20 +24,19 @@ MEASURED = ("size", "batch", "seconds")
 RESULT = "result.json"
 LOG_LINES = 15
 
-# Called with a sentence after each training: (trainings done, trainings in all, sentence).
+# Called after each training with (trainings done, total, sentence).
 Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study's file says.
+    """A study, read from its file.
 
     Args:
-        title: written above its table and plot.
-        runs: for each label the config of its trainings, whole.
-        seeds: of each run's trainings.
-        measured: `size` in pixels and `batch` of the images that throughput and memory are measured with, and
-            `seconds` that each measurement takes.
+        title: of its table and plot.
+        runs: for each label the complete config of its trainings.
+        seeds: each run is trained once with each.
+        measured: for throughput and memory: `size` of images in pixels, `batch`, and `seconds` per measurement.
     """
 
     title: str
@@ -52,9 +51,9 @@ class Training:
 
     Args:
         label, seed: of its run.
-        config: the file that tools/train.py is given.
-        folder: where its log goes, what tools/train.py writes, and after its end its result.
-        commit: of the code that trains it.
+        config: the file for tools/train.py.
+        folder: of its log, the files of tools/train.py, and its result.
+        commit: of the code.
     """
 
     label: str
@@ -68,7 +67,7 @@ class Training:
 
     @property
     def stamp(self) -> dict[str, str]:
-        """What must be as it was for an earlier result to count."""
+        """What must be unchanged for an earlier result to be reused."""
         return {"commit": self.commit, "config": self.config.read_text()}
 
 
@@ -76,13 +75,13 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
     """Read a study's file and the configs of its runs.
 
     Args:
-        path: a Python file in mmengine's text style: `title`, `recipe` (a config beside it), `runs` (a dict of labels
-            with what each changes of the recipe), `seeds`, and `measured`.
-        options: changes of the recipe for all runs, as from ``--cfg-options``.
-        seeds: instead of the file's.
+        path: a Python file in mmengine's text style: `title`, `recipe` (a config beside it), `runs` (for each label the
+            changes to the recipe), `seeds` and `measured`.
+        options: changes for all runs, as from ``--cfg-options``.
+        seeds: replace the file's.
 
     Raises:
-        ConfigError: a missing or unknown option, a run that is no valid config, labels too alike.
+        ConfigError: a missing or unknown option, an invalid run, labels that are too similar.
     """
     file = read_config(path)
     given = [name for name in file if not name.startswith("_")]
@@ -104,10 +103,10 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
 
 
 def make_data(study: Study) -> None:
-    """Build every data set once, so that what is drawn on first use is there before trainings ask for it together.
+    """Build every data set once, so that embedded sets are drawn before trainings start at the same time.
 
     Raises:
-        ConfigError: data that are not there, or cannot be written.
+        ConfigError: data that are missing or cannot be written.
     """
     for config in study.runs.values():
         for loader in (config.train_dataloader, config.val_dataloader):
@@ -118,29 +117,29 @@ def make_data(study: Study) -> None:
 
 
 def train_study(study: Study, directory: Path, command: Sequence[str], parallel: int, report: Report) -> list[dict]:
-    """Train every run with every seed, each in a process of its own; those finished before are kept.
+    """Train every run with every seed, each in its own process; results of finished trainings are reused.
 
-    A training that fails does not stop the others. All runs are trained with the first seed before the second comes,
-    so that kernels are compiled once, and an early look compares all of them.
+    A training that fails does not stop the others. All runs are trained with the first seed before the second, so that
+    early results compare all of them.
 
     Args:
         study: what to train.
-        directory: of the study; each run has a folder there.
-        command: what trains, given a config, ``--seed`` and ``--work-dir``: that of tools/train.py.
-        parallel: trainings at a time, spread over the GPUs that this process may use. Small ones wait for their
-            processor more than for the GPU, which several fill.
-        report: told of each training that has ended.
+        directory: of the study, with a folder for each run.
+        command: of tools/train.py; a config, ``--seed`` and ``--work-dir`` are added.
+        parallel: trainings at a time, spread over the GPUs that this process may use. One small training does not fill
+            a GPU, because it waits for the CPU.
+        report: called after each training.
 
     Returns:
-        One row a training: label, seed, top1 in percent on the held-out images, seconds.
+        One row per training: label, seed, top1 in percent on the held-out images, seconds.
 
     Raises:
-        TrainingError: names each training that failed, with the end of its log.
+        TrainingError: names the trainings that failed, with the end of their logs.
     """
     trainings = _prepare(study, directory)
-    results = {training: kept for training in trainings if (kept := _kept(training)) is not None}
+    results = {training: earlier for training in trainings if (earlier := _earlier_result(training)) is not None}
     for done, (training, result) in enumerate(results.items(), 1):
-        report(done, len(trainings), f"{training}: {result['top1']:.1f} % (kept)")
+        report(done, len(trainings), f"{training}: {result['top1']:.1f} % (from an earlier run)")
     failures = []
     for training, code, seconds in _run_all([t for t in trainings if t not in results], command, parallel):
         top1 = last_accuracy(training.folder) if code == 0 else None
@@ -153,23 +152,25 @@ def train_study(study: Study, directory: Path, command: Sequence[str], parallel:
             sentence = f"{training}: {top1:.1f} % ({seconds:.0f} s)"
         report(len(results) + len(failures), len(trainings), sentence)
     if failures:
-        raise TrainingError("\n".join([*failures, "the other trainings are kept: the same command goes on from here"]))
+        raise TrainingError(
+            "\n".join([*failures, "the other results are saved: run the same command to train the rest"])
+        )
     by_run = sorted(trainings, key=lambda training: list(study.runs).index(training.label))
     return [{"label": training.label, "seed": training.seed, **results[training]} for training in by_run]
 
 
 def measure(study: Study, device: torch.device, report: Report) -> dict[str, dict]:
-    """Throughput and peak memory of each run's model, alone on the device: in inference and in training steps.
+    """Throughput and peak memory of each run's model, alone on the device, in inference and in training steps.
 
-    On a GPU as CUDA graphs: small models wait for Python to launch their kernels, in times that vary.
+    On a GPU as CUDA graphs, because the time that Python takes to launch the kernels of small models varies.
 
     Args:
-        study: its models are built anew, with the weights they start from.
-        device: bfloat16 on a GPU, float32 on a CPU.
-        report: told after each model.
+        study: its models are built with initial weights.
+        device: a GPU computes in bfloat16, a CPU in float32.
+        report: called after each model.
 
     Returns:
-        For each label the costs: parameters, images per second and GiB of GPU memory (None on a CPU).
+        The costs of each label: parameters, images per second and GiB of GPU memory (None on a CPU).
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     costs = {}
@@ -198,15 +199,15 @@ def measure(study: Study, device: torch.device, report: Report) -> dict[str, dic
 
 
 def last_accuracy(folder: Path) -> float | None:
-    """The last top-1 accuracy that a training in this folder has logged, in percent; None where there is none."""
-    logs = sorted(folder.glob("*/vis_data/scalars.json"))  # a folder for each start, named by its time
+    """The last top-1 accuracy in the newest log of a training's folder, in percent; None if there is none."""
+    logs = sorted(folder.glob("*/vis_data/scalars.json"))  # each start has a folder, named by its time
     lines = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
     scores = [line["accuracy/top1"] for line in lines if "accuracy/top1" in line]
     return scores[-1] if scores else None
 
 
 def _prepare(study: Study, directory: Path) -> list[Training]:
-    """Write the runs' configs, whole, where their trainings find them and a reader can repeat one."""
+    """Write the complete configs of the runs, for their trainings and for readers who repeat one."""
     folders = {label: directory / _folder_name(label) for label in study.runs}
     for label, config in study.runs.items():
         folders[label].mkdir(parents=True, exist_ok=True)
@@ -219,8 +220,8 @@ def _prepare(study: Study, directory: Path) -> list[Training]:
     ]
 
 
-def _kept(training: Training) -> dict[str, float] | None:
-    """The result of an earlier call, if it was made by the same code from the same config."""
+def _earlier_result(training: Training) -> dict[str, float] | None:
+    """The result of an earlier training with the same code and config; None if there is none."""
     file = training.folder / RESULT
     result = json.loads(file.read_text()) if file.is_file() else {}
     if any(result.pop(name, None) != value for name, value in training.stamp.items()):
@@ -229,11 +230,11 @@ def _kept(training: Training) -> dict[str, float] | None:
 
 
 def _run_all(waiting: list[Training], command: Sequence[str], parallel: int) -> Iterator[tuple[Training, int, float]]:
-    """Run trainings, so many at a time; yields each with its exit code and seconds as it ends."""
+    """Run trainings, `parallel` at a time; yields each with its exit code and seconds when it ends."""
     threads = str(max(1, available_cores() // parallel))
     environ = {"OMP_NUM_THREADS": threads, **os.environ}
     seen = _gpus()
-    gpus = [seen[slot % len(seen)] for slot in range(parallel)]  # one for each training at a time
+    gpus = [seen[slot % len(seen)] for slot in range(parallel)]  # one for each simultaneous training
     running: dict[Training, tuple[subprocess.Popen, str, float]] = {}
     waiting = list(waiting)
     try:
@@ -256,7 +257,7 @@ def _run_all(waiting: list[Training], command: Sequence[str], parallel: int) -> 
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls each GPU that this process may use; one empty name where there is none."""
+    """The names in CUDA_VISIBLE_DEVICES of the GPUs that this process may use; one empty name if there are none."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return (names.split(",") if names else list(map(str, range(count))))[:count] or [""]

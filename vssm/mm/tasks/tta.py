@@ -1,4 +1,4 @@
-"""Test-time augmentation of detection and segmentation: each image also mirrored, and the results merged."""
+"""Test-time augmentation of detection and segmentation: predicts each image also mirrored, and merges the results."""
 
 from copy import deepcopy
 
@@ -6,7 +6,7 @@ from mmengine.config import Config
 
 from vssm.errors import ConfigError
 
-# A config may say otherwise, with mmdet's and mmseg's names: tta_model, tta_pipeline.
+# A config may override these by tta_model and tta_pipeline, as in mmdet and mmseg.
 MODELS = {
     "mmdet": {"type": "BoxTTAModel", "tta_cfg": {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}},
     "mmseg": {"type": "SegTTAModel"},
@@ -15,12 +15,12 @@ FLIP_KEYS = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "fl
 
 
 def use_tta(config: Config) -> None:
-    """Let the evaluation of a config see each image in several ways.
+    """Add test-time augmentation to a config.
 
-    mmdet merges boxes only, so masks are not evaluated then.
+    mmdet merges boxes only, so masks are not evaluated.
 
     Args:
-        config: changed in place: its model, the pipeline of its test set, and its test metrics.
+        config: changed in place: its model, test pipeline and test metrics.
 
     Raises:
         ConfigError: the config is of another task.
@@ -39,7 +39,7 @@ def use_tta(config: Config) -> None:
 
 
 def mirrored(pipeline: list[dict]) -> list[dict]:
-    """A test pipeline that gives an image as it is and mirrored; its last step packs the results."""
+    """A test pipeline that gives an image unchanged and mirrored; its last step packs the results."""
     *steps, pack = deepcopy(pipeline)
     pack["meta_keys"] = tuple(dict.fromkeys((*pack.get("meta_keys", ()), *FLIP_KEYS)))
     flips = [{"type": "RandomFlip", "prob": prob, "direction": "horizontal"} for prob in (0.0, 1.0)]

@@ -1,4 +1,4 @@
-"""Weights of a file into a whole model: a classifier, a detector or a segmentor."""
+"""Loads a file of weights into a classifier, a detector or a segmentor, all of them or none."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from vssm.models import CheckpointError
 
 
 def classes_of_heads(model: nn.Module) -> dict[str, int]:
-    """The number of classes of each head of a detector or segmentor that tells the data's classes apart.
+    """The number of classes of each head of a detector or segmentor that predicts the classes of the data.
 
-    A region proposal head is left out: it knows one class, object.
+    Region proposal heads are left out: they have one class, object.
     """
     parts = {name: part for name, part in model.named_modules() if "head" in name and hasattr(part, "num_classes")}
     return {name: part.num_classes for name, part in parts.items() if "rpn" not in name and "loss" not in name}
@@ -25,8 +25,8 @@ def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
 
     Args:
         model: an `ImageClassifier`, a detector or a segmentor.
-        checkpoint: what the file holds.
-        path: of the file.
+        checkpoint: the content of the file.
+        path: the file, for errors.
 
     Raises:
         CheckpointError: names the parts, or the keys, that differ.
@@ -38,9 +38,9 @@ def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a file of weights alone, in our layout or the official one, all of them or none.
+    """Load a file with weights only, in our layout or the official one, all of them or none.
 
-    For a classifier these are its backbone's, with the classes; for a detector or segmentor, those of the whole.
+    For a classifier the weights of its timm model; for a detector or segmentor those of the whole model.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit.
@@ -57,7 +57,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _check_parts(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """A checkpoint of another head is told by the names of its parts rather than by hundreds of keys."""
+    """Report a checkpoint of another head by the names of its parts rather than by hundreds of keys."""
     found, expected = ({name.partition(".")[0] for name in names} for names in (weights, model.state_dict()))
     if found != expected:
         raise CheckpointError(
