@@ -344,7 +344,7 @@ def downstream(sources: Sources, family: Family) -> str:
     head = ["backbone", "recipe", "parameters", "GFLOPs, counted", "GFLOPs, published", "score, published", "weights"]
     rows = []
     for recipe in sources.recipes:
-        if recipe.family is family and not recipe.classifies:
+        if recipe.family is family and recipe.published and not recipe.classifies:
             numbers, published = recipe.numbers, recipe.numbers.get("published", {})
             rows.append(
                 [
