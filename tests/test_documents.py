@@ -1,5 +1,6 @@
 """The documents are true: their code runs, their commands, paths and links exist, their numbers are the models'."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -10,27 +11,19 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
+from families import ROOT
 
-import vssm
-from vssm.mm import arguments
+from vssm.cli import arguments
+from vssm.models import FAMILIES
 from vssm.scan import order_names
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("kernels/**/*.md"))]
-DOCUMENTS += sorted(ROOT.glob("model_cards/*.md")) + sorted(ROOT.glob("docs/*.md"))
+DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
+for pattern in ("kernels/**/*.md", "model_cards/*.md", "docs/*.md"):
+    DOCUMENTS += sorted(ROOT.glob(pattern))
 RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-every_family = pytest.mark.parametrize("family", RESULTS["families"])
-
-
-def model_entries() -> list:
-    """(family, name, entry) of every model in results.yaml."""
-    return [
-        pytest.param(family, name, model, id=name)
-        for family, entry in RESULTS["families"].items()
-        for name, model in entry["models"].items()
-    ]
+MODELS = {name: model for entry in RESULTS["families"].values() for name, model in entry["models"].items()}
 
 
 def examples() -> list:
@@ -126,90 +119,94 @@ def tracked_folders() -> set[str]:
     return {"kernels", "vssm", "configs", "tools", "model_cards", "tests"}
 
 
-def test_tables_are_up_to_date():
-    command = [sys.executable, "tools/model_tables.py", "--check"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.fixture
+def cards(monkeypatch):
+    """What `make cards` runs."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("model_tables")
 
 
-def test_check_finds_a_table_edited_by_hand(tmp_path):
-    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
-    (tmp_path / "tools").mkdir()
-    script = shutil.copy(ROOT / "tools" / "model_tables.py", tmp_path / "tools")
-    card = tmp_path / "model_cards" / "vim.md"
-    card.write_text(card.read_text().replace("76.1", "86.1"))
-    check = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
-    assert (check.returncode, check.stdout) == (
-        1,
-        "tables out of date in model_cards/vim.md; write them with: make cards\n",
-    )
-    subprocess.run([sys.executable, script], check=True, capture_output=True)
-    assert card.read_text() == (ROOT / "model_cards" / "vim.md").read_text()
+def test_what_is_written_from_the_declarations_is_up_to_date(cards, capsys):
+    assert cards.main(["--check"]) == 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A copy of all that `make cards` writes."""
+    for folder in ("model_cards", "configs", "docs", "kernels"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.py[co]")
+        )
+    for file in ("README.md", "NOTICE"):
+        shutil.copy(ROOT / file, tmp_path)
+    return tmp_path
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_what_was_edited_by_hand_or_is_left_over_is_found_and_mended(cards, house, capsys):
+    variant = next(iter(FAMILIES.values())).variants[0]
+    name, card = variant.name, f"model_cards/{next(iter(FAMILIES))}.md"
+    config = next(house.glob(f"configs/classification/*/{name}_in1k.py"))
+    files = {"README.md", "NOTICE", card, config.relative_to(house).as_posix()}
+    edit(house / "README.md", f"| `{name}`", f"| `{name}`, ")
+    edit(house / "NOTICE", "Official implementation: ", "Official: ")
+    edit(house / card, "library_name: timm", "library_name: vssm")
+    edit(config, "drop_path_rate=", "drop_path_rate=1")
+    left_over = shutil.copy(config, config.with_name("no_such_model_in1k.py"))
+    picture = house / "docs" / "orders" / "cross.png"
+    picture.unlink()
+    assert cards.main(["--check"], house) == 1
+    told = capsys.readouterr().out
+    assert all(file in told for file in (*files, left_over.name, "docs/orders/cross.png"))
+
+    assert cards.main([], house) == 0 == cards.main(["--check"], house)
+    assert all((house / file).read_text() == (ROOT / file).read_text() for file in files)
+    assert picture.exists() and not left_over.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "sentence"),
+    [
+        ("model_cards/results.yaml", "\nfamilies:\n", "\nfamilies:\n  nobody: {models: {}}\n", "no family 'nobody'"),
+        ("configs/recipes.yaml", "models: [", "models: [nothing, ", "no model 'nothing'"),
+        ("configs/recipes.yaml", "recipes: [", "recipes: [nothing, ", "no kind 'nothing'"),
+        ("README.md", "table: models", "table: nothing", "unknown table"),
+    ],
+)
+def test_what_is_not_declared_is_refused_in_a_sentence(cards, house, file, old, new, sentence):
+    edit(house / file, old, new)
+    with pytest.raises(ValueError, match=sentence):
+        cards.main([], house)
 
 
 def test_numbers_are_typed_only_once():
     """Accuracies stand in results.yaml; outside the generated tables no document repeats one."""
-    accuracies = {str(model.values[2]["published"]["top1"]) for model in model_entries()}
+    accuracies = {str(model["published"]["top1"]) for model in MODELS.values()}
     for document in DOCUMENTS:
         text = re.sub(r"<!-- table: .*?<!-- end of table -->", "", document.read_text(), flags=re.DOTALL)
         assert [number for number in accuracies if re.search(rf"\b{re.escape(number)}\b", text)] == [], document.name
 
 
-@every_family
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_card_has_the_front_matter_of_the_hub(family):
-    text = (ROOT / "model_cards" / f"{family}.md").read_text()
-    front_matter = yaml.safe_load(text.split("---\n")[1])
+    front_matter = yaml.safe_load((ROOT / "model_cards" / f"{family.name}.md").read_text().split("---\n")[1])
     assert front_matter["library_name"] == "timm"
     assert front_matter["pipeline_tag"] == "image-classification"
-    assert front_matter["license"] == RESULTS["families"][family]["license"]
+    assert front_matter["license"] == family.license
     assert front_matter["datasets"] == ["imagenet-1k"]
-    assert RESULTS["families"][family]["paper"] in text and RESULTS["families"][family]["repository"] in text
 
 
-@every_family
-def test_every_registered_model_has_its_numbers(family):
-    entry = RESULTS["families"][family]
-    assert sorted(timm.list_models(module=family)) == sorted([*entry["models"], *entry.get("aliases", {})])
-
-
-@pytest.mark.parametrize(("family", "name", "entry"), model_entries())
-def test_numbers_are_those_of_the_model(family, name, entry):
+@pytest.mark.parametrize("name", MODELS)
+def test_size_is_the_official_one(name):
     model = timm.create_model(name, device="meta")
-    assert sum(parameter.numel() for parameter in model.parameters()) == entry["parameters"]
-    assert model.pretrained_cfg["input_size"] == (3, entry["input"], entry["input"])
-    # Where only a browser can open the folder of the weights, its address is a note.
-    assert model.pretrained_cfg.get("url") == entry["weights"] or model.pretrained_cfg["notes"] == (entry["weights"],)
-    assert model.pretrained_cfg["license"].lower() == RESULTS["families"][family]["license"]
-
-
-@every_family
-def test_aliases_are_the_models_they_name(family):
-    for alias, name in RESULTS["families"][family].get("aliases", {}).items():
-        shapes = [
-            {key: tuple(tensor.shape) for key, tensor in timm.create_model(model, device="meta").state_dict().items()}
-            for model in (alias, name)
-        ]
-        assert shapes[0] == shapes[1]
-        assert timm.get_pretrained_cfg(alias).url == RESULTS["families"][family]["models"][name]["weights"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == MODELS[name]["parameters"]
 
 
 def test_every_parity_record_is_claimed_and_every_claim_has_its_record():
-    claimed = sorted(param.values[2]["parity"] for param in model_entries() if "parity" in param.values[2])
+    claimed = sorted(model["parity"] for model in MODELS.values() if "parity" in model)
     assert claimed == sorted(path.stem for path in (ROOT / "tests" / "parity").glob("*.json"))
-
-
-def test_official_repositories_are_named_with_their_commit_in_the_code():
-    for family, entry in RESULTS["families"].items():
-        source = Path(vssm.models.__file__).with_name(f"{family}.py").read_text()
-        assert entry["repository"].removeprefix("https://github.com/") in source
-        assert entry["commit"][:7] in source
-
-
-@pytest.mark.parametrize(("family", "name", "entry"), model_entries())
-def test_recipe_states_the_published_score(family, name, entry):
-    config = ROOT / "configs" / "classification" / family / f"{name}_in1k.py"
-    head = config.read_text().split("_base_ =")[0]
-    assert f"Score: {entry['published']['top1']} % top-1" in head
-    if "top5" in entry["published"]:
-        assert f"{entry['published']['top5']} % top-5" in head
-    assert f"tools/train.py {config.relative_to(ROOT)}" in head

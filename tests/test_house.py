@@ -74,7 +74,7 @@ def test_checkpoints_are_never_unpickled_freely(path):
 
 @every_library_file
 def test_library_does_not_print(path):
-    if path.name == "__main__.py":
+    if path.name == "__main__.py" or "cli" in path.parts:  # the command lines, whose output is text
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "print":

@@ -169,7 +169,18 @@ def test_report_for_bug_reports(unpacked, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     names = [line.split("  ")[0] for line in result.stdout.splitlines()]
-    for name in ("vssm", "torch", "torchvision", "timm", "triton", "numpy", "mmengine", "python", "C compiler"):
+    for name in (
+        "vssm",
+        "torch",
+        "torchvision",
+        "timm",
+        "triton",
+        "numpy",
+        "mmengine",
+        "python",
+        "C compiler",
+        "kernel cache",
+    ):
         assert name in names, result.stdout
     assert any(name.startswith("GPU") for name in names)
     from vssm_kernels import backend_report
@@ -185,6 +196,18 @@ def test_report_says_what_is_absent(monkeypatch):
 
     monkeypatch.setattr(command.metadata, "version", absent)
     monkeypatch.setattr(command, "find_compiler", lambda: None)
+    monkeypatch.setenv("VSSM_CACHE", "here")
     lines = dict(line.split("  ", 1) for line in command.report().splitlines())
     assert lines["mmengine"].strip() == "not installed"
     assert lines["C compiler"].strip() == "none found"
+    assert lines["kernel cache"].strip().startswith("not used: VSSM_CACHE=here depends on the working directory")
+
+
+def test_report_names_a_compiler_that_does_not_run(tmp_path, monkeypatch):
+    import vssm.__main__ as command
+
+    broken = tmp_path / "cc"
+    broken.write_bytes(b"\x7fELF")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert f"{broken}, which does not run: [Errno" in command.report()

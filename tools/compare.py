@@ -1,72 +1,10 @@
-"""Train several models alike and compare them: python tools/compare.py STUDY [--help]."""
+"""Train several models the same way and compare them: python tools/compare.py STUDY [--help]."""
 
-import argparse
-import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import _setup  # noqa: F401
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vssm.bench import environment, write_csv
-from vssm.bench.summary import COSTS, study_table, summarise
-from vssm.mm.arguments import compare_parser
-from vssm.mm.cli import make_directory, run_tool
-from vssm.mm.errors import ConfigError
-from vssm.mm.study import Report, load_study, make_data, measure, train_study
-from vssm.viz import draw_comparison
-
-TRAIN = (sys.executable, str(Path(__file__).with_name("train.py")))
-
-
-def main(arguments: argparse.Namespace) -> None:
-    if arguments.parallel < 1:
-        raise ConfigError(f"--parallel is {arguments.parallel}; expected at least 1")
-    name = arguments.config.stem
-    study = load_study(arguments.config, arguments.cfg_options, arguments.seeds)
-    directory = arguments.work_dir or Path("work_dirs") / name
-    out = arguments.out or directory
-    make_directory(directory, "--work-dir")
-    make_directory(out, "--out")
-
-    print(study.title)
-    make_data(study)
-    rows = with_bar("trainings", lambda report: train_study(study, directory, TRAIN, arguments.parallel, report))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    costs = with_bar("measured", lambda report: measure(study, device, report))
-
-    facts = environment(device)
-    rows = [{**row, **costs[row["label"]]} for row in rows]
-    table = study_table([{**row, **facts} for row in rows])
-    write_csv(out / f"{name}.csv", rows, facts)
-    (out / f"{name}.md").write_text(f"# {study.title}\n\n{table}\n![accuracy and costs]({name}.png)\n")
-    draw(rows, study.title, out / f"{name}.png")
-    print(f"\n{table}\n{out / name}.csv, .md and .png")
-
-
-def draw(rows: list[dict], title: str, path: Path) -> None:
-    models = summarise(rows)
-    costs = {head: {model.label: model.costs[name] for model in models} for name, head, _ in COSTS}
-    measured = {head: numbers for head, numbers in costs.items() if None not in numbers.values()}
-    draw_comparison({model.label: model.scores for model in models}, measured, title, path=path)
-
-
-def with_bar(what: str, work: Callable[[Report], object]) -> object:
-    """What `work` returns; on a terminal its progress is a bar, below a line for each step."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task(what, total=None)
-
-        def report(done: int, total: int, sentence: str) -> None:
-            progress.update(task, completed=done, total=total)
-            progress.console.print(f"  {done}/{total}  {sentence}", highlight=False, soft_wrap=True)
-
-        return work(report)
-
+from vssm.cli import compare
 
 if __name__ == "__main__":
-    # A limit on time ends a program with SIGTERM: like Ctrl-C, it shall end the trainings too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run_tool(main, compare_parser().parse_args()))
+    sys.exit(compare())

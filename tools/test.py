@@ -4,7 +4,7 @@ import sys
 
 import _setup  # noqa: F401
 
-from vssm.mm.cli import test
+from vssm.cli import test
 
 if __name__ == "__main__":
     sys.exit(test())

@@ -4,7 +4,7 @@ import sys
 
 import _setup  # noqa: F401
 
-from vssm.mm.cli import train
+from vssm.cli import train
 
 if __name__ == "__main__":
     sys.exit(train())

@@ -12,10 +12,11 @@ import torch
 from vssm import __version__
 from vssm_kernels import backend_report
 from vssm_kernels.compiler import find_compiler
+from vssm_kernels.kernel_cache import cache_path, open_cache
 
-# The distributions that decide what happens here, and the variables that change it.
+# The packages that this library's results depend on, and the variables that change what it does.
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "numpy", "pillow", "mmengine", "albumentations")
-_VARIABLES = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CC", "VSSM_CACHE")
+_VARIABLES = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CC", "VSSM_CACHE", "VSSM_SANITIZE")
 
 
 def report() -> str:
@@ -43,6 +44,7 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield "system", platform.platform()
     yield "processor", f"{_processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     yield "C compiler", _compiler()
+    yield "kernel cache", _kernel_cache()
 
 
 def _processor_name() -> str:
@@ -58,8 +60,19 @@ def _compiler() -> str:
     path = find_compiler()
     if path is None:
         return "none found"
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    try:
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        return f"{path}, which does not run: {error}"
     return f"{path} ({version.splitlines()[0]})" if version else path
+
+
+def _kernel_cache() -> str:
+    try:
+        with open_cache():
+            return str(cache_path())
+    except OSError as error:
+        return f"not used: {error}"
 
 
 def _devices() -> Iterator[tuple[str, str]]:

@@ -1,32 +1,23 @@
 """The configs of detection and segmentation on the embedded set: read, built, and one step of the small ones."""
 
-import functools
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope
+from recipes import check_head, configs, ident, loaded
 
 from vssm.data import KINDS
-from vssm.mm.complexity import build_model
-from vssm.mm.config import load_config
+from vssm.mm.tasks.complexity import build_model
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = [
-    path.relative_to(ROOT).as_posix()
-    for task in ("detection", "segmentation")
-    for path in sorted((ROOT / "configs" / task).rglob("*_shapes.py"))
-]
-every_config = pytest.mark.parametrize("name", CONFIGS, ids=lambda name: Path(name).stem)
-every_small_config = pytest.mark.parametrize(
-    "name", [name for name in CONFIGS if "demo" in name], ids=lambda name: Path(name).stem
-)
+CONFIGS = [path for task in ("detection", "segmentation") for path in configs(task) if path.endswith("_shapes.py")]
+every_config = pytest.mark.parametrize("name", CONFIGS, ids=ident)
+every_small_config = pytest.mark.parametrize("name", [name for name in CONFIGS if "demo" in name], ids=ident)
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +26,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
-@functools.cache
-def loaded(name: str) -> Config:
-    return load_config(ROOT / name)
-
-
 def test_each_head_has_a_small_and_a_full_size_config() -> None:
-    heads = {(Path(name).stem.split("_vmamba")[0].split("_efficientvmamba")[0], "demo" in name) for name in CONFIGS}
-    assert heads == {(head, small) for head in ("mask_rcnn", "retinanet", "upernet") for small in (True, False)}
+    heads = ("mask_rcnn", "retinanet", "upernet")
+    found = {(head, "demo" in name) for name in CONFIGS for head in heads if ident(name).startswith(f"{head}_")}
+    assert found == {(head, small) for head in heads for small in (True, False)}
 
 
 @every_config
-def test_head_names_command_cost_and_score(name: str) -> None:
-    lines = (ROOT / name).read_text().splitlines()
-    assert lines[0] == f"# Command: python tools/train.py {name}"
-    assert lines[1].startswith("# Cost: ") and lines[2].startswith("# Score: ")
+def test_head_states_command_cost_and_score(name: str) -> None:
+    assert "held-out" in check_head(name, loaded(name))
 
 
 @every_config

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,16 @@ def test_a_missing_image(check: Callable, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         check()
     assert "1 of 2 images" in sentence(caught) and "b.jpg" in sentence(caught) and "data_prefix" in sentence(caught)
+
+
+def test_pipes_are_not_waited_for(check: Callable, tmp_path: Path) -> None:
+    (tmp_path / "train" / "b.jpg").unlink()
+    os.mkfifo(tmp_path / "train" / "b.jpg")
+    with pytest.raises(DataError, match=r"1 of 2 images .*b\.jpg"):
+        check()
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match="it is a named pipe"):
+        check_coco(tmp_path / "pipe.json", tmp_path, CLASSES)
 
 
 def test_images_in_folders_are_found(check: Callable, coco: dict, tmp_path: Path) -> None:
@@ -147,8 +158,10 @@ def test_class_maps_beside_images(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (images / f"{name}.jpg").touch()
     (maps / "a.png").touch()
+    os.mkfifo(maps / "b.png")
     with pytest.raises(DataError, match=r"1 of 2 images in .* have no class map .*b\.jpg"):
         check_class_maps(images, maps, ".jpg", ".png")
+    (maps / "b.png").unlink()
     (maps / "b.png").touch()
     check_class_maps(images, maps, ".jpg", ".png")
 

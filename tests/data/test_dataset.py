@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import tarfile
 from pathlib import Path
 
@@ -241,9 +242,12 @@ def test_only_bad_images_end_it(folder: Path) -> None:
         dataset[0]
 
 
-def test_an_image_that_vanished_counts_as_bad(folder: Path) -> None:
+@pytest.mark.parametrize("pipe", [False, True])
+def test_an_image_that_vanished_or_became_a_pipe_counts_as_bad(folder: Path, pipe: bool) -> None:
     dataset = ImageDataset(folder, "train", transform=TRANSFORM, skip_bad_images=True)
     (folder / "train" / "ant" / "0.png").unlink()
+    if pipe:
+        os.mkfifo(folder / "train" / "ant" / "0.png")
     assert dataset[0]["path"].endswith("ant/1.png")
     assert dataset.bad_images == 1
 

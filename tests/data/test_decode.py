@@ -1,12 +1,14 @@
 """Images of every mode become the RGB that a viewer shows; files that are no images give one clear sentence."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vssm.data import decode
 from vssm.data.decode import BadImageError, read_rgb, to_rgb
 
 RAMP = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
@@ -104,3 +106,16 @@ def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     Image.new("L", (50, 50)).save(file, "PNG")
     with pytest.raises(BadImageError, match=r"bomb\.png cannot be read"):
         read_rgb(file, "bomb.png")
+    monkeypatch.undo()
+    monkeypatch.setattr(decode, "MAX_PIXELS", 2499)
+    with pytest.raises(BadImageError, match="50 x 50 pixels are too many; expected at most 2,499"):
+        read_rgb(file, "bomb.png")
+
+
+@pytest.mark.parametrize("path", ["pipe.png", "/dev/zero", "."])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Opening a named pipe that nobody writes to would wait for ever."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.png")
+    with pytest.raises(BadImageError, match=r"it is a (named pipe|device|folder); expected a regular file"):
+        read_rgb(path, path)

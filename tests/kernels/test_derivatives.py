@@ -1,4 +1,4 @@
-"""Every way in which torch differentiates or transforms: each op agrees with its reference, or refuses in a sentence."""
+"""Every way in which torch differentiates or transforms: each op gives what its reference gives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-# name: (function of tensors, their shapes); A, the fourth from the end of the scan's, is made negative inside.
+# name: (function of tensors, their shapes); the scan's A is minus the exponential of what is given.
 OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "scan": (
         lambda u, delta, A, B, C, D, bias, weight: selective_scan(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from vssm.mm.config import load_config
-from vssm.mm.runner import TaskRunner
+from vssm.mm.runtime.config import load_config
+from vssm.mm.tasks.runner import TaskRunner
 
 RUNTIME = Path(__file__).resolve().parents[2] / "configs/_base_/default_runtime.py"
 _count = itertools.count()

@@ -15,8 +15,8 @@ from mmseg.registry import MODELS as MMSEG
 from torch import Tensor, nn
 
 import vssm.mm  # noqa: F401
-from vssm.mm.backbone import VSSMBackbone
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
+from vssm.mm.tasks.backbone import VSSMBackbone
 from vssm.models import CheckpointError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))

@@ -10,9 +10,17 @@ import timm
 import torch
 from mmengine.logging import MessageHub
 
-from vssm.mm.checkpoint import is_training, latest_checkpoint, read_checkpoint, replace_atomically
-from vssm.mm.errors import TrainingError
+from vssm.errors import TrainingError
+from vssm.files import replace_atomically
+from vssm.inference import is_training, latest_checkpoint, read_checkpoint
+from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.models import CheckpointError
+
+# What a checkpoint of a training holds beside its weights.
+BOOKKEEPING = {
+    "meta": {"backbone": {}, "epoch": 1, "iter": 4, "seed": 0},
+    "message_hub": {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}},
+}
 
 
 class Malicious:
@@ -42,7 +50,7 @@ def test_nothing_is_removed_when_the_next_cannot_be_written(make_runner, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
         replace_atomically(temporary, final)
 
-    monkeypatch.setattr("vssm.mm.runner.replace_atomically", replace)
+    monkeypatch.setattr("vssm.mm.runtime.runner.replace_atomically", replace)
     with pytest.raises(TrainingError, match=r"epoch_2.pth: No space left on device; earlier checkpoints"):
         runner.train()
     work_dir = Path(runner.work_dir)
@@ -112,7 +120,7 @@ def test_a_checkpoint_of_another_model_is_refused_whole(make_runner, tmp_path):
     other = {f"backbone.{name}": value for name, value in runner.model.backbone.state_dict().items()}
     other["backbone.head.weight"] = torch.zeros(7, 64)
     other["backbone.extra"] = other.pop("backbone.head.bias")
-    torch.save({"state_dict": other, "message_hub": {}, "meta": {"backbone": {}}}, tmp_path / "other.pth")
+    torch.save({"state_dict": other, **BOOKKEEPING}, tmp_path / "other.pth")
     before = runner.model.backbone.head.weight.clone()
     with pytest.raises(CheckpointError) as caught:
         runner.load_checkpoint(str(tmp_path / "other.pth"))
@@ -134,3 +142,39 @@ def test_mmengines_own_checkpoints_are_read_without_running_what_they_name(tmp_p
     assert torch.equal(checkpoint["state_dict"]["backbone.weight"], weights["backbone.weight"])
     assert not is_training(checkpoint)
     assert not callable(checkpoint["message_hub"]["log_scalars"]["train/loss"])
+
+
+def test_nothing_in_a_resumed_file_is_run_or_removed(make_runner, tmp_path):
+    """mmengine would run meta.config as Python, and remove the best checkpoint that the file names, a folder too."""
+    make_runner(train_cfg__max_epochs=1).train()
+    first = make_runner(default_hooks__checkpoint__save_best="accuracy/top1")
+    path = Path(first.work_dir) / "epoch_1.pth"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["meta"]["config"] = f"open({str(tmp_path / 'touched')!r}, 'w')"
+    for kind in ("file", "folder"):
+        (tmp_path / "precious" / kind).mkdir(parents=True)
+        (tmp_path / "precious" / kind / "epoch_9.pth").touch()
+        named = tmp_path / "precious" / kind / ("epoch_9.pth" if kind == "file" else "")
+        checkpoint["message_hub"]["runtime_info"].update(best_ckpt=str(named), best_score=-1.0)
+        torch.save(checkpoint, path)
+        make_runner(default_hooks__checkpoint__save_best="accuracy/top1", resume=True, load_from=str(path)).train()
+        assert list(Path(first.work_dir).glob("best_*"))
+        assert (tmp_path / "precious" / kind / "epoch_9.pth").is_file() and not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("meta", "epoch", "1"),
+        ("meta", "iter", -1),
+        ("meta", "seed", [1]),
+        ("message_hub", "log_scalars", {"loss": 3}),
+        ("message_hub", "runtime_info", {"keep_ckpt_ids": ["../x"]}),
+        ("message_hub", "resumed_keys", None),
+    ],
+)
+def test_bookkeeping_of_another_shape_is_one_sentence(part, key, value, tmp_path):
+    checkpoint = {**BOOKKEEPING, part: {**BOOKKEEPING[part], key: value}}
+    check_bookkeeping(BOOKKEEPING, "good.pth")
+    with pytest.raises(CheckpointError, match=rf"bad\.pth: {part}.* is not what tools/train\.py writes"):
+        check_bookkeeping(checkpoint, "bad.pth")

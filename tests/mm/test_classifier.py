@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from vssm.mm.classifier import ClassificationPreprocessor, ImageClassifier
-from vssm.mm.config import load_config
-from vssm.mm.errors import ConfigError
-from vssm.mm.metrics import TopAccuracy
-from vssm.mm.runner import TaskRunner
+from vssm.errors import ConfigError
+from vssm.mm.runtime.config import load_config
+from vssm.mm.runtime.metrics import TopAccuracy
+from vssm.mm.tasks.classifier import ClassificationPreprocessor, ImageClassifier
+from vssm.mm.tasks.runner import TaskRunner
 from vssm.nn import SelectiveScan
 from vssm.scan import order as order_module
 

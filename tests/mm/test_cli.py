@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vssm.mm import cli
+from vssm import cli
+from vssm.cli.run import run_tool
 
 _count = itertools.count()
 
@@ -94,4 +95,4 @@ def test_unforeseen_errors_keep_their_traceback():
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        cli.run_tool(bug, None)
+        run_tool(bug, None)

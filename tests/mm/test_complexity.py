@@ -6,8 +6,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from vssm.mm.complexity import BOX_REGIONS, MASK_REGIONS, benchmark_config, build_model, model_flops
-from vssm.mm.config import load_config
+from vssm.mm.runtime.config import load_config
+from vssm.mm.tasks.complexity import BOX_REGIONS, MASK_REGIONS, benchmark_config, build_model, model_flops
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vssm.mm.config import load_config, set_precision, without_validation
-from vssm.mm.errors import ConfigError
+from vssm.errors import ConfigError
+from vssm.mm.runtime.config import load_config, set_precision, without_validation
 
 
 @pytest.mark.parametrize(

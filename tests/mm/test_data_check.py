@@ -11,7 +11,7 @@ from PIL import Image
 
 from vssm.data import DataError, ensure_shapes
 from vssm.data.layouts import ADE20K, COCO
-from vssm.mm.data_check import check_dataset, check_maps_when_read
+from vssm.mm.tasks.data_check import check_dataset, check_maps_when_read
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")

@@ -10,9 +10,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from vssm.mm.errors import ConfigError
-from vssm.mm.runner import check_classes, keep_regions_exact
-from vssm.mm.weights import classes_of_heads
+from vssm.errors import ConfigError
+from vssm.mm.tasks.runner import check_classes, keep_regions_exact
+from vssm.mm.tasks.weights import classes_of_heads
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")

@@ -10,9 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from timm.scheduler import CosineLRScheduler
 
-from vssm.mm.config import load_config
-from vssm.mm.errors import ConfigError, TrainingError
-from vssm.mm.hooks import EpochHook
+from vssm.errors import ConfigError, TrainingError
+from vssm.mm.runtime.config import load_config
+from vssm.mm.runtime.hooks import EpochHook
 
 SCHEDULES = Path(__file__).resolve().parents[2] / "configs/_base_/schedules"
 

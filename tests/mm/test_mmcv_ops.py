@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vssm.mm import mmcv_ops
+from vssm.mm.compat import mmcv_ops
 
 mmcv_ops.install()
 ops = pytest.importorskip("mmcv.ops")
@@ -328,11 +328,11 @@ def test_compiled_operators_come_first(tmp_path):
 def test_classification_needs_no_mm_packages():
     """A fresh process, with the extra `train` alone."""
     absent = ("mmcv", "mmdet", "mmseg", "pycocotools", "ftfy", "regex")
-    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import vssm.mm, vssm.mm.cli, vssm.mm.predict"
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import vssm.cli.training, vssm.mm.tasks.scenes"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code += (
-        "; from vssm.mm.config import load_config; "
+        "; from vssm.mm.runtime.config import load_config; "
         "load_config('configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

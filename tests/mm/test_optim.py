@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 
-from vssm.mm.backbone import VSSMBackbone
-from vssm.mm.config import set_precision
-from vssm.mm.errors import ConfigError
-from vssm.mm.optim import GroupMatcherOptimWrapperConstructor
+from vssm.errors import ConfigError
+from vssm.mm.runtime.config import set_precision
+from vssm.mm.runtime.optim import GroupMatcherOptimWrapperConstructor
+from vssm.mm.tasks.backbone import VSSMBackbone
 
 OPTIMIZER = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.05}
 

@@ -5,8 +5,8 @@ import torch
 from mmdet.registry import MODELS as MMDET
 
 import vssm.mm  # noqa: F401
-from vssm.mm.errors import ConfigError
-from vssm.mm.pyramid import SimpleFeaturePyramid
+from vssm.errors import ConfigError
+from vssm.mm.tasks.pyramid import SimpleFeaturePyramid
 
 
 @pytest.mark.parametrize("num_outs", [4, 5, 6])

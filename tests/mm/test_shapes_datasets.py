@@ -15,7 +15,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data import KINDS
-from vssm.mm.datasets import keep_epoch_seed, seed_albumentations
+from vssm.mm.runtime.seeding import keep_epoch_seed, seed_albumentations
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")

@@ -1,4 +1,4 @@
-"""Studies: their files are read and checked, trainings run, are kept, and say why they failed."""
+"""Studies: their files are read and checked, trainings run, results are reused, and failures are explained."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from vssm.mm.errors import ConfigError, TrainingError
-from vssm.mm.study import last_accuracy, load_study, train_study
+from vssm.errors import ConfigError, TrainingError
+from vssm.mm.tasks.study import last_accuracy, load_study, train_study
 
 STUDIES = Path(__file__).resolve().parents[2] / "configs" / "studies"
 STUDY = f"""
@@ -127,22 +127,22 @@ def test_trainings_are_spread_over_the_gpus(train, tmp_path, monkeypatch):
     assert [log.partition(" gpu: ")[2] for log in logs] == ["'5'", "'7'"]
 
 
-def test_what_was_trained_is_kept(train, tmp_path):
+def test_results_are_reused(train, tmp_path):
     first, _ = train()
     (tmp_path / "work" / "b" / "seed_1" / "result.json").unlink()  # as if interrupted before its end
     second, told = train()
-    assert [text.endswith("(kept)") for text in told] == [True, True, True, False]
+    assert [text.endswith("(from an earlier run)") for text in told] == [True, True, True, False]
     assert [row["top1"] for row in second] == [row["top1"] for row in first]
     assert second[0]["seconds"] == first[0]["seconds"]
     _, told = train(options={"train_cfg.max_epochs": 3})
-    assert not any(text.endswith("(kept)") for text in told)
+    assert not any(text.endswith("(from an earlier run)") for text in told)
 
 
-def test_a_failure_names_its_run_and_the_others_are_kept(train):
+def test_a_failure_names_its_run_and_the_other_results_are_saved(train):
     with pytest.raises(TrainingError, match=r"(?s)the training b, seed 1 failed with exit code 1; .*no such luck"):
         train(bad_seed=1)
     _, told = train()
-    assert sum(text.endswith("(kept)") for text in told) == 3
+    assert sum(text.endswith("(from an earlier run)") for text in told) == 3
 
 
 def test_the_last_accuracy_of_the_last_start_counts(tmp_path):

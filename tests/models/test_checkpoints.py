@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from families import KINDS
 from records import official_weights
 from torch import Tensor, nn
 
-from vssm.models import CheckpointError, load_checkpoint, read_checkpoint
+from vssm.models import CheckpointError, load_checkpoint, read_checkpoint, save_official
 from vssm.scan import cross, raster
 
 SMALL_VIM = {"embed_dim": 32, "depth": 2, "img_size": 64, "num_classes": 10}
@@ -171,19 +172,21 @@ def test_weights_that_no_program_can_fetch(tmp_path: Path) -> None:
         assert torch.equal(loaded.head.fc.weight, model.head.fc.weight)
 
 
-SMALL = {
-    "vim_tiny": SMALL_VIM,
-    "vmamba_tiny": SMALL_VMAMBA,
-    "msvmamba_nano": SMALL_VMAMBA,
-    "msvmamba_v3_tiny": SMALL_VMAMBA,
-    "efficientvmamba_tiny": {**SMALL_VMAMBA, "scanned_stages": 1},
-}
+@pytest.mark.parametrize(("name", "arguments"), KINDS)
+def test_official_layout_goes_out_and_comes_back(tmp_path: Path, name: str, arguments: dict) -> None:
+    model, other = (timm.create_model(name, num_classes=10, **arguments) for _ in range(2))
+    save_official(model, tmp_path / "official.pth")
+    assert [file.name for file in tmp_path.iterdir()] == ["official.pth"], "no temporary file is left"
+    official = torch.load(tmp_path / "official.pth", weights_only=True)[model.weights_under[0]]
+    assert official.keys() != model.state_dict().keys()
+    load_checkpoint(other, tmp_path / "official.pth")
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "arguments"), KINDS)
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "module.model."])
-def test_own_checkpoints_come_back(tmp_path: Path, name: str, prefix: str) -> None:
-    model, other = timm.create_model(name, **SMALL[name]), timm.create_model(name, **SMALL[name])
+def test_own_checkpoints_come_back(tmp_path: Path, name: str, arguments: dict, prefix: str) -> None:
+    model, other = timm.create_model(name, **arguments), timm.create_model(name, **arguments)
     state = {prefix + key: value for key, value in model.state_dict().items()}
     load_checkpoint(other, save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "own.pth"))
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
@@ -289,7 +292,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 def test_one_direction_of_a_vim_file_is_missing(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
     weights = {name: value for name, value in vim_weights.items() if name != "layers.3.mixer.D_b"}
     with pytest.raises(
-        CheckpointError, match=r"1 missing \(blocks.3.mixer.scan.D\); 1 unexpected \(blocks.3.mixer.D\)"
+        CheckpointError, match=r"1 missing \(blocks.3.mixer.scan.D\); 1 unexpected \(layers.3.mixer.D\)"
     ):
         pretrained("vim_tiny", save({"model": weights}, tmp_path / "half.pth"))
 

@@ -3,30 +3,26 @@
 import pytest
 import timm
 import torch
+from families import CLASSES, KINDS
 
-import vssm  # noqa: F401
 from vssm.nn import compile_module
 from vssm_kernels.testing import assert_close, relative_error
 
 pytestmark = pytest.mark.gpu
 
-FAMILIES = {
-    "vim_tiny": {"depth": 4},
-    "vim_tiny_plus": {"depth": 2},
-    "vmamba_tiny": {"depths": (1, 1, 2, 1)},
-    "vmamba_tiny_s2l5": {"depths": (1, 1, 1, 1)},
-    "vanilla_vmamba_tiny": {"depths": (1, 1, 1, 1)},
-    "msvmamba_nano": {"depths": (1, 1, 2, 1)},
-    "msvmamba_v3_tiny": {"depths": (1, 1, 1, 1)},
-    "efficientvmamba_tiny": {"depths": (1, 1, 2, 1)},
-}
 
-
-@pytest.fixture(params=FAMILIES)
-def model(request):
+def shallow(kind):
+    """At full width, which kernels depend on, with few blocks."""
+    name, arguments = kind
     torch.manual_seed(0)
+    few = {key: value for key, value in arguments.items() if key in ("depth", "depths")}
+    return timm.create_model(name, num_classes=10, **few).eval()
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind[0])
+def model(request):
     torch.compiler.reset()
-    return timm.create_model(request.param, num_classes=10, **FAMILIES[request.param]).eval()
+    return shallow(request.param)
 
 
 def images(batch=2, height=112, width=96):
@@ -86,9 +82,9 @@ def test_compiled_under_autocast_is_as_exact_as_eager(model):
                 assert_close(gradients[name], gradient, name, allowed)
 
 
-@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
-def test_compiled_into_cuda_graphs(name):
-    model = timm.create_model(name, num_classes=10, **FAMILIES[name]).eval().cuda()
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+def test_compiled_into_cuda_graphs(kind):
+    model = shallow(kind).cuda()
     with torch.no_grad():
         expected = model(images().cuda())
         compile_module(model, mode="reduce-overhead", fullgraph=True)

@@ -1,49 +1,13 @@
-"""Stems, downsampling and norms on channels-last maps."""
+"""Norms: dtypes and directions. Memory of the MLP, stochastic depth and initial values of the shared parts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import nn
 
-from vssm.nn import (
-    BranchLayerNorm,
-    BranchRMSNorm,
-    ChannelsLastConv2d,
-    ConvDownsample,
-    ConvStem,
-    LeanMlp,
-    PatchMerging,
-    PatchStem,
-)
-
-
-def test_convolution_is_torchs_and_stays_channels_last() -> None:
-    conv, x = ChannelsLastConv2d(4, 6, kernel_size=3, stride=2, padding=1), torch.randn(2, 9, 7, 4)
-    expected = F.conv2d(x.permute(0, 3, 1, 2).contiguous(), conv.weight, conv.bias, stride=2, padding=1)
-    torch.testing.assert_close(conv(x), expected.permute(0, 2, 3, 1))
-    assert conv(x).is_contiguous()
-
-
-@pytest.mark.parametrize("stem", [PatchStem(3, 8), PatchStem(3, 8, norm=nn.LayerNorm), ConvStem(3, 8)])
-def test_stems_are_channels_last_from_the_first_map(stem: nn.Module) -> None:
-    output = stem(torch.randn(2, 3, 16, 24))
-    assert output.shape == (2, 4, 6, 8) and output.is_contiguous()
-
-
-def test_conv_stem_and_downsample_round_odd_sizes_up() -> None:
-    assert ConvStem(3, 8)(torch.randn(1, 3, 33, 29)).shape == (1, 9, 8, 8)
-    assert ConvDownsample(8, 16)(torch.randn(1, 9, 8, 8)).shape == (1, 5, 4, 16)
-
-
-def test_patch_merging_takes_neighbours_in_the_order_of_the_checkpoints() -> None:
-    """The concatenation as Swin writes it, with odd sizes padded by zeros at the bottom and the right."""
-    merging, x = PatchMerging(3, 6), torch.randn(2, 5, 7, 3)
-    padded = F.pad(x, (0, 0, 0, 1, 0, 1))
-    corners = [padded[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-    torch.testing.assert_close(merging(x), merging.reduction(merging.norm(torch.cat(corners, -1))))
+from vssm.nn import Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, SelectiveScan, initialise_linear_layers
 
 
 @pytest.mark.parametrize("kind", [BranchLayerNorm, BranchRMSNorm])
@@ -83,3 +47,37 @@ def test_lean_mlp_is_timms_and_keeps_no_wide_tensor_twice() -> None:
         gradients[mlp] = [x.grad, *(parameter.grad for parameter in mlp.parameters())]
     torch.testing.assert_close(gradients[lean], gradients[timms])
     assert wide[lean] < wide[timms]
+
+
+def test_stochastic_depth_drops_both_branches_in_training_alone() -> None:
+    block, x = Block(8, nn.Linear(8, 8), nn.Linear(8, 8), drop_path=1.0), torch.randn(2, 3, 5, 8)
+    assert torch.equal(block(x), x)
+    assert not torch.isclose(block.eval()(x), x).all()
+
+
+def test_scales_of_a_block_start_where_the_families_start_them() -> None:
+    block = Block(8, nn.Linear(8, 8), nn.Linear(8, 8), layer_scale=1e-5, residual_scale=True)
+    starts = {name: parameter.unique().tolist() for name, parameter in block.named_parameters() if "scale" in name}
+    small, one = torch.tensor([1e-5]).tolist(), [1.0]
+    assert starts == {
+        "layer_scale.gamma": small,
+        "layer_scale2.gamma": small,
+        "residual_scale.gamma": one,
+        "residual_scale2.gamma": one,
+    }
+
+
+@pytest.mark.parametrize("scans", [False, True])
+def test_linear_layers_are_initialised_and_the_rest_is_left(scans: bool) -> None:
+    torch.manual_seed(0)
+    linear = [nn.Linear(200, 300), nn.Linear(300, 200, bias=False)]
+    scan = SelectiveScan(200, directions=4, state=16, rank=100)
+    model = nn.Sequential(*linear, nn.Conv2d(3, 4, 3), BranchLayerNorm(4), scan)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    initialise_linear_layers(model, scans)
+    for weight in [layer.weight for layer in linear] + [scan.x_proj, scan.dt_proj] * scans:
+        assert abs(weight.mean()) < 1e-3 and abs(weight.std() - 0.02) < 1e-3
+    for bias in [linear[0].bias] + [scan.dt_bias] * scans:
+        assert not bias.any()
+    changed = {"0.weight", "0.bias", "1.weight"} | ({"4.x_proj", "4.dt_proj", "4.dt_bias"} if scans else set())
+    assert {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])} == changed

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vssm import cli
 from vssm.data import ensure_shapes
 from vssm.data.layouts import ADE20K
-from vssm.mm import cli
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")

@@ -1,7 +1,7 @@
 """tools/compare.py whole: two small models, two seeds, on the CPU; and the table that a document takes from it."""
 
 import csv
-import importlib.util
+import importlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,8 @@ measured = dict(size=32, batch=2, seconds=0.05)
 SETS = [f"{part}_dataloader.dataset" for part in ("train", "val")]
 
 
-def test_a_small_study(run, tmp_path, shapes_root):
+def test_a_small_study(run, tmp_path, shapes_root, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     study = tmp_path / "small.py"
     study.write_text(STUDY)
     small = {"root": shapes_root, "train": 32, "val": 20, "image_size": 32, "transform.input_size": 32}
@@ -45,9 +46,7 @@ def test_a_small_study(run, tmp_path, shapes_root):
 
 def _a_document_takes_the_table(root: Path, table: str) -> None:
     """What `make cards` does, on the study's CSV."""
-    spec = importlib.util.spec_from_file_location("model_tables", ROOT / "tools/model_tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    tables = importlib.import_module("model_tables")
     (root / "model_cards").mkdir()
     (root / "model_cards" / "results.yaml").write_text("families: {}\nmeasured: []\n")
     guide = root / "docs" / "guide.md"

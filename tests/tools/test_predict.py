@@ -9,9 +9,9 @@ import timm
 import torch
 from PIL import Image
 
+from vssm.cli.prediction import load_predictor, predict_files
 from vssm.data import BadImageError
-from vssm.mm.errors import ConfigError
-from vssm.mm.predict import load_predictor, predict_files
+from vssm.errors import ConfigError
 from vssm.models import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_demo(run, config, tmp_path):
     work = tmp_path / "demo"
     done = run(ROOT / "tools/demo.py", "--config", config, "--work-dir", work)
     assert done.returncode == 0, done.stderr
-    for part in ("accuracy of Vim", "linear classifier", str(work / "predictions.png"), "step 12/12"):
+    for part in ("accuracy of test_vit", "linear classifier", str(work / "predictions.png"), "step 12/12"):
         assert part in done.stdout
     assert Image.open(work / "predictions.png").size[0] > 100
     predictor = load_predictor(None, work / "epoch_3.pth")

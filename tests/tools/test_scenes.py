@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from pycocotools.mask import decode
 
-from vssm.mm import cli
-from vssm.mm.arguments import test_parser as parser_of_test
-from vssm.mm.predict import load_predictor, predict_files
+from vssm import cli
+from vssm.cli.arguments import test_parser as parser_of_test
+from vssm.cli.prediction import load_predictor, predict_files
+from vssm.cli.training import run_test
 from vssm.models import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +128,7 @@ def validated(work: Path) -> dict[str, float]:
 
 def evaluate(config: Path, checkpoint: Path, folder: Path, *options: str) -> dict[str, float]:
     arguments = [str(config), str(checkpoint), "--work-dir", str(folder), *options]
-    return cli.run_test(parser_of_test().parse_args(arguments))
+    return run_test(parser_of_test().parse_args(arguments))
 
 
 def test_evaluation_gives_what_validation_gave(task, work, config_of, tmp_path):

@@ -56,7 +56,7 @@ def test_nothing_to_see_is_refused() -> None:
         receptive_field(model, torch.zeros(0, 3, 32, 32))
     for parameter in model.parameters():
         parameter.data.zero_()
-    with pytest.raises(ValueError, match="no pixel acts on the feature in the middle"):
+    with pytest.raises(ValueError, match="no pixel influences the feature in the middle"):
         receptive_field(model, torch.randn(1, 3, 32, 32))
 
 

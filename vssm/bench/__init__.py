@@ -1,4 +1,4 @@
-"""Measuring: correctness first, then medians of time, peak memory, and what the machine could do at best."""
+"""Benchmarks: check correctness, then measure median times, peak memory and the machine's limits."""
 
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders

@@ -1,4 +1,4 @@
-"""A Triton kernel that does nothing but exponentials, to measure how many a GPU makes in a second."""
+"""A Triton kernel that only computes exponentials, to measure how many a GPU does per second."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Floating point operations of a forward pass, counted on the meta device: in no memory, and the same everywhere.
+"""Counts the operations of a forward pass on the meta device, which needs no memory and gives the same everywhere.
 
 One convention, that of the tables in vision papers (VMamba's code, arXiv 2401.10166, with fvcore):
 
@@ -9,8 +9,8 @@ One convention, that of the tables in vision papers (VMamba's code, arXiv 2401.1
 - layer norms: 5 for each number;
 - nothing for activations, gates, sums, pooling, other norms, and interpolation.
 
-Published figures follow it as far as VMamba and MSVMamba go. EfficientVMamba's are those of the products alone. How
-Vim's, which others counted, took in the scan is not known: they lie between the products and this.
+Published figures of VMamba and MSVMamba follow this convention. EfficientVMamba's count the products alone. Vim's,
+which others counted, lie between the two; how they count the scan is not known.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _layer_norm(x: Shape, *rest: object, **output: object) -> int:
     return 5 * math.prod(x)
 
 
-# torch counts two for each multiply-add of the operators that it knows; these are in our own unit.
+# torch counts two for each multiply-add of its own operators; these formulas count one.
 SCAN, CAUSAL_CONV, LAYER_NORM = (
     torch.ops.vssm.selective_scan,
     torch.ops.vssm.causal_conv1d,
@@ -67,10 +67,10 @@ FORMULAS = {SCAN: _scan, CAUSAL_CONV: _causal_conv, LAYER_NORM: _layer_norm}
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of a forward pass, by kind; the module says what counts.
+    """Operations of a forward pass, by kind; see the module for what counts.
 
     Args:
-        products: of matrix products and convolutions, a multiply-add being one.
+        products: of matrix products and convolutions; a multiply-add counts as one.
         scan: of selective scans.
         norms: of layer norms.
     """
@@ -81,7 +81,7 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all kinds."""
         return self.products + self.scan + self.norms
 
 
@@ -89,7 +89,7 @@ def count_flops(run: Callable[[], object]) -> Flops:
     """Count the operations of what a function runs.
 
     Args:
-        run: called once, without gradients; a model and inputs on the meta device cost nothing.
+        run: called once, without gradients; use a model and inputs on the meta device.
 
     >>> import timm
     >>> import vssm

@@ -36,7 +36,7 @@ class Execution(Enum):
 
 @contextmanager
 def _timed_convolutions() -> Iterator[None]:
-    """cuDNN times its algorithms, as in timm's own benchmark: what it guesses is slow for some first layers."""
+    """Lets cuDNN time its algorithms, as timm's benchmark does: its default choice is slow for some first layers."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -66,7 +66,7 @@ def benchmark_model(
         batch: images at once.
         device: where.
         dtype: float32, or a half precision under autocast.
-        execution: eager, compiled, as a CUDA graph, which takes the launches of kernels out of the time, or both.
+        execution: eager, compiled, as a CUDA graph (which leaves out the time of kernel launches), or both.
         training: forward, backward and an AdamW step; else inference.
         arguments: of the model, such as scan_order.
         seconds: how long to measure.
@@ -77,10 +77,10 @@ def benchmark_model(
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if execution.compiled:
-        torch.compiler.reset()  # another batch size would make the next model's sizes symbols
+        torch.compiler.reset()  # else another batch size makes sizes symbolic
         compile_module(model)
     batches = [torch.randn(batch, 3, size, size, device=device) for _ in range(2)]
-    # Casts of weights are kept from one use to the next where they are, but not beyond a captured graph.
+    # Autocast caches casts of weights. A captured graph must not depend on that cache.
     how = {"enabled": dtype != torch.float32, "cache_enabled": not execution.captured}
     autocast = torch.autocast(device.type, dtype, **how)
     step = _training_step(model, autocast, device) if training else _inference(model, autocast)
@@ -113,12 +113,12 @@ def model_flops(name: str, size: int, arguments: Mapping[str, object] | None = N
 
 
 def check_finite(output: Tensor, name: str) -> None:
-    """Raise AssertionError where a model's output is not a number: its time would mean nothing."""
+    """Raise AssertionError where a model's output is not finite: its time would mean nothing."""
     assert torch.isfinite(output).all(), f"{name} gives values that are not finite; not timed"
 
 
 def _create(name: str, size: int, arguments: Mapping[str, object]) -> nn.Module:
-    """Models with a fixed image size are told; others refuse the argument and take any."""
+    """Pass the image size to models that take it; the others accept any size."""
     try:
         return timm.create_model(name, **{"img_size": size, **arguments})
     except TypeError:

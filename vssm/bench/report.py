@@ -1,4 +1,4 @@
-"""Results as a table, a CSV file that says how they came about, and a plot."""
+"""Results as a table, as a CSV file with the conditions of measurement, and as a plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, object]
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a number means nothing without: device, versions, commit, command."""
+    """Device, versions, commit and command, which belong to every measured number."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -41,7 +41,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout that runs, "+" for uncommitted changes, or "unknown" for an installed package."""
+    """The commit of the checkout that runs, with "+" for uncommitted changes, or "unknown" for an installed package."""
     root = Path(vssm.__file__).resolve().parents[1]
     try:
         commit = subprocess.run(
@@ -82,11 +82,10 @@ def write_csv(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
 
 
 def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:
-    """A line per value of the column `line`, `y` over `x`, both axes logarithmic: growth shows as a slope.
+    """Plot column `y` over column `x` on logarithmic axes, with one line per value of the column `line`.
 
-    Columns give the axes their names.
-
-    Raises ImportError with the install line where matplotlib is missing.
+    Raises:
+        ImportError: matplotlib is missing; the message has the install line.
     """
     try:
         from matplotlib.figure import Figure

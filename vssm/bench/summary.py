@@ -1,4 +1,4 @@
-"""What was measured, as tables for documents: a study, its trainings summed up a model, and scan orders' costs."""
+"""Measurements as Markdown tables for documents: studies, kernels, scan orders, throughput, detectors, segmentors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Column, its head in a document, and how its number is written there.
+# Column, its heading in a document, and its number format.
 COSTS = (
     ("parameters_m", "parameters, M", "{:.2f}"),
     ("infer_images_per_second", "inference, images/s", "{:,.0f}"),
@@ -25,7 +25,7 @@ class Summary:
     Args:
         label: its name.
         scores: top-1 accuracy of each seed, in percent.
-        costs: the columns of `COSTS`; None where one could not be measured.
+        costs: the columns of `COSTS`; None for those that could not be measured.
     """
 
     label: str
@@ -44,7 +44,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def summarise(rows: Iterable[Mapping[str, object]]) -> list[Summary]:
-    """One summary a label, in the order of the rows.
+    """One summary per label, in the order of the rows.
 
     >>> costs = {name: 1 for name, _, _ in COSTS}
     >>> rows = [{"label": "a", "seed": seed, "top1": 90 + seed, **costs} for seed in range(3)]
@@ -65,9 +65,9 @@ def summarise(rows: Iterable[Mapping[str, object]]) -> list[Summary]:
 
 
 def study_table(rows: list[Mapping[str, object]]) -> str:
-    """A Markdown table of the models, and below it what was measured with what.
+    """A Markdown table of the models, and below it the conditions of measurement.
 
-    The spread over seeds is the lowest and the highest: of three numbers a deviation says less.
+    The spread over seeds is given as lowest and highest: three numbers are too few for a deviation.
     """
     models = summarise(rows)
     columns = [column for column in COSTS if any(model.costs[column[0]] is not None for model in models)]
@@ -86,7 +86,7 @@ def study_table(rows: list[Mapping[str, object]]) -> str:
 
 
 def orders_table(rows: list[Mapping[str, object]]) -> str:
-    """A Markdown table of the rows of `benchmark_orders`, and below it what was measured with what."""
+    """A Markdown table of the rows of `benchmark_orders`, and below it the conditions of measurement."""
     lines = [["scan order", "directions x steps", "forward, ms", "ratio", "with backward, ms", "ratio"]]
     for row in rows:
         times = [
@@ -104,7 +104,7 @@ def orders_table(rows: list[Mapping[str, object]]) -> str:
 
 
 def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[str, str]] = ()) -> str:
-    """A Markdown table of the rows of `benchmark_kernel`, and below it what was measured with what.
+    """A Markdown table of the rows of `benchmark_kernel`, and below it the conditions of measurement.
 
     Args:
         rows: of one backend.
@@ -133,9 +133,9 @@ def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[s
 
 
 def throughput_table(rows: list[Mapping[str, object]]) -> str:
-    """A Markdown table of the rows of `benchmark_model`, a line for all executions of a model in a mode.
+    """A Markdown table of the rows of `benchmark_model`: one line for all executions of a model in one mode.
 
-    Below it stands what was measured with what. Memory is that of the first execution.
+    The conditions of measurement stand below it. Memory is that of the first execution.
     """
     executions = list(dict.fromkeys(str(row["execution"]) for row in rows))
     named = ("model", "size", "batch", "mode")
@@ -152,13 +152,13 @@ def throughput_table(rows: list[Mapping[str, object]]) -> str:
 
 
 def _number(measured: Mapping[str, Mapping[str, object]], execution: str, column: str, form: str) -> str:
-    """A cell, empty where nothing was measured."""
+    """A cell; empty where nothing was measured."""
     value = measured.get(execution, {}).get(column)
     return _text(None if value in (None, "") else float(str(value)), form)
 
 
 def heads_table(rows: list[Mapping[str, object]]) -> str:
-    """A Markdown table of detectors and segmentors and of their backbones alone, and below it what was measured how."""
+    """A Markdown table of detectors, segmentors and their backbones, and below it the conditions of measurement."""
     lines = [["config", "part", "pixels", "parameters, M", "GFLOPs, counted", "GFLOPs, published", "ms", "peak GiB"]]
     for row in rows:
         counted = [f"{float(row['parameters_m']):.1f}", f"{float(row['gflops']):.0f}"]
@@ -170,13 +170,13 @@ def heads_table(rows: list[Mapping[str, object]]) -> str:
 
 
 def _table(lines: list[list[str]]) -> str:
-    """Markdown: names to the left, numbers to the right."""
+    """Markdown with the first column aligned left and the others right."""
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     return "".join("| " + " | ".join(line) + " |\n" for line in (lines[0], rule, *lines[1:]))
 
 
 def _conditions(row: Mapping[str, object]) -> str:
-    """What the numbers of a table mean nothing without."""
+    """Device, versions, commit and command."""
     versions = ", ".join(f"{package} {row[package]}" for package in ("torch", "triton", "timm"))
     return f"{row['device']}, {versions}, commit {row['commit']}:\n\n    {row['command']}\n"
 

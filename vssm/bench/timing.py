@@ -1,4 +1,4 @@
-"""Times of functions on a device, and the two ceilings that bound a scan: memory and exponentials."""
+"""Times functions on a device, and measures the two limits of a scan: memory bandwidth and exponentials."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 
 
 def median_time(functions: Sequence[Callable[[], object]], device: torch.device, seconds: float = 0.5) -> float:
-    """Median seconds of one call; the functions are called in turn, so that each can have buffers of its own.
+    """Median seconds of one call. The functions are called in turn, each with buffers of its own.
 
     Args:
-        functions: the same work on different memory: one buffer would be read from a cache that real data do not hit.
+        functions: the same work on different buffers; a single one would stay in a cache, which real data do not.
         device: a CUDA device is timed with its events, anything else with the clock.
-        seconds: how long to measure, after a fifth of that as warm-up; at least 5 calls are made.
+        seconds: how long to measure, after a warm-up of a fifth of that; at least 5 calls.
     """
     turn = cycle(functions)
     _run_for(lambda: next(turn)(), device, seconds / 5, least=2)
@@ -34,11 +34,11 @@ def median_time(functions: Sequence[Callable[[], object]], device: torch.device,
 
 
 def as_graph(function: Callable[[], object]) -> Callable[[], object]:
-    """The same work as a CUDA graph: its time is that of the kernels, not that of launching them from Python."""
+    """The same work as a CUDA graph, whose time does not include launching kernels from Python."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # compiles, and reads scan orders, which a capture cannot
+        for _ in range(3):  # compiles kernels and reads scan orders, which is not possible during a capture
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -65,12 +65,12 @@ def allocated_memory(device: torch.device) -> int:
 
 
 def peak_memory(function: Callable[[], object], device: torch.device, before: int = 0) -> float | None:
-    """GiB of GPU memory at the peak of a call, beyond the bytes `before`; None on a CPU.
+    """Peak GPU memory of a call in GiB, less the bytes in `before`; None on a CPU.
 
     Args:
         function: called once.
         device: where.
-        before: held by what does not belong to the function, such as what cuBLAS keeps from earlier work.
+        before: bytes already allocated that do not belong to the function, such as cuBLAS workspaces.
     """
     if device.type != "cuda":
         return None
@@ -83,11 +83,11 @@ def peak_memory(function: Callable[[], object], device: torch.device, before: in
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device does at best, measured, not taken from a data sheet.
+    """Measured limits of a device.
 
     Args:
-        bytes_per_second: read and written, of a large copy.
-        exponentials_per_second: of float32 exp2 on registers; None where it was not measured.
+        bytes_per_second: read plus written, by a large copy.
+        exponentials_per_second: float32 exp2 in registers; None on a CPU.
     """
 
     bytes_per_second: float
@@ -95,7 +95,7 @@ class Ceilings:
 
     @classmethod
     def measure(cls, device: torch.device) -> Ceilings:
-        """A few tenths of a second of copying and of exponentials."""
+        """Measure both, in a few tenths of a second."""
         count = 2**28 if device.type == "cuda" else 2**24
         sources = [torch.randn(count, device=device) for _ in range(2)]
         target = torch.empty_like(sources[0])
@@ -104,7 +104,7 @@ class Ceilings:
         return cls(bandwidth, _exponentials(device) if device.type == "cuda" else None)
 
     def floor(self, bytes_moved: float, exponentials: float) -> float:
-        """Seconds that no implementation goes far below: the larger of the two bounds."""
+        """The shortest time in seconds that the limits allow: the larger of the two bounds."""
         memory = bytes_moved / self.bytes_per_second
         return max(memory, exponentials / self.exponentials_per_second) if self.exponentials_per_second else memory
 

@@ -1,4 +1,4 @@
-"""Images and labels: readers, the published augmentation recipes, and the embedded set drawn from a seed."""
+"""Images and labels: readers, the published augmentation recipes, and an embedded set that is drawn from a seed."""
 
 from vssm.data.dataset import ImageDataset, ShapesDataset, StreamedImageDataset
 from vssm.data.decode import BadImageError, DataError, read_rgb, to_rgb

@@ -1,6 +1,6 @@
-"""Checks of detection and segmentation data before anything is trained on them: one sentence for what is wrong.
+"""Checks of detection and segmentation data before training; each fault is one sentence.
 
-They read annotation files and list folders, and open no image, so that real COCO costs seconds.
+They read annotation files and list folders but open no image, so that the real COCO takes seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vssm.data.decode import DataError
+from vssm.files import FileError, check_regular
 
 _logger = logging.getLogger(__name__)
 
@@ -28,11 +29,11 @@ _NEEDED = {
 
 
 def check_present(paths: Iterable[Path], source: str) -> None:
-    """Refuse data of which a file or folder is missing.
+    """Refuse data with a missing file or folder.
 
     Args:
         paths: files and folders that the data consist of.
-        source: half a sentence that says where to get the data and where to put them.
+        source: end of the sentence: where to get the data and where to put them.
 
     Raises:
         DataError: names all that is missing.
@@ -50,17 +51,17 @@ def check_present(paths: Iterable[Path], source: str) -> None:
 def check_coco(file: Path, images: Path, classes: Sequence[str], empty_left_out: bool = False) -> None:
     """Check an annotation file in the COCO format against the images and the classes it is used with.
 
-    Boxes without area and images without objects are legal, and real COCO has some: they are counted in the log.
+    Boxes without area and images without objects are legal (the real COCO has some): they are counted in the log.
 
     Args:
         file: the annotation file.
-        images: the folder that its file names are relative to.
+        images: the folder to which its file names are relative.
         classes: names of the classes to learn.
         empty_left_out: whether images without objects are left out, or serve as background.
 
     Raises:
-        DataError: not the COCO format; an image that is listed but not there; an annotation of an image or a category
-            that is not listed; a class that the file does not have; no objects at all.
+        DataError: not the COCO format; a listed image that is missing; an annotation of an unlisted image or category;
+            a class that the file does not have; no objects at all.
     """
     content = _read(file)
     listed, shapes, categories = content["images"], content["annotations"], content["categories"]
@@ -79,7 +80,10 @@ def check_coco(file: Path, images: Path, classes: Sequence[str], empty_left_out:
 
 def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
     try:
+        check_regular(file)
         content = json.loads(file.read_bytes())
+    except FileError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
     except ValueError as error:
         raise DataError(f"{file} is not JSON, or is cut short: {error}") from error
     for part, keys in _NEEDED.items():
@@ -100,7 +104,7 @@ def _check_images(file: Path, folder: Path, names: Sequence[str]) -> None:
     there: set[str] = set()
     for part in {os.path.dirname(name) for name in names}:
         if (folder / part).is_dir():
-            there.update(os.path.join(part, name) for name in os.listdir(folder / part))
+            there.update(os.path.join(part, entry.name) for entry in os.scandir(folder / part) if entry.is_file())
     missing = [name for name in names if name not in there]
     if missing:
         raise DataError(
@@ -121,7 +125,7 @@ def _check_references(file: Path, shapes: list[dict], images: dict[int, str], ca
 
 
 def _tell_what_is_empty(file: Path, shapes: list[dict], images: dict[int, str], empty_left_out: bool) -> None:
-    # As mmdet, which leaves these out silently.
+    # The condition under which mmdet leaves boxes out silently.
     flat = [shape for shape in shapes if min(*shape["bbox"][2:], shape["area"]) <= 0 or min(shape["bbox"][2:]) < 1]
     if flat:
         first = flat[0]
@@ -140,15 +144,15 @@ def _tell_what_is_empty(file: Path, shapes: list[dict], images: dict[int, str], 
 
 
 def check_class_maps(images: Path, maps: Path, image_suffix: str, map_suffix: str) -> None:
-    """Check that there are images, and a class map for each.
+    """Check that there are images, each with a class map.
 
     Raises:
         DataError: names the images that have none.
     """
-    found = {path.relative_to(images).as_posix() for path in images.rglob(f"*{image_suffix}")}
+    found = _files(images, image_suffix)
     if not found:
         raise DataError(f"there are no images *{image_suffix} in {images}: set img_suffix to how their names end")
-    there = {path.relative_to(maps).as_posix() for path in maps.rglob(f"*{map_suffix}")}
+    there = _files(maps, map_suffix)
     missing = sorted(name for name in found if name.removesuffix(image_suffix) + map_suffix not in there)
     if missing:
         raise DataError(
@@ -157,15 +161,20 @@ def check_class_maps(images: Path, maps: Path, image_suffix: str, map_suffix: st
         )
 
 
+def _files(folder: Path, suffix: str) -> set[str]:
+    """The regular files of a folder and its folders whose names end so, relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob(f"*{suffix}") if path.is_file()}
+
+
 def check_classes_of_map(classes: NDArray[np.uint8], number: int, ignored: int, path: str, first: int = 0) -> None:
-    """Refuse a class map with values that are no class.
+    """Refuse a class map with values that stand for no class.
 
     Args:
         classes: (height, width).
         number: of classes.
-        ignored: the value of pixels that do not count.
+        ignored: the value of pixels that are not counted.
         path: of the file, for the message.
-        first: the value in the file that is class 0 here.
+        first: the value in the file that stands for class 0.
 
     Raises:
         DataError: names the values as they are in the file.

@@ -30,7 +30,7 @@ def run_lengths(mask: Mask) -> list[int]:
 
 
 def box(mask: Mask) -> list[int]:
-    """(left, top, width, height) in pixels of a mask with at least one pixel.
+    """(left, top, width, height) in pixels, of a mask that is not empty.
 
     >>> box(np.array([[False, False, False], [False, True, True]]))
     [1, 1, 2, 1]
@@ -55,7 +55,7 @@ def annotations_of(scene: Scene) -> list[Annotation]:
 
 
 class CocoWriter:
-    """Collects the annotations of images and writes them as one file.
+    """Collects annotations and writes them to one file.
 
     Args:
         names: names of the classes; class i has the category id i + 1.
@@ -67,7 +67,7 @@ class CocoWriter:
         self.annotations: list[Annotation] = []
 
     def add(self, file_name: str, size: int, annotations: Sequence[Annotation]) -> None:
-        """Add a square image of so many pixels a side, in a file whose name is relative to the folder of its split."""
+        """Add a square image with `size` pixels a side; its file name is relative to the folder of its split."""
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": file_name, "height": size, "width": size})
         for annotation in annotations:

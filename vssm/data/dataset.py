@@ -1,4 +1,4 @@
-"""Labelled images from a folder, tar files, a Hugging Face data set or streamed shards, through timm's readers."""
+"""Labelled images from a folder, a tar file, a Hugging Face data set or streamed shards, through timm's readers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -18,25 +19,26 @@ from vssm.data.readers import STREAMED, open_reader, prefix_of
 from vssm.data.shapes import ensure_shapes
 from vssm.data.silhouettes import KINDS
 from vssm.data.transforms import Transform, build_transform
+from vssm.files import FileError, check_regular
 
 _logger = logging.getLogger(__name__)
 
-# So many unreadable images in a row mean a lost disk or a wrong path rather than a few broken files.
+# This many unreadable images in a row mean a lost disk or a wrong path, not a few broken files.
 MOST_BAD_IN_A_ROW = 10
 
 
 class ImageDataset(Dataset):
-    """Labelled images that can be read in any order.
+    """Labelled images with random access.
 
     Args:
-        root: folder or tar file of the data (see `split`); for a Hugging Face data set its cache folder, or None.
-        split: part of the data: folder ROOT/SPLIT or tar file ROOT/SPLIT.tar, holding a folder per class. Empty where
-            root itself holds them. For a Hugging Face data set the name of its split.
+        root: folder or tar file of the data (see `split`); for a Hugging Face data set its cache folder or None.
+        split: folder ROOT/SPLIT or tar file ROOT/SPLIT.tar with a folder per class; empty if root itself holds them.
+            For a Hugging Face data set the name of its split.
         reader: empty for a folder or tar; "hfds/NAME" for a Hugging Face data set, by name or as "hfds/PATH".
         transform: from an RGB image to a tensor, or its plain data (see vssm.data.transforms).
         num_classes: labels must lie below it; None allows any.
-        skip_bad_images: report an image that cannot be read by its path, count it, and take the next one in its
-            place. False raises BadImageError: right for evaluation, where a replaced image would falsify the score.
+        skip_bad_images: report an image that cannot be read, count it, and use the next one instead. False raises
+            BadImageError: right for evaluation, where a replaced image would falsify the score.
         reader_options: further arguments of the timm reader, such as class_map, input_key or target_key.
 
     Raises:
@@ -67,19 +69,19 @@ class ImageDataset(Dataset):
         else:
             where = find_split(root, split)
             self.source = str(where)
-            # A tar file kept open would be shared with loader workers, which would move each other's place in it.
+            # An open tar file would be shared with loader workers, which would move each other's file position.
             defaults = dict(cache_tarfiles=False) if where.is_file() else {}
             self.reader = open_reader(reader, where, split, {**defaults, **options})
             check_folder_classes(where, self.reader, num_classes, mapped="class_map" in options)
         self.transform = build_transform(transform)
         self.num_classes = num_classes
         self.skip_bad_images = skip_bad_images
-        # One flag per image in memory that loader workers share, so that the main process knows the count.
+        # One flag per image in shared memory, so that the main process counts what loader workers find.
         self._bad = torch.zeros(len(self.reader), dtype=torch.bool).share_memory_()
 
     @property
     def bad_images(self) -> int:
-        """How many different images could not be read so far, in all loader workers of this process."""
+        """Number of different images that could not be read so far, over all loader workers."""
         return int(self._bad.sum())
 
     def __len__(self) -> int:
@@ -100,8 +102,10 @@ class ImageDataset(Dataset):
 
     def _read(self, index: int) -> dict[str, Any]:
         try:
+            if isinstance(self.reader, ReaderImageFolder):
+                check_regular(self.reader.filename(index, absolute=True))
             file, label = self.reader[index]
-        except OSError as error:
+        except (OSError, FileError) as error:
             raise BadImageError(f"image {index} of {self.source} cannot be opened: {error}") from error
         with file:
             path = self._path(index, file)
@@ -110,7 +114,7 @@ class ImageDataset(Dataset):
 
     def _path(self, index: int, file: io.IOBase) -> str:
         if isinstance(file, io.BytesIO):
-            return f"{self.source}[{index}]"  # a row of a table: its path, if it has one, costs reading the row again
+            return f"{self.source}[{index}]"  # a row of a table: to look up its path would read the row again
         name = self.reader.filename(index, absolute=True)
         return name if Path(name).is_absolute() else f"{self.source}:{name}"
 
@@ -121,10 +125,10 @@ class ImageDataset(Dataset):
 
 
 class StreamedImageDataset(IterableDataset):
-    """Labelled images that come as a stream: WebDataset shards (wds), streamed Hugging Face (hfids) or TFDS data.
+    """Labelled images read as a stream: WebDataset shards (wds), streamed Hugging Face (hfids) or TFDS data.
 
-    The loader takes no sampler: the reader shuffles, and deals shards to processes and workers. timm's readers drop
-    an image that cannot be decoded with a warning of their own, without a count.
+    The loader takes no sampler: the reader shuffles, and distributes shards over processes and workers. timm's readers
+    skip an image that cannot be decoded, with a warning of their own and without a count.
 
     Args:
         reader: "wds/", "hfids/NAME" or "tfds/NAME".
@@ -155,7 +159,7 @@ class StreamedImageDataset(IterableDataset):
     ) -> None:
         if prefix_of(reader) not in STREAMED:
             raise ValueError(f"reader {reader!r} does not stream; use ImageDataset")
-        # An empty image mode leaves the conversion to to_rgb: Pillow's own clips 16-bit images.
+        # An empty image mode leaves the conversion to to_rgb, because Pillow's clips 16-bit images.
         options = dict(is_training=is_training, batch_size=batch_size, input_img_mode="")
         self.reader = open_reader(reader, root, split, reader_options or {}, **options)
         self.source = f"{reader}[{split}]"
@@ -170,7 +174,7 @@ class StreamedImageDataset(IterableDataset):
         self.reader.set_epoch(epoch)
 
     def set_workers(self, num_workers: int) -> None:
-        """Tell the reader how many loader workers share it, which its length depends on."""
+        """Tell the reader how many loader workers share it; its length depends on that."""
         self.reader.set_loader_cfg(num_workers=num_workers)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -180,7 +184,7 @@ class StreamedImageDataset(IterableDataset):
 
 
 class ShapesDataset(ImageDataset):
-    """The embedded set of ten kinds of shapes, drawn on first use (see vssm.data.shapes).
+    """The embedded set of ten kinds of shapes, drawn at first use (see vssm.data.shapes).
 
     Args:
         root: folder that holds embedded sets.

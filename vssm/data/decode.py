@@ -1,4 +1,4 @@
-"""From an image file of any kind to 8-bit RGB, or to one clear sentence."""
+"""Decodes an image file of any kind to 8-bit RGB, or says in one sentence why it cannot."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-# What Pillow raises on files that are truncated, corrupt, huge or no images at all.
+from vssm.files import check_regular
+
+# What Pillow raises on files that are truncated, corrupt, huge or no images at all; FileError is a ValueError.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+# From here on Pillow warns, and from twice as many on it refuses: decoded, so many pixels take 0.3 to 0.7 GB.
+MAX_PIXELS = 89_478_485
 
 
 class DataError(ValueError):
-    """Data that cannot be used, though the code is right. The message says which and what to do."""
+    """Data that cannot be used. The message names them and says what to do."""
 
 
 class BadImageError(DataError):
@@ -26,16 +30,22 @@ def read_rgb(file: str | IO[bytes], path: str) -> Image.Image:
 
     Args:
         file: a path or an open binary file.
-        path: the name that a message gives.
+        path: what errors call it.
 
     Returns:
         The image, fully decoded. An EXIF orientation is not applied, as in the published ImageNet pipelines.
 
     Raises:
-        BadImageError: the file is truncated, corrupt or not an image, or its values have no known range.
+        BadImageError: no regular file, or one that is truncated, corrupt, not an image, of more than MAX_PIXELS pixels,
+            or with values of no known range.
     """
     try:
+        if isinstance(file, str):
+            check_regular(file)
         with Image.open(file) as image:
+            width, height = image.size  # in the file's head: nothing is decoded yet
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are too many; expected at most {MAX_PIXELS:,} in all")
             image.load()
             return to_rgb(image)
     except _DECODING_ERRORS as error:
@@ -45,9 +55,9 @@ def read_rgb(file: str | IO[bytes], path: str) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB.
 
-    16-bit values are scaled to 8 bits (Pillow's own conversion clips them, which makes nearly every pixel white).
-    Transparent images are laid on white, as a page shows them: the colours beneath transparent pixels are arbitrary,
-    often black. One channel is repeated; palette, CMYK and other colour spaces are converted by Pillow.
+    16-bit values are scaled to 8 bits; Pillow's own conversion clips them, so that nearly every pixel becomes white.
+    Transparent images are composed over white, because the colours beneath transparent pixels are arbitrary and often
+    black. A single channel is repeated; Pillow converts palettes, CMYK and other colour spaces.
 
     Raises:
         ValueError: floating-point pixels, whose range is unknown.

@@ -1,4 +1,4 @@
-"""How the scenes of an embedded set lie on the disk: for classification, as COCO does, as ADE20K does.
+"""The files of an embedded set: a folder per class, or the layouts of COCO and ADE20K.
 
 To add a layout, write its three functions and a Layout of them.
 """
@@ -28,8 +28,8 @@ class Layout:
     Args:
         name: starts the name of the set's folder.
         folders: the folders of a split ("train" or "val"), relative to the set's.
-        write: writes one scene. Called with the set's folder, the split, the index of the scene in it, the scene, and
-            the source of chance; returns what `finish` needs of the scene.
+        write: writes one scene. Called with the set's folder, the split, the scene's index, the scene, and the random
+            generator; returns what `finish` needs.
         finish: called with the set's folder, the split, and what `write` returned, in the order of the scenes.
     """
 
@@ -40,7 +40,7 @@ class Layout:
 
 
 def write_image(random: np.random.Generator, scene: Scene, stem: Path, png_share: float = _PNG_SHARE) -> Path:
-    """Write a scene's image as PNG or JPEG, by chance; returns the file."""
+    """Write a scene's image as PNG or JPEG, chosen at random; returns the file."""
     image = Image.fromarray(scene.image)
     if random.random() < png_share:
         file = stem.with_suffix(".png")
@@ -60,7 +60,7 @@ def _write_into_kind(folder: Path, split: str, index: int, scene: Scene, random:
 
 
 def _nothing(folder: Path, split: str, records: Sequence[None]) -> None:
-    """A folder for each kind tells all."""
+    """Nothing: the folder of an image says its class."""
 
 
 def _coco_folders(split: str) -> list[str]:
@@ -88,7 +88,7 @@ def _ade20k_folders(split: str) -> list[str]:
 
 def _write_ade20k(folder: Path, split: str, index: int, scene: Scene, random: np.random.Generator) -> None:
     images, annotations = (folder / name for name in _ade20k_folders(split))
-    # As there, all images are JPEG, and mmseg looks for one suffix.
+    # All JPEG, as in ADE20K: mmseg looks for one suffix.
     write_image(random, scene, images / f"{index:06d}", png_share=0.0)
     Image.fromarray(scene.class_map()).save(annotations / f"{index:06d}.png")
 

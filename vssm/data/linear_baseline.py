@@ -1,4 +1,4 @@
-"""How far a linear classifier on raw pixels gets: the yardstick that tells whether a set of images is too easy."""
+"""The accuracy of a linear classifier on raw pixels, which shows whether a set of images is too easy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def linear_accuracy(
 ) -> float:
     """Train multinomial logistic regression on pixels, and return its best top-1 accuracy over the epochs.
 
-    Taking the best epoch on the very images that are scored favours the linear classifier, so the number is an upper
-    bound of what it reaches.
+    The best epoch is chosen on the images that are scored, so the number is an upper bound of what it reaches.
 
     Args:
         folder: with `train` and `val` in the ImageFolder layout.

@@ -1,4 +1,4 @@
-"""Where a data set lies, and whether its class folders are what a model can be trained on."""
+"""Finds a data set, and checks that a model can be trained on its class folders."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def check_folder_classes(where: Path, reader: Reader, num_classes: int | None, *
 
     Args:
         where: the folder or tar file.
-        reader: the reader of it, which has indexed it.
+        reader: its reader, which has indexed it.
         num_classes: None allows any number.
-        mapped: the labels come from a class map, which may leave folders out.
+        mapped: whether labels come from a class map, which may leave folders out.
 
     Raises:
         ValueError: images beside the class folders, an empty class folder, or too many classes.
@@ -58,7 +58,7 @@ def check_folder_classes(where: Path, reader: Reader, num_classes: int | None, *
 
 
 def _check_no_empty_folder(where: Path, filenames: list[str]) -> None:
-    """A class without images would silently move the labels of all classes after it."""
+    """timm leaves out classes without images, which silently shifts the labels of all later classes."""
     filled = {name.partition(os.sep)[0] for name in filenames}
     empty = sorted(
         entry.name

@@ -1,4 +1,4 @@
-"""Optional packages of the data pipelines: imported at use, with the install line where one is absent."""
+"""Optional packages of the data pipelines, imported at use; a missing one is an error with its install line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 
 
 def import_albumentations() -> ModuleType:
-    """Import albumentations (MIT), without its question to the network for a newer version.
+    """Import albumentations (MIT), without its check over the network for a newer version.
 
     Its successor albumentationsx installs under the same import name but is licensed AGPL-3.0: where that one is
     installed, a warning says so.

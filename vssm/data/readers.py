@@ -1,4 +1,4 @@
-"""timm's readers, opened with what is wrong said in a sentence."""
+"""Opens timm's readers; each fault is one sentence."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from timm.data.readers import create_reader
 from timm.data.readers.reader import Reader
 
-# The prefixes of reader names, by how their data can be read. A reader without a name is a folder or tar file.
+# Prefixes of reader names: with random access, and as a stream. No name means a folder or a tar file.
 INDEXED = ("hfds",)
 STREAMED = ("wds", "hfids", "tfds")
-# The package that each needs besides timm: name to import, name to install.
+# The package that each needs beside timm: its name to import, and to install.
 _PACKAGES = {
     "hfds": ("datasets", "datasets"),
     "hfids": ("datasets", "datasets"),
@@ -51,11 +51,11 @@ def open_reader(
     Args:
         reader, root, split: as for timm's create_reader; a folder or tar file is root itself.
         options: the user's further arguments of the reader.
-        more_options: those that a data set gives.
+        more_options: arguments that a data set sets.
 
     Raises:
-        FileNotFoundError: shards that are not there. timm would read on without them.
-        ValueError: what timm says of wrong arguments, or of a folder without images.
+        FileNotFoundError: missing shards, which timm would skip.
+        ValueError: wrong arguments, or a folder without images, in timm's words.
     """
     where = None if root is None else str(root)
     try:

@@ -1,7 +1,7 @@
-"""The embedded set: images of ten kinds of shapes, drawn from a seed on first use, so that everything runs offline.
+"""The embedded set: images of ten kinds of shapes, drawn from a seed at first use, so that everything runs offline.
 
-The same scenes serve all tasks, each in its own layout (see vssm.data.layouts). Beside them lies parameters.json, which
-says what the set was drawn from.
+All tasks use the same scenes, each in its own layout (see vssm.data.layouts). The file parameters.json in the folder
+says from what the set was drawn.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,8 +19,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import Progress as ProgressBar
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data.layouts import IMAGE_FOLDER, Layout
@@ -28,10 +27,10 @@ from vssm.data.silhouettes import KINDS
 
 _logger = logging.getLogger(__name__)
 
-# Raise it with any change of what is drawn: sets of other versions are then drawn anew, in folders of their own.
+# Increase it with any change of what is drawn: each version has a folder of its own.
 VERSION = 1
 _PARAMETERS_FILE = "parameters.json"
-# Fewer pixels are drawn faster in this process than others start: 500 images of 64 pixels, 8 of 512.
+# Fewer pixels per worker are drawn faster without one, as it takes time to start: 500 images of 64 pixels, 8 of 512.
 _LEAST_PIXELS_PER_WORKER = 2_000_000
 
 Progress = Callable[[int, int], None]
@@ -39,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ShapesParameters:
-    """Everything that the pixels of an embedded set depend on."""
+    """All that determines the pixels of an embedded set."""
 
     train: int
     val: int
@@ -71,19 +70,19 @@ def ensure_shapes(
     layout: Layout = IMAGE_FOLDER,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the folder of the embedded set, drawing it first where it is not there yet.
+    """Return the folder of the embedded set; draw it first if it does not exist.
 
-    The set appears whole or not at all: it is drawn beside its place and moved there at the end. Processes that ask
+    The set appears whole or not at all: it is drawn in a temporary folder and renamed at the end. Processes that ask
     at the same time wait for the one that draws.
 
     Args:
-        root: folder that holds embedded sets, one folder for each choice of the other arguments.
+        root: folder of embedded sets, with a folder for each choice of the other arguments.
         train, val: number of images in either part.
         image_size: side of the square images in pixels.
         seed: same seed, same scenes.
         layout: of the files: IMAGE_FOLDER, COCO or ADE20K of vssm.data.layouts.
-        progress: called with (images drawn, images in all) after each image; by default a bar on a terminal, and
-            elsewhere each tenth is logged.
+        progress: called with (images drawn, total) after each image; by default a bar on a terminal, and elsewhere a
+            log line for each tenth.
 
     Returns:
         The folder.
@@ -109,7 +108,7 @@ def ensure_shapes(
                 with _shown(progress) as shown:
                     _draw_atomically(folder, layout, parameters, shown)
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[-1]  # of a drawing process comes its whole traceback
+        reason = error.strerror or str(error).splitlines()[-1]  # an error in a worker comes with its whole traceback
         raise OSError(
             f"the embedded set cannot be written to {folder}: {reason}; choose another root, or make room there"
         ) from error
@@ -129,7 +128,7 @@ def _is_complete(folder: Path, parameters: ShapesParameters) -> bool:
 
 
 def _draw_atomically(folder: Path, layout: Layout, parameters: ShapesParameters, progress: Progress) -> None:
-    """Called under the lock, so an unfinished folder here was left by a process that has died."""
+    """Draw a set. Called under the lock, so an unfinished folder was left by a process that died."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     total = parameters.train + parameters.val
@@ -146,10 +145,10 @@ def _draw_atomically(folder: Path, layout: Layout, parameters: ShapesParameters,
 
 
 def _draw_split(drawing: _Drawing, progress: Progress, done: int, total: int) -> None:
-    """Draw one part of the set, of which `done` of `total` images are drawn."""
+    """Draw one split; `done` of `total` images of the set are already drawn."""
     for name in drawing.layout.folders(drawing.split):
         (drawing.folder / name).mkdir(parents=True, exist_ok=True)
-    # A loader only to draw in several processes: what it yields has been written by then.
+    # The loader only spreads the drawing over processes: each item is already written when it arrives.
     workers = min(_cores(), len(drawing) * drawing.parameters.image_size**2 // _LEAST_PIXELS_PER_WORKER)
     records = []
     for record in DataLoader(drawing, batch_size=None, num_workers=workers):
@@ -160,7 +159,7 @@ def _draw_split(drawing: _Drawing, progress: Progress, done: int, total: int) ->
 
 @dataclass(frozen=True)
 class _Drawing(Dataset):
-    """Item i draws and writes scene i of a split, and gives what the layout wants to know of it in the end."""
+    """Item i draws and writes scene i of a split, and returns what the layout's `finish` needs."""
 
     folder: Path
     split: str
@@ -187,12 +186,14 @@ def _cores() -> int:
 
 @contextmanager
 def _shown(progress: Progress | None) -> Iterator[Progress]:
-    """What shows the progress of a drawing: what the caller gave, a bar on a terminal, lines in the log."""
-    console = Console(stderr=True)
-    if progress is not None or not console.is_terminal:
+    """The function that reports progress: the caller's, a bar on a terminal, or lines in the log."""
+    if progress is not None or not sys.stderr.isatty():
         yield progress or _log_tenths
         return
-    with ProgressBar(console=console) as bar:
+    from rich.console import Console
+    from rich.progress import Progress as ProgressBar
+
+    with ProgressBar(console=Console(stderr=True)) as bar:
         task = bar.add_task("drawing the embedded set", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

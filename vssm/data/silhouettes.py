@@ -1,7 +1,7 @@
 """The ten kinds of shapes of the embedded set, as outlines: to add one, write a function and list it in SILHOUETTES.
 
-Outlines lie about the origin within a radius of 1, upright, with x to the right and y downwards as in images. The first
-is the shape, others are holes in it.
+Outlines lie around the origin within a radius of 1, upright, with x to the right and y downwards as in images. The
+first is the shape; others are holes in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _around(radius: float | Outline, angles: Outline) -> Outline:
 
 
 def _turn(points: int) -> Outline:
-    """Evenly spread angles in radians, the first one upwards."""
+    """Evenly spaced angles in radians, the first pointing up."""
     return np.linspace(0.0, 2 * np.pi, points, endpoint=False) - np.pi / 2
 
 
@@ -82,7 +82,7 @@ def spiral() -> list[Outline]:
     return [np.concatenate([_around(middle + width, angles), _around(middle - width, angles)[::-1]])]
 
 
-# The order is that of the class folders (by name), so that an index into it is the label everywhere.
+# Sorted by name, as class folders are, so that an index is the label everywhere.
 SILHOUETTES: dict[str, Callable[[], list[Outline]]] = {
     function.__name__: function
     for function in (arrow, crescent, cross, disc, heart, hourglass, ring, spiral, star, triangle)

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor
 
-from vssm.data.optional import import_albumentations
+from vssm.data.optional import import_albumentations, is_installed
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -54,7 +54,7 @@ class TimmTransform:
 class AlbumentationsTransform:
     """An albumentations pipeline on 8-bit RGB, with normalisation after it.
 
-    Each image draws its chance from torch's generator, so that loader workers differ and a seed repeats a run.
+    Random numbers come from torch's generator, so that loader workers differ and a seed repeats a run.
 
     Args:
         transforms: one mapping for each transform: its class name under `type`, and its arguments. A transform that
@@ -82,12 +82,12 @@ class AlbumentationsTransform:
         name = arguments.pop("type", None)
         if name in ("Normalize", "ToTensorV2"):
             raise ValueError(f"leave {name} out of the pipeline: the result is normalised with mean and std after it")
-        transform = getattr(self._albumentations, str(name), None)
+        transform = _albumentation(str(name))
         if transform is None:
             raise ValueError(f"albumentations {self._albumentations.__version__} has no transform {name!r}")
         if "transforms" in arguments:
             arguments["transforms"] = [self._build(inner) for inner in arguments["transforms"]]
-        # albumentations only warns of an argument that it does not know, and goes on without it.
+        # albumentations only warns of an unknown argument, and ignores it.
         known = inspect.signature(transform).parameters
         for argument in arguments:
             if argument not in known:
@@ -113,15 +113,32 @@ class AlbumentationsTransform:
         return f"AlbumentationsTransform({self.pipeline})"
 
 
-# The one place where the name of a transform in a config becomes a class.
+# Names in configs, and their classes.
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "TimmTransform": TimmTransform,
     "AlbumentationsTransform": AlbumentationsTransform,
 }
 
 
+def is_transform(name: str) -> bool:
+    """Whether `build_transform` knows a type, or an AlbumentationsTransform may contain it.
+
+    >>> is_transform("TimmTransform"), is_transform("os.system")
+    (True, False)
+    """
+    return name in TRANSFORMS or (is_installed("albumentations") and _albumentation(name) is not None)
+
+
+def _albumentation(name: str) -> type | None:
+    """The transform of albumentations with this name; None for other things in that module, such as functions."""
+    module = import_albumentations()
+    found = getattr(module, name, None)
+    kinds = module.BasicTransform, module.BaseCompose
+    return found if inspect.isclass(found) and issubclass(found, kinds) else None
+
+
 def build_transform(transform: Transform | Mapping[str, Any]) -> Transform:
-    """Make a transform from its plain data; a callable is returned as it is.
+    """Build a transform from plain data; a callable is returned as it is.
 
     >>> build_transform(dict(type="TimmTransform", input_size=32))(Image.new("RGB", (32, 32))).shape
     torch.Size([3, 32, 32])

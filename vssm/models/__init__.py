@@ -1,27 +1,57 @@
-"""One file per family; importing this package registers every model with timm."""
+"""One file per family; importing this package registers every model with timm.
+
+`FAMILIES` has the declaration of every family by name, and the model classes (`Vim`, `VMamba`, ...) stand here too.
+"""
+
+import importlib
+import pkgutil
 
 from vssm.models._checkpoint import (
     CheckpointError,
+    Renaming,
     check_fits,
     load_checkpoint,
+    official_state_dict,
+    our_layout,
     read_checkpoint,
     read_file,
+    save_official,
+    under,
     weights_in,
 )
-from vssm.models.efficientvmamba import EfficientVMamba
-from vssm.models.msvmamba import MSVMamba
-from vssm.models.vim import Vim
-from vssm.models.vmamba import VMamba
+from vssm.models._contract import Backbone, quarters
+from vssm.models._family import Family, Variant, register
+from vssm.models._plain import Plain
+from vssm.models._pyramid import Pyramid
+
+FAMILIES: dict[str, Family] = {
+    module.name: importlib.import_module(f"{__name__}.{module.name}").FAMILY
+    for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith("_")
+}
+for _family in FAMILIES.values():
+    register(_family)
+    globals()[_family.model.__name__] = _family.model
 
 __all__ = [
+    "FAMILIES",
+    "Backbone",
     "CheckpointError",
-    "EfficientVMamba",
-    "MSVMamba",
-    "VMamba",
-    "Vim",
+    "Family",
+    "Plain",
+    "Pyramid",
+    "Renaming",
+    "Variant",
     "check_fits",
     "load_checkpoint",
+    "official_state_dict",
+    "our_layout",
+    "quarters",
     "read_checkpoint",
     "read_file",
+    "register",
+    "save_official",
+    "under",
     "weights_in",
 ]
+__all__ += [family.model.__name__ for family in FAMILIES.values()]

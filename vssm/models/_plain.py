@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from timm.layers import get_device_dtype
 from timm.models import checkpoint
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from vssm.models._base import Backbone, Indices, as_format, check_format, chosen
+from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
 
 
 class Plain(Backbone):
     """Patch embedding, blocks of one size, norm, pooling, classifier: tokens (batch, tokens, channels) throughout.
 
-    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs, and says in
-    `patch_tokens` and `class_token` which tokens are which.
+    A family sets `blocks` (each takes tokens, height, width), `norm` and what `embed` needs. One with a class token
+    sets `has_class_token` and defines `patch_tokens` and `class_token`, which take the tokens apart.
 
     Args:
         num_features: channels of the tokens.
         stride: pixels from one patch to the next.
         depth: number of blocks.
-        in_chans, num_classes, global_pool ("token", "avg", "max" or ""), drop_rate: as everywhere in timm.
+        in_chans, num_classes, drop_rate: as everywhere in timm.
+        global_pool: "token" (only with a class token), "avg", "max", or "" for none.
     """
 
     classifier = "head"
+    output_fmt = "NLC"
+    has_class_token = False
     blocks: nn.Sequential
     norm: nn.Module
 
@@ -44,7 +49,7 @@ class Plain(Backbone):
         super().__init__()
         self.in_chans, self.num_classes = in_chans, num_classes
         self.num_features = self.head_hidden_size = num_features
-        self.global_pool = _check_pool(global_pool)
+        self.global_pool = self._checked_pool(global_pool)
         self.grad_checkpointing = False
         self.feature_info = [
             {"num_chs": num_features, "reduction": stride, "module": f"blocks.{i}"} for i in range(depth)
@@ -52,20 +57,29 @@ class Plain(Backbone):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = _linear(num_features, num_classes, device=device, dtype=dtype)
 
+    @classmethod
+    def count_maps(cls, arguments: Mapping[str, Any]) -> int:
+        return with_defaults(cls, arguments)["depth"]
+
+    def _checked_pool(self, global_pool: str) -> str:
+        pools = ("token", "avg", "max", "") if self.has_class_token else ("avg", "max", "")
+        if global_pool not in pools:
+            raise ValueError(f'global_pool is {global_pool!r}; expected one of {pools}; "" is for none')
+        return global_pool
+
     def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
         """Tokens for the first block, and the height and width of the grid of patches."""
         raise NotImplementedError
 
     def patch_tokens(self, tokens: Tensor) -> Tensor:
-        """The tokens of the grid, in raster order."""
-        raise NotImplementedError
+        """The tokens of the grid, in raster order: all of them where there is no class token."""
+        return tokens
 
     def class_token(self, tokens: Tensor) -> Tensor:
         """(batch, channels)."""
         raise NotImplementedError
 
     def forward_features(self, image: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> (batch, tokens, num_features), normed."""
         tokens, height, width = self.embed(image)
         for block in self.blocks:
             tokens = self._run(block, tokens, height, width)
@@ -100,21 +114,11 @@ class Plain(Backbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps after chosen blocks, and the final features.
-
-        Args:
-            image: (batch, channels, height, width).
-            indices: which blocks; an integer means the last so many, None all.
-            norm: apply the final norm to every map.
-            stop_early: leave out the blocks after the last chosen one.
-            output_fmt: "NCHW" or "NHWC".
-            intermediates_only: return the list of maps alone.
-        """
         check_format(output_fmt)
-        taken = chosen(indices, len(self.blocks))
+        taken, last = feature_take_indices(len(self.blocks), indices)
         tokens, height, width = self.embed(image)
         maps = []
-        for i, block in enumerate(self.blocks[: max(taken) + 1] if stop_early else self.blocks):
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             tokens = self._run(block, tokens, height, width)
             if i in taken:
                 patches = self.patch_tokens(self.norm(tokens) if norm else tokens)
@@ -124,9 +128,8 @@ class Plain(Backbone):
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what the chosen blocks' maps do not need; returns the chosen blocks' numbers."""
-        taken = chosen(indices, len(self.blocks))
-        self.blocks = self.blocks[: max(taken) + 1]
+        taken, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -140,7 +143,7 @@ class Plain(Backbone):
         """A new classifier (none for 0 classes), and another pooling where given."""
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = _check_pool(global_pool)
+            self.global_pool = self._checked_pool(global_pool)
         self.head = _linear(self.num_features, num_classes, **get_device_dtype(self)).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -157,9 +160,3 @@ class Plain(Backbone):
 
 def _linear(in_features: int, num_classes: int, **dd: Any) -> nn.Module:
     return nn.Linear(in_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
-
-
-def _check_pool(global_pool: str) -> str:
-    if global_pool not in ("", "token", "avg", "max"):
-        raise ValueError(f'global_pool is {global_pool!r}; expected "token", "avg", "max", or "" for none')
-    return global_pool

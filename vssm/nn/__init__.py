@@ -1,27 +1,52 @@
-"""What families share: state-space parameters and their initialisation, norms, stems, downsampling."""
+"""The parts that families share, one file per kind: stems, downsampling, blocks, mixers, MLPs, gates, norms, scans."""
 
+from vssm.nn.attention import Attention
+from vssm.nn.block import Block
 from vssm.nn.compilation import compile_module
 from vssm.nn.conv import ChannelsLastConv2d
-from vssm.nn.downsample import ConvDownsample, PatchMerging
+from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
+from vssm.nn.gate import ChannelGate
+from vssm.nn.init import initialise_linear_layers
+from vssm.nn.mixer import SS2D, GatedMixer, VimMixer
+from vssm.nn.mlp import ConvMlp, LeanMlp
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
-from vssm.nn.recompute import LeanMlp, recomputed
+from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_position
+from vssm.nn.recompute import recomputed
 from vssm.nn.ssm import SelectiveScan
-from vssm.nn.stem import ConvStem, PatchStem
+from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
+from vssm.nn.windows import cut_windows, stitch_windows
 
 __all__ = [
+    "SS2D",
+    "Attention",
+    "BatchNormStem",
+    "Block",
     "BranchLayerNorm",
     "BranchRMSNorm",
+    "ChannelGate",
     "ChannelsLastConv2d",
+    "ConditionalPosition",
     "ConvDownsample",
+    "ConvMlp",
     "ConvStem",
+    "GatedMixer",
+    "InvertedDownsample",
     "LeanMlp",
     "OrderTable",
+    "PaddedPatchConv",
     "PatchMerging",
     "PatchStem",
+    "ResidualStem",
+    "RotaryPosition",
     "SelectiveScan",
     "StreamLayerNorm",
+    "VimMixer",
     "compile_module",
     "concrete",
+    "cut_windows",
+    "initialise_linear_layers",
     "recomputed",
+    "resize_position",
+    "stitch_windows",
 ]

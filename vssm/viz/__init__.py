@@ -1,4 +1,4 @@
-"""Pictures: predictions, scan orders, receptive fields, hidden attention, and models compared."""
+"""Pictures of predictions, scan orders, receptive fields, hidden attention and comparisons of models."""
 
 from vssm.viz.attention import attention_maps, draw_attention, hidden_attention, scan_input, scan_names
 from vssm.viz.comparison import draw_comparison

@@ -1,6 +1,6 @@
-"""The hidden attention of a scan: how much every token counts for a chosen one.
+"""The hidden attention of a scan: how much each token contributes to a chosen one.
 
-A selective scan is linear in its input once delta, B and C are chosen, so that it is a matrix like that of attention
+For given delta, B and C a selective scan is linear in its input, so it can be written as an attention matrix
 (Ali et al., arXiv 2403.01590). In each direction and channel, with t the step of the chosen token and j a step before,
 
     y_t = sum_j a_tj u_j + D u_t,    a_tj = C_t exp(A (delta_{j+1} + ... + delta_t)) delta_j B_j
@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vssm.models._base import Backbone
-from vssm.models._plain import Plain
+from vssm.models import Backbone, Plain
 from vssm.nn import SelectiveScan
 from vssm.ops import ScanTable
 from vssm.scan import ScanOrder
 from vssm.viz.style import GAP, INK, LITTLE_TO_MUCH, MARGIN, PALE, PAPER, bar, enlarged, font, save
 
-# Bytes of the largest tensor; two of its size are held at a time.
+# Bytes allowed for the largest tensor; two of this size exist at a time.
 MEMORY_LIMIT = 1 << 30
 SIDE = 210
 MARK = "#2da44e"
@@ -32,7 +31,7 @@ MARK = "#2da44e"
 
 @dataclass(frozen=True)
 class ScanInput:
-    """What one scan of a model was given for one image.
+    """The input of one of a model's scans, for one image.
 
     Args:
         name: of the scan among the model's modules.
@@ -87,7 +86,7 @@ def hidden_attention(given: ScanInput, token: int) -> Tensor:
         since = passed[direction, step] - passed[direction, walk]
         decay = torch.exp(since[..., None] * scan.rates()[direction].float())
         weight = (decay * (C[direction, step] * B[direction, walk])[:, None]).sum(-1) * delta[direction, walk]
-        # Empty steps hold nothing: they are collected in front of the first token and dropped.
+        # Empty steps (-1) go to an extra column before the first token, which is dropped.
         rows[direction].index_add_(1, order[direction, walk] + 1, weight.T)
     return rows[:, :, 1:]
 
@@ -99,7 +98,7 @@ def scan_names(model: Backbone) -> list[str]:
 
 @torch.no_grad()
 def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
-    """What one of the model's scans is given when it sees an image.
+    """The input of one of the model's scans for an image.
 
     Args:
         model: one of this package's; left in evaluation mode.
@@ -130,7 +129,7 @@ def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
 
 
 def grid_of(count: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) of a map of so many tokens whose shape is nearest to the image's.
+    """The (height, width) with `count` tokens whose aspect ratio is nearest to the image's.
 
     >>> grid_of(12, (60, 90)), grid_of(49, (224, 224))
     ((3, 4), (7, 7))
@@ -173,13 +172,13 @@ def attention_maps(
 def draw_attention(
     image: Image.Image, token: tuple[int, int], maps: np.ndarray, title: str, *, path: str | Path
 ) -> Path:
-    """Write a PNG: the image with the chosen token framed, the directions' attention, and the sum of all.
+    """Write a PNG: the image with the chosen token framed, the attention of each direction, and their sum.
 
-    Brightness is the square root of the attention, relative to the greatest value of a map.
+    Brightness is the square root of the attention, relative to the largest value of each map.
 
     Args:
         image: as the model saw it.
-        token: row and column of the chosen one.
+        token: row and column of the chosen token.
         maps: (directions, height, width).
         title: written above.
         path: of the file to write; its folder is made.

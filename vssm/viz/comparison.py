@@ -1,4 +1,4 @@
-"""A picture of models compared: a dot for each training, a line for their mean, bars for what each model costs."""
+"""A picture that compares models: a dot for each training, a line at their mean, bars for the costs of each model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vssm.viz.style import EARLY_TO_LATE, GAP, INK, MARGIN, PALE, PAPER, TRACK, 
 LABELS, SCORES, COST, ROW = 230, 320, 130, 34
 TITLE, HEADS, TICKS = 40, 26, 26
 BLUE = EARLY_TO_LATE[0]
-# Dots are drawn so many times larger, then shrunk: PIL draws them with rough edges.
+# Dots are drawn this many times larger and then shrunk, because PIL does not smooth edges.
 FINE = 4
 
 
@@ -24,11 +24,11 @@ def draw_comparison(
     *,
     path: str | Path,
 ) -> Path:
-    """Write a PNG with one line a model.
+    """Write a PNG with one row per model.
 
     Args:
-        scores: for each model's label its top-1 accuracies in percent, one a seed.
-        costs: for each column's head the number of each label, such as images per second.
+        scores: for each model's label its top-1 accuracies in percent, one per seed.
+        costs: for each column heading the number of each label, such as images per second.
         title: written above.
         path: of the file to write; its folder is made.
 
@@ -65,7 +65,7 @@ def draw_comparison(
 
 
 def _dots(scores: list[Sequence[float]]) -> Image.Image:
-    """A row for each model on one axis, with its ticks below."""
+    """One row per model on a common axis, with ticks below."""
     low, high, step = axis(min(map(min, scores)), max(map(max, scores)))
     height = ROW * len(scores)
     panel = Image.new("RGB", (SCORES * FINE, (height + TICKS) * FINE), PAPER)
@@ -94,7 +94,7 @@ def _dots(scores: list[Sequence[float]]) -> Image.Image:
 
 
 def _bars(draw: ImageDraw.ImageDraw, corner: tuple[int, int], numbers: list[float]) -> None:
-    """A bar from zero for each model, with its number after it."""
+    """One bar per model, starting at zero, with its number beside it."""
     left, top = corner
     room = COST - 52
     for row, number in enumerate(numbers):

@@ -1,4 +1,4 @@
-"""Pictures of scan orders: each direction's walk over its grid."""
+"""Pictures of scan orders: the path of each direction over its grid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vssm.viz.style import EARLY_TO_LATE, GAP, INK, MARGIN, PALE, PAPER, colours
 
 CELL = 22
 TITLE, CAPTION, TIMELINE = 38, 22, 8
-# Lines are drawn so many times larger, then shrunk: PIL draws them with rough edges.
+# Lines are drawn this many times larger and then shrunk, because PIL does not smooth edges.
 FINE = 3
 UNVISITED = (234, 238, 242)
 
@@ -21,9 +21,9 @@ UNVISITED = (234, 238, 242)
 def draw_order(order: ScanOrder, height: int, width: int, title: str, *, path: str | Path) -> Path:
     """Write a PNG of an order's directions side by side.
 
-    Cells are coloured by the step that visits them, from blue to red; the line is the walk, from its dot to its
-    square; thin lines jump to a token that is no neighbour, dashed ones lead over empty steps. Below the grid are the
-    steps in a row, empty ones in grey.
+    Cells are coloured by the step that visits them, from blue to red. The line is the path, from a dot to a square:
+    thin where it jumps to a token that is no neighbour, dashed where it passes empty steps. Below the grid all steps
+    are shown in a row, empty ones in grey.
 
     Args:
         order: of a grid of height x width tokens.
@@ -58,7 +58,7 @@ def draw_order(order: ScanOrder, height: int, width: int, title: str, *, path: s
 
 
 def _panel(row: np.ndarray, height: int, width: int) -> Image.Image:
-    """One direction: its grid, its steps in a row, and how many of them there are."""
+    """One direction: its grid, its steps in a row, and their number."""
     grid = _grid(row, height, width)
     panel = Image.new("RGB", (grid.width, grid.height + 8 + TIMELINE + CAPTION), PAPER)
     panel.paste(grid, (0, 0))
@@ -87,7 +87,7 @@ def _grid(row: np.ndarray, height: int, width: int) -> Image.Image:
 
 
 def _walk(draw: ImageDraw.ImageDraw, row: np.ndarray, visited: np.ndarray, width: int) -> None:
-    """The line from token to token, a dot where it begins and a square where it ends."""
+    """The line from token to token, with a dot at its start and a square at its end."""
 
     def centre(step: int) -> tuple[float, float]:
         token = int(row[step])
@@ -100,7 +100,7 @@ def _walk(draw: ImageDraw.ImageDraw, row: np.ndarray, visited: np.ndarray, width
             _dashed(draw, start, end)
         else:
             draw.line((start, end), fill=INK if near else PALE, width=2 * FINE if near else FINE)
-    if not len(visited):  # a direction of a grid too small for it has empty steps only
+    if not len(visited):  # on a very small grid a direction may have only empty steps
         return
     (x, y), radius = centre(visited[0]), 5 * FINE
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=INK)

@@ -1,4 +1,4 @@
-"""A picture of what a classifier says: one image with its most probable classes as bars, or a grid of many images."""
+"""A picture of a classifier's predictions: one image with its most probable classes as bars, or a grid of images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from vssm.viz.style import GAP, INK, MARGIN, PALE, PAPER, TRACK, font, save
 
-# One class and its probability, 0 to 1. A prediction lists them, the most probable first.
+# Pairs of a class and its probability (0 to 1), the most probable first.
 Prediction = Sequence[tuple[str, float]]
 
 RIGHT, WRONG, UNJUDGED = "#1a7f37", "#cf222e", "#0969da"
@@ -29,7 +29,7 @@ def draw_predictions(
 ) -> Path:
     """Write a PNG: a grid of images with the most probable class of each, or one image with five bars.
 
-    With truths, right answers are green with a tick and wrong ones red with a cross and the true class; without, all
+    With truths, right predictions are green with a tick, wrong ones red with a cross and the true class. Without, all
     are blue.
 
     Args:
@@ -119,7 +119,7 @@ def _card(
     prediction: Prediction,
     truth: str | None,
 ) -> None:
-    """An image, a bar as long as its probability, its class, and the true class where that is another."""
+    """An image, its class with a bar for the probability, and the true class if the prediction is wrong."""
     left, top = corner
     name, probability = prediction[0]
     colour = _colour(name, truth)
@@ -146,7 +146,7 @@ def _colour(name: str, truth: str | None) -> str:
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    """The whole image, scaled, in the middle of a square."""
+    """The whole image, scaled to fit a square."""
     image = image.convert("RGB")
     scale = side / max(image.size)
     size = tuple(max(1, round(length * scale)) for length in image.size)
@@ -180,7 +180,7 @@ def _sign(draw: ImageDraw.ImageDraw, corner: tuple[int, int], *, right: bool) ->
 
 
 def _fit(text: str, width: int, size: int) -> str:
-    """The text, cut with an ellipsis where it is wider than so many pixels."""
+    """The text, shortened with an ellipsis to at most `width` pixels."""
     letters = font(size)
     if letters.getlength(text) <= width:
         return text

@@ -1,4 +1,4 @@
-"""Effective receptive fields: which pixels of an image reach the feature in the middle of the last map."""
+"""Effective receptive fields: which pixels of an image influence the feature in the middle of the last map."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vssm.models._base import Backbone
+from vssm.models import Backbone
 from vssm.viz.style import GAP, INK, LITTLE_TO_MUCH, MARGIN, PALE, PAPER, bar, enlarged, font, save
 
 SIDE = 256
 
 
 def receptive_field(model: Backbone, images: Tensor) -> np.ndarray:
-    """How strongly each pixel acts on the feature in the middle of the model's last map.
+    """How strongly each pixel influences the feature in the middle of the model's last map.
 
     The gradient of that feature's sum over channels with respect to the image, its absolute values summed over the
     colours, as shares of an image's sum, averaged over the images (Luo et al., arXiv 1701.04128). Images are taken one
@@ -31,7 +31,7 @@ def receptive_field(model: Backbone, images: Tensor) -> np.ndarray:
         (height, width), its sum 1.
 
     Raises:
-        ValueError: no image, or no pixel acts on the feature.
+        ValueError: no image, or no pixel influences the feature.
 
     >>> import timm, vssm
     >>> model = timm.create_model("vmamba_tiny", dims=(16, 32), depths=(1, 1))
@@ -49,13 +49,15 @@ def receptive_field(model: Backbone, images: Tensor) -> np.ndarray:
         (gradient,) = torch.autograd.grad(middle, image)
         field = gradient[0].abs().sum(0).double().cpu()
         if not field.sum() > 0:
-            raise ValueError("no pixel acts on the feature in the middle: are the model's weights finite and not zero?")
-        total += field / field.sum()  # else a few images with steep gradients would be the whole picture
+            raise ValueError(
+                "no pixel influences the feature in the middle: are the model's weights finite and not zero?"
+            )
+        total += field / field.sum()  # otherwise a few images with steep gradients dominate
     return (total / len(images)).numpy()
 
 
 def area_share(field: np.ndarray, share: float) -> float:
-    """The smallest part of the image, 0 to 1, whose pixels hold so great a share of the whole field.
+    """The smallest part of the image's area, 0 to 1, that holds `share` of the field.
 
     >>> area_share(np.array([[0.5, 0.25], [0.25, 0.0]]), 0.75)
     0.5
@@ -67,8 +69,8 @@ def area_share(field: np.ndarray, share: float) -> float:
 def draw_receptive_fields(fields: Sequence[tuple[str, np.ndarray]], title: str, *, path: str | Path) -> Path:
     """Write a PNG: receptive fields side by side, each with its name and the area that holds half and nine tenths.
 
-    Brightness is the fourth root of a pixel's share, relative to the greatest one, because a field's middle is
-    hundreds of times as strong as its rim.
+    Brightness is the fourth root of a pixel's share, relative to the largest, because the middle of a field is hundreds
+    of times as strong as its edge.
 
     Args:
         fields: (name, field) pairs, such as before and after training.
@@ -95,7 +97,7 @@ def draw_receptive_fields(fields: Sequence[tuple[str, np.ndarray]], title: str, 
 
 
 def _panel(name: str, field: np.ndarray) -> Image.Image:
-    scale = max(1, round(SIDE / max(field.shape)))  # whole pixels: all of a field's cells are of one size
+    scale = max(1, round(SIDE / max(field.shape)))  # whole pixels, so that all cells have the same size
     size = field.shape[1] * scale, field.shape[0] * scale
     panel = Image.new("RGB", (max(size[0], 200), size[1] + 46), PAPER)
     panel.paste(enlarged((field / field.max()) ** 0.25, LITTLE_TO_MUCH, size), (0, 0))

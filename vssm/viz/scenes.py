@@ -1,4 +1,4 @@
-"""Pictures of what a detector or a segmentor says: boxes and masks, or a class map, on the image."""
+"""Pictures of a detector's or segmentor's predictions: boxes and masks, or a class map, on the image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROW = 24
 
 
 def distinct_colours(count: int) -> list[Colour]:
-    """Colours for classes that come without.
+    """Colours for classes that have none.
 
     >>> distinct_colours(2)
     [(230, 69, 69), (69, 126, 230)]
@@ -42,7 +42,7 @@ def draw_objects(
     *,
     path: str | Path,
 ) -> Path:
-    """Write a PNG of an image with the objects found in it, the surest on top.
+    """Write a PNG of an image with the objects found in it, the most certain on top.
 
     Args:
         image: in any mode and size.
@@ -80,7 +80,7 @@ def draw_objects(
 def draw_class_map(
     image: Image.Image, class_map: np.ndarray, names: Sequence[str], colours: Sequence[Colour], *, path: str | Path
 ) -> Path:
-    """Write a PNG of an image with the class of each pixel as its colour, and what the colours mean.
+    """Write a PNG of an image with each pixel coloured by its class, and a legend.
 
     Args:
         image: in any mode and size.
@@ -124,7 +124,7 @@ def _enlarged(image: Image.Image) -> tuple[Image.Image, float]:
 
 
 def _tag(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, colour: Colour) -> None:
-    """A name on its colour, above the corner, or below where there is no room."""
+    """A name on its colour, above the corner, or below it at the top edge."""
     letters = font(LETTERS)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=letters)
     x, y = corner[0], corner[1] - (bottom - top) - 6

@@ -1,4 +1,4 @@
-"""What all pictures share: colours, fonts, and values as colours."""
+"""Colours, fonts and colour scales of all pictures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image, ImageFont
 PAPER, INK, PALE, TRACK = "#ffffff", "#1f2328", "#6e7781", "#eaeef2"
 MARGIN, GAP = 24, 18
 
-# Steps of a walk, early to late: light enough everywhere for a dark line on top.
+# Steps of a path, early to late: all light enough for a dark line on top.
 EARLY_TO_LATE = ("#5a8fd6", "#6cc0c4", "#b5d99c", "#f6d575", "#ef8a62")
-# Magnitudes, none to most: dark to bright, in even steps of lightness.
+# Magnitudes, low to high: dark to bright, in even steps of lightness.
 LITTLE_TO_MUCH = ("#0b0724", "#3f1370", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf")
 
 
@@ -39,7 +39,7 @@ def bar(scale: tuple[str, ...], width: int, height: int) -> Image.Image:
 
 def enlarged(values: np.ndarray, scale: tuple[str, ...], size: tuple[int, int]) -> Image.Image:
     """A map of values from 0 to 1 as a picture of (width, height) pixels, its cells with sharp edges."""
-    values = np.round(64 * values) / 64  # more levels are not seen, and make files several times as large
+    values = np.round(64 * values) / 64  # more levels are not visible, and make files several times as large
     return Image.fromarray(colours(values, scale)).resize(size, Image.Resampling.NEAREST)
 
 

@@ -2,9 +2,13 @@
 # Cost: 8 GPUs x 128 images, 300 epochs; hours are not published and have not been measured here.
 # Score: 84.4 % top-1 (published, github.com/YuHengsss/MSVMamba).
 # Official: a base rate of 3e-4 for 512 images instead of 5e-4.
-_base_ = ['../../_base_/datasets/imagenet_swin.py', '../../_base_/schedules/swin_300e.py']
+# Written by `make cards` from configs/recipes.yaml.
+_base_ = [
+    '../../_base_/datasets/imagenet_swin.py',
+    '../../_base_/schedules/swin_300e.py',
+]
 
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(model_name='msvmamba_v3_base', num_classes=1000, drop_path_rate=0.5))
-optim_wrapper = dict(optimizer=dict(lr=6e-4))
+    backbone=dict(model_name='msvmamba_v3_base', drop_path_rate=0.5, num_classes=1000),
+    type='ImageClassifier')
+optim_wrapper = dict(optimizer=dict(lr=0.0006))

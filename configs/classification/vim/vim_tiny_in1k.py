@@ -1,8 +1,12 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/classification/vim/vim_tiny_in1k.py --launcher pytorch
 # Cost: 8 GPUs x 128 images, 300 epochs; hours are not published and have not been measured here.
 # Score: 76.1 % top-1, 93.0 % top-5 (published, github.com/hustvl/Vim).
-_base_ = ['../../_base_/datasets/imagenet_deit.py', '../../_base_/schedules/deit_300e.py']
+# Written by `make cards` from configs/recipes.yaml.
+_base_ = [
+    '../../_base_/datasets/imagenet_deit.py',
+    '../../_base_/schedules/deit_300e.py',
+]
 
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(model_name='vim_tiny', num_classes=1000, drop_path_rate=0.0))
+    backbone=dict(model_name='vim_tiny', drop_path_rate=0.0, num_classes=1000),
+    type='ImageClassifier')

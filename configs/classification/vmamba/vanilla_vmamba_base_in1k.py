@@ -2,8 +2,12 @@
 # Cost: 8 GPUs x 128 images, 300 epochs; hours are not published and have not been measured here.
 # Score: 83.7 % top-1 (published, github.com/MzeroMiko/VMamba).
 # Drop path is 0.6 in the name of the released file, and 0.5 in the official configuration.
-_base_ = ['../../_base_/datasets/imagenet_swin.py', '../../_base_/schedules/swin_300e.py']
+# Written by `make cards` from configs/recipes.yaml.
+_base_ = [
+    '../../_base_/datasets/imagenet_swin.py',
+    '../../_base_/schedules/swin_300e.py',
+]
 
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(model_name='vanilla_vmamba_base', num_classes=1000, drop_path_rate=0.6))
+    backbone=dict(model_name='vanilla_vmamba_base', drop_path_rate=0.6, num_classes=1000),
+    type='ImageClassifier')

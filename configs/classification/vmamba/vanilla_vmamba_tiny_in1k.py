@@ -2,9 +2,13 @@
 # Cost: 8 GPUs x 128 images, 300 epochs; hours are not published and have not been measured here.
 # Score: 82.2 % top-1 (published, github.com/MzeroMiko/VMamba).
 # Drop path is 0.2 in the official configuration; the released file is called dp01. Trained without averaged weights.
-_base_ = ['../../_base_/datasets/imagenet_swin.py', '../../_base_/schedules/swin_300e.py']
+# Written by `make cards` from configs/recipes.yaml.
+_base_ = [
+    '../../_base_/datasets/imagenet_swin.py',
+    '../../_base_/schedules/swin_300e.py',
+]
 
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(model_name='vanilla_vmamba_tiny', num_classes=1000, drop_path_rate=0.2))
+    backbone=dict(model_name='vanilla_vmamba_tiny', drop_path_rate=0.2, num_classes=1000),
+    type='ImageClassifier')
 default_hooks = dict(ema=None)

@@ -1,8 +1,12 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/classification/vmamba/vmamba_base_s2l15_in1k.py --launcher pytorch
 # Cost: 8 GPUs x 128 images, 300 epochs; hours are not published and have not been measured here.
 # Score: 83.9 % top-1 (published, github.com/MzeroMiko/VMamba).
-_base_ = ['../../_base_/datasets/imagenet_swin.py', '../../_base_/schedules/swin_300e.py']
+# Written by `make cards` from configs/recipes.yaml.
+_base_ = [
+    '../../_base_/datasets/imagenet_swin.py',
+    '../../_base_/schedules/swin_300e.py',
+]
 
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(model_name='vmamba_base_s2l15', num_classes=1000, drop_path_rate=0.6))
+    backbone=dict(model_name='vmamba_base_s2l15', drop_path_rate=0.6, num_classes=1000),
+    type='ImageClassifier')

@@ -1,8 +1,12 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/classification/vmamba/vmamba_tiny_s1l8_in1k.py --launcher pytorch
 # Cost: 8 GPUs x 128 images, 300 epochs; hours are not published and have not been measured here.
 # Score: 82.6 % top-1 (published, github.com/MzeroMiko/VMamba).
-_base_ = ['../../_base_/datasets/imagenet_swin.py', '../../_base_/schedules/swin_300e.py']
+# Written by `make cards` from configs/recipes.yaml.
+_base_ = [
+    '../../_base_/datasets/imagenet_swin.py',
+    '../../_base_/schedules/swin_300e.py',
+]
 
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(model_name='vmamba_tiny_s1l8', num_classes=1000, drop_path_rate=0.2))
+    backbone=dict(model_name='vmamba_tiny_s1l8', drop_path_rate=0.2, num_classes=1000),
+    type='ImageClassifier')

@@ -1,9 +1,11 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/efficientvmamba/mask_rcnn_efficientvmamba_tiny_1x_coco.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 12 epochs; about 2 hours on A100 cards (an estimate from its FLOPs).
 # Score: 35.6 box AP, 33.2 mask AP (published, arXiv 2403.09977).
-# Official: float16, and another depth than the released classifier has. Here: bfloat16, and the released one. The
-# paper names another learning rate and drop path than the official configs, which are followed here.
-# The paper does not state the narrower heads; these widths give its parameters and FLOPs.
+# Official: float16. Here: bfloat16.
+# The paper names another learning rate and drop path than the official configs, which are followed here.
+# Official: another depth than the released classifier has. Here: the released one. The paper does not state the
+# narrower heads; these widths give its parameters and FLOPs.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
     '../../_base_/datasets/coco_instance.py',

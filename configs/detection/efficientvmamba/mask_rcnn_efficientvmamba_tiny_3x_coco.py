@@ -1,9 +1,11 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/efficientvmamba/mask_rcnn_efficientvmamba_tiny_3x_coco.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 36 epochs; about 4 hours on A100 cards (an estimate from its FLOPs).
 # Score: 38.3 box AP, 35.3 mask AP (published, arXiv 2403.09977).
-# Official: float16, and another depth than the released classifier has. Here: bfloat16, and the released one. The
-# paper names another learning rate and drop path than the official configs, which are followed here.
-# The paper does not state the narrower heads; these widths give its parameters and FLOPs.
+# Official: float16. Here: bfloat16.
+# The paper names another learning rate and drop path than the official configs, which are followed here.
+# Official: another depth than the released classifier has. Here: the released one. The paper does not state the
+# narrower heads; these widths give its parameters and FLOPs.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
     '../../_base_/datasets/coco_multiscale.py',

@@ -3,6 +3,7 @@
 # Score: 46.9 box AP, 42.2 mask AP (published, github.com/YuHengsss/MSVMamba).
 # The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into the file named
 # below.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
     '../../_base_/datasets/coco_instance.py',

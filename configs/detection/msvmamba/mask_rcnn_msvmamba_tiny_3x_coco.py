@@ -3,6 +3,7 @@
 # Score: 48.3 box AP, 43.2 mask AP (published, github.com/YuHengsss/MSVMamba).
 # The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into the file named
 # below.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
     '../../_base_/datasets/coco_multiscale.py',

@@ -1,6 +1,7 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/vim/cascade_mask_rcnn_vim_tiny_100e_coco.py --launcher pytorch
 # Cost: 8 GPUs x 8 images, 184375 steps (about 100 epochs); about 180 hours on A100 cards (an estimate from its FLOPs).
 # Score: 45.7 box AP, 39.2 mask AP (published, arXiv 2401.09417).
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/cascade_mask_rcnn_vim.py',
     '../../_base_/datasets/coco_lsj.py',

@@ -2,6 +2,7 @@
 # Cost: 8 GPUs x 2 images, 12 epochs; about 16 hours on A100 cards (an estimate from its FLOPs).
 # Score: 48.6 box AP, 43.3 mask AP (published, github.com/MzeroMiko/VMamba).
 # Official: drop path at the default of the code, 0.1, and not that of the classifier.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
     '../../_base_/datasets/coco_instance.py',

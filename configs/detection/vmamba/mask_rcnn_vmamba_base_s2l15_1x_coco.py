@@ -1,6 +1,7 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/vmamba/mask_rcnn_vmamba_base_s2l15_1x_coco.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 12 epochs; about 14 hours on A100 cards (an estimate from its FLOPs).
 # Score: 49.2 box AP, 44.1 mask AP (published, github.com/MzeroMiko/VMamba).
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
     '../../_base_/datasets/coco_instance.py',

@@ -2,6 +2,7 @@
 # Cost: 8 GPUs x 2 images, 160000 steps; about 12 hours on A100 cards (an estimate from its FLOPs).
 # Score: 46.5 mIoU, 47.3 at several scales (--tta) (published, arXiv 2403.09977).
 # The official code has no segmentation; the recipe is that of the paper, which is VMamba's.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',
@@ -10,4 +11,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(name='efficientvmamba_base', drop_path_rate=0.1, pretrained=True))
+    backbone=dict(name='efficientvmamba_base', drop_path_rate=0.1, pretrained=True),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384))

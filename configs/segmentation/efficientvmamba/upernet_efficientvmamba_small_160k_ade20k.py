@@ -3,6 +3,7 @@
 # Score: 41.5 mIoU, 42.1 at several scales (--tta) (published, arXiv 2403.09977).
 # The official code has no segmentation; the recipe is that of the paper, which is VMamba's.
 # The paper does not state the narrower heads; these widths give its parameters and FLOPs.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',

@@ -3,6 +3,7 @@
 # Score: none is published.
 # The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into the file named
 # below.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',

@@ -3,6 +3,7 @@
 # Score: 47.8 mIoU (published, github.com/YuHengsss/MSVMamba).
 # The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into the file named
 # below.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',
@@ -14,4 +15,6 @@ model = dict(
     backbone=dict(
         name='msvmamba_tiny',
         drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/msvmamba_tiny.pth')))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/msvmamba_tiny.pth')),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384))

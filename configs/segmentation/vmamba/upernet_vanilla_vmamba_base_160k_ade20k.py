@@ -2,6 +2,7 @@
 # Cost: 8 GPUs x 2 images, 160000 steps; about 16 hours on A100 cards (an estimate from its FLOPs).
 # Score: 50.0 mIoU, 51.3 at several scales (--tta) (published, github.com/MzeroMiko/VMamba).
 # Official: drop path at the default of the code, 0.1, and not that of the classifier.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',

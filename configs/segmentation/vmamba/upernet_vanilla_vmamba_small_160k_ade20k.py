@@ -2,6 +2,7 @@
 # Cost: 8 GPUs x 2 images, 160000 steps; about 14 hours on A100 cards (an estimate from its FLOPs).
 # Score: 49.5 mIoU, 50.5 at several scales (--tta) (published, github.com/MzeroMiko/VMamba).
 # Official: drop path at the default of the code, 0.1, and not that of the classifier.
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',
@@ -10,4 +11,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(name='vanilla_vmamba_small', drop_path_rate=0.1, pretrained=True))
+    backbone=dict(name='vanilla_vmamba_small', drop_path_rate=0.1, pretrained=True),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384))

@@ -1,6 +1,7 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/vmamba/upernet_vmamba_base_s2l15_160k_ade20k.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 160000 steps; about 16 hours on A100 cards (an estimate from its FLOPs).
 # Score: 51.0 mIoU, 51.6 at several scales (--tta) (published, github.com/MzeroMiko/VMamba).
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',

@@ -1,6 +1,7 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/vmamba/upernet_vmamba_small_s2l15_160k_ade20k.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 160000 steps; about 14 hours on A100 cards (an estimate from its FLOPs).
 # Score: 50.6 mIoU, 51.2 at several scales (--tta) (published, github.com/MzeroMiko/VMamba).
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
     '../../_base_/datasets/ade20k.py',
@@ -9,4 +10,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(name='vmamba_small_s2l15', drop_path_rate=0.3, pretrained=True))
+    backbone=dict(name='vmamba_small_s2l15', drop_path_rate=0.3, pretrained=True),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384))

@@ -1,0 +1,69 @@
+"""The one place where tests list families, from their declarations: what to build, and what a family still lacks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vssm.models import FAMILIES, Backbone, Family
+
+ROOT = Path(__file__).parents[1]
+# What `make cards` writes into a new card where its author has to write.
+UNWRITTEN = "TO BE WRITTEN"
+
+
+def model_class(name: str) -> type[Backbone]:
+    """The class that timm builds a model of ours from."""
+    family = next(family for family in FAMILIES.values() if name in family.models)
+    return family.models[name].model or family.model
+
+
+# (model, arguments that make it quick to build and to run) of every kind of model.
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    (name, dict(arguments)) for family in FAMILIES.values() for name, arguments in family.small.items()
+]
+# The first kind of each model class.
+CLASSES: list[tuple[str, dict[str, Any]]] = []
+for _kind in KINDS:
+    if model_class(_kind[0]) not in [model_class(name) for name, _ in CLASSES]:
+        CLASSES.append(_kind)
+
+
+def missing(family: Family, root: Path = ROOT) -> list[str]:
+    """What a family lacks outside its own file, a sentence each; empty where it is complete.
+
+    Args:
+        family: its declaration.
+        root: of the repository.
+    """
+    return list(_missing(family, root))
+
+
+def _missing(family: Family, root: Path) -> Iterator[str]:
+    if not family.parts:
+        yield "its declaration has no `parts`: which part of the paper is which class"
+    if not family.small:
+        yield "its declaration has no `small`: the arguments with which tests build its models, on a GPU too"
+    for name in sorted(set(family.small) - set(family.models)):
+        yield f"`small` names {name}, which is none of its variants or aliases"
+
+    card = root / "model_cards" / f"{family.name}.md"
+    if not card.exists():
+        yield f"no card model_cards/{card.name}: `make cards` begins one"
+    elif UNWRITTEN in card.read_text(encoding="utf-8"):
+        yield f"model_cards/{card.name} says {UNWRITTEN!r} where a paragraph, the limits or the citation belong"
+
+    results = yaml.safe_load((root / "model_cards" / "results.yaml").read_text(encoding="utf-8"))["families"]
+    models = results.get(family.name, {}).get("models", {})
+    for variant in family.variants:
+        if variant.name not in models:
+            yield f"no numbers of {variant.name} in model_cards/results.yaml"
+        recipe = f"configs/classification/{family.name}/{variant.name}_in1k.py"
+        if not (root / recipe).exists():
+            yield f"no recipe {recipe}: `make cards` writes it from a row in configs/recipes.yaml"
+    records = [entry["parity"] for entry in models.values() if "parity" in entry]
+    if not any((root / "tests" / "parity" / f"{record}.json").exists() for record in records):
+        yield "no parity record: model_cards/results.yaml names none that is in tests/parity"
+    if family.repository not in (root / "NOTICE").read_text(encoding="utf-8"):
+        yield "no row in NOTICE: `make cards` writes it"

@@ -1,0 +1,207 @@
+"""What the parts of vssm.nn compute, in plain torch, from a part's parameters and its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vssm.nn import (
+    SS2D,
+    Attention,
+    BatchNormStem,
+    Block,
+    ChannelGate,
+    ConvMlp,
+    ConvStem,
+    InvertedDownsample,
+    PaddedPatchConv,
+    PatchMerging,
+    ResidualStem,
+    SelectiveScan,
+    VimMixer,
+)
+from vssm.scan import cross
+
+
+def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """A convolution of a channels-last map."""
+    y = F.conv2d(x.permute(0, 3, 1, 2), layer.weight, layer.bias, layer.stride, layer.padding, groups=layer.groups)
+    return y.permute(0, 2, 3, 1)
+
+
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def pointwise(x: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
+    return F.linear(x, layer.weight.flatten(1), layer.bias)
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float = 1e-5) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps)
+
+
+def conv_bn(x: Tensor, layer: nn.Module, act: bool = True, eps: float = 1e-5) -> Tensor:
+    """Convolution, batch norm in evaluation, ReLU."""
+    bn = layer.bn
+    y = (conv(x, layer.conv) - bn.running_mean) / torch.sqrt(bn.running_var + eps) * bn.weight + bn.bias
+    return y.relu() if act else y
+
+
+def recurrence(scan: SelectiveScan, k: int, sequence: Tensor) -> Tensor:
+    """The state-space model of direction k over (batch, steps, channels)."""
+    step, B, C = (sequence @ scan.x_proj[k].T).split([scan.rank, scan.state, scan.state], -1)
+    delta = F.softplus(step @ scan.dt_proj[k].T + scan.dt_bias[k])
+    state, outputs = 0, []
+    for t in range(sequence.shape[1]):
+        decay = torch.exp(-delta[:, t, :, None] * scan.A_log[k].exp())
+        state = decay * state + (delta * sequence)[:, t, :, None] * B[:, t, None]
+        outputs.append((state * C[:, t, None]).sum(-1) + scan.D[k] * sequence[:, t])
+    return torch.stack(outputs, 1)
+
+
+def directions(table: Tensor, tokens: Tensor, walk: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """walk(k, the tokens in the order of direction k) of every direction, back in raster order."""
+    return torch.stack([walk(k, tokens[:, steps])[:, steps.argsort()] for k, steps in enumerate(table.long())], 2)
+
+
+def along(table: Tensor, tokens: Tensor, walk: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """The sum over directions."""
+    return directions(table, tokens, walk).sum(2)
+
+
+def ss2d(mixer: SS2D, x: Tensor) -> Tensor:
+    _, height, width, _ = x.shape
+    x = linear(x, mixer.in_proj)
+    x, z = x.chunk(2, -1) if mixer.gated else (x, None)
+    x = F.silu(conv(x, mixer.conv))
+    y = along(cross(height, width).table, x.flatten(1, 2), partial(recurrence, mixer.scan)).view_as(x)
+    y = layer_norm(y, mixer.norm)
+    return linear(y if z is None else y * F.silu(z), mixer.out_proj)
+
+
+def vim_mixer(table: Tensor, mixer: VimMixer, tokens: Tensor) -> Tensor:
+    x, z = linear(tokens, mixer.in_proj).chunk(2, -1)
+
+    def walk(k: int, sequence: Tensor) -> Tensor:
+        weight, bias = mixer.conv_weight[k, :, None], mixer.conv_bias[k]
+        causal = F.conv1d(F.pad(sequence.mT, (3, 0)), weight, bias, groups=len(bias)).mT
+        return recurrence(mixer.scan, k, F.silu(causal))
+
+    return linear(along(table, x, walk) / len(table) * F.silu(z), mixer.out_proj)
+
+
+def gate(channel_gate: ChannelGate, x: Tensor, over: tuple[int, ...] = (1, 2), act: Callable = F.relu) -> Tensor:
+    normed = x if isinstance(channel_gate.norm, nn.Identity) else layer_norm(x, channel_gate.norm)
+    hidden = act(linear(normed.mean(over, keepdim=True), channel_gate.reduce))
+    return x / (1 + torch.exp(-linear(hidden, channel_gate.expand)))
+
+
+def rotary(x: Tensor, grid: int | None = None) -> Tensor:
+    """Pairs of channels as complex numbers, turned; x is (batch, height, width, heads, channels)."""
+    _, height, width, _, channels = x.shape
+    speed = 10000.0 ** (-4 * torch.arange(channels // 4) / channels)
+    scale = (grid / height, grid / width) if grid else (1, 1)
+    rows, columns = torch.meshgrid(torch.arange(height) * scale[0], torch.arange(width) * scale[1], indexing="ij")
+    angles = torch.cat([rows[..., None] * speed, columns[..., None] * speed], -1)[:, :, None]
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+
+def attention(module: Attention, x: Tensor, heads: int = 2, rotated: bool = False, normed: bool = False) -> Tensor:
+    q, k, v = (part.unflatten(-1, (heads, -1)) for part in linear(x, module.qkv).chunk(3, -1))
+    q, k = (rotary(q), rotary(k)) if rotated else (q, k)
+    q, k = (layer_norm(q, module.q_norm), layer_norm(k, module.k_norm)) if normed else (q, k)
+    q, k, v = (part.flatten(1, -3) for part in (q, k, v))
+    weights = torch.einsum("blhc,bmhc->bhlm", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
+    return linear(torch.einsum("bhlm,bmhc->blhc", weights, v).reshape(x.shape), module.proj)
+
+
+def mlp(layers: nn.Module, x: Tensor) -> Tensor:
+    return linear(F.gelu(linear(x, layers.fc1)), layers.fc2)
+
+
+def conv_mlp(layers: ConvMlp, x: Tensor) -> Tensor:
+    hidden = pointwise(x, layers.fc1)
+    local = conv(hidden, layers.conv)
+    return pointwise(F.gelu(hidden + local if layers.residual else local), layers.fc2)
+
+
+def two_branches(block: Block, x: Tensor) -> Tensor:
+    x = x + linear(layer_norm(x, block.norm), block.mixer)
+    return x + linear(layer_norm(x, block.norm2), block.mlp)
+
+
+def post_normed(block: Block, x: Tensor) -> Tensor:
+    x = x + linear(layer_norm(x, block.norm), block.mixer)
+    return x + layer_norm(linear(x, block.mlp), block.norm2)
+
+
+def positioned(block: Block, x: Tensor) -> Tensor:
+    x = linear(x, block.position)
+    x = x + linear(layer_norm(x, block.norm), block.mixer)
+    x = linear(x, block.position2)
+    return x + linear(layer_norm(x, block.norm2), block.mlp)
+
+
+def scaled(block: Block, x: Tensor) -> Tensor:
+    x = x + block.layer_scale.gamma * linear(layer_norm(x, block.norm), block.mixer)
+    return x + block.layer_scale2.gamma * linear(layer_norm(x, block.norm2), block.mlp)
+
+
+def residual_scaled(block: Block, x: Tensor) -> Tensor:
+    x = block.residual_scale.gamma * x + linear(layer_norm(x, block.norm), block.mixer)
+    return block.residual_scale2.gamma * x + linear(layer_norm(x, block.norm2), block.mlp)
+
+
+def norms_of_their_own(block: Block, x: Tensor) -> Tensor:
+    x = x + linear(x, block.mixer)
+    return x + linear(layer_norm(x, block.norm2, eps=1e-3), block.mlp)
+
+
+def mixer_alone(block: Block, x: Tensor) -> Tensor:
+    return x + linear(layer_norm(x, block.norm), block.mixer)
+
+
+def merged(merging: PatchMerging, x: Tensor) -> Tensor:
+    """The concatenation as Swin writes it, with odd sizes padded by zeros at the bottom and the right."""
+    x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+    return linear(layer_norm(torch.cat(corners, -1), merging.norm), merging.reduction)
+
+
+def inverted(down: InvertedDownsample, x: Tensor) -> Tensor:
+    return conv_bn(conv(conv(x, down.widen).relu(), down.depthwise).relu(), down.narrow, act=False)
+
+
+def padded_conv(layer: PaddedPatchConv, x: Tensor) -> Tensor:
+    """All patches that a map with enough zeros has, cut to one for every started stride."""
+    (kernel, _), (stride, _) = layer.kernel_size, layer.stride
+    y = conv(F.pad(x, (0, 0, 0, kernel, 0, kernel)), layer)
+    return y[:, : -(-x.shape[1] // stride), : -(-x.shape[2] // stride)]
+
+
+def conv_stem(stem: ConvStem, image: Tensor) -> Tensor:
+    x = F.gelu(layer_norm(conv(image.permute(0, 2, 3, 1), stem.conv1), stem.norm1, eps=1e-3))
+    return layer_norm(conv(x, stem.conv2), stem.norm2, eps=1e-3)
+
+
+def batch_norm_stem(stem: BatchNormStem, image: Tensor) -> Tensor:
+    x = image.permute(0, 2, 3, 1)
+    for layer in stem.layers:
+        x = conv_bn(x, layer, eps=1e-3)
+    return conv(x, stem.projection) if isinstance(stem.projection, nn.Conv2d) else x
+
+
+def residual_stem(stem: ResidualStem, image: Tensor) -> Tensor:
+    x = conv_bn(image.permute(0, 2, 3, 1), stem.conv1)
+    x = x + conv_bn(conv_bn(x, stem.residual[0]), stem.residual[1], act=False)
+    return conv_bn(conv_bn(x, stem.widen), stem.narrow, act=False)
+
+
+def image_conv(image: Tensor, layer: nn.Conv2d) -> Tensor:
+    return conv(image.permute(0, 2, 3, 1), layer)

@@ -1,0 +1,225 @@
+"""The configs of the published recipes, as configs/recipes.yaml, results.yaml and the families' declarations say."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+
+from vssm.models import FAMILIES, Family
+
+# Images of COCO with objects, which detectors are trained on.
+COCO_IMAGES = 117_266
+# Multiply-adds in a second that a training is taken to reach on an A100, and those of a forward and a backward pass in
+# units of a forward pass: for the estimate of hours.
+RATE, PASSES = 5e12, 3
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One config: a kind of recipe for a model.
+
+    Args:
+        name: of the kind.
+        kind: what all recipes of it share, from configs/recipes.yaml.
+        family, model: what is trained.
+        changes: the sum of the family's rows for this kind and model.
+        numbers: what results.yaml has of it: counted sizes, and published scores if there are any.
+        measured: results of trainings with this config.
+    """
+
+    name: str
+    kind: dict[str, Any]
+    family: Family
+    model: str
+    changes: dict[str, Any]
+    numbers: dict[str, Any]
+    measured: list[dict[str, Any]]
+
+    @property
+    def path(self) -> str:
+        """Of the config, from the root of the repository."""
+        return path_of(self.kind, self.family.name, self.model)
+
+    @property
+    def classifies(self) -> bool:
+        return "channels" not in self.kind
+
+    @property
+    def published(self) -> bool:
+        """Whether the authors trained so, and not this library alone on the embedded set."""
+        return "score" not in self.kind
+
+    def text(self) -> str:
+        """The config."""
+        notes = [self.command(), self.cost(), self.score(), *self.notes()]
+        bases = [f"    '../../_base_/{base}',\n" for base in self.kind["bases"]]
+        sections = [assignment(key, value) for key, value in self.config().items()]
+        return (
+            "".join(f"# {note}\n" for note in notes)
+            + "# Written by `make cards` from configs/recipes.yaml.\n"
+            + f"_base_ = [\n{''.join(bases)}]\n\n"
+            + "\n".join(sections)
+            + "\n"
+        )
+
+    def command(self) -> str:
+        nodes, gpus = divmod(self.kind["gpus"], 8)
+        if self.kind["gpus"] == 1:
+            return f"Command: python tools/train.py {self.path}"
+        several = f"--nnodes {nodes} " if nodes > 1 else ""
+        return f"Command: torchrun {several}--nproc-per-node {gpus or 8} tools/train.py {self.path} --launcher pytorch"
+
+    def cost(self) -> str:
+        if not self.published:
+            hours = self.kind["cost"]
+        elif self.classifies:
+            hours = "hours are not published and have not been measured here"
+        else:
+            hours = f"about {self.hours():.0f} hours on A100 cards (an estimate from its FLOPs)"
+        images = self.changes.get("images", self.kind["images"])
+        plural = "s" if self.kind["gpus"] > 1 else ""
+        return f"Cost: {self.kind['gpus']} GPU{plural} x {images} images, {self.kind['length']}; {hours}."
+
+    def hours(self) -> float:
+        """Of the training, to about two digits."""
+        count, unit = self.kind["length"].split()[:2]
+        images = int(count) * (COCO_IMAGES if unit == "epochs" else self.kind["gpus"] * self.kind["images"])
+        operations = PASSES * self.numbers["gflops"] * 1e9 * self.kind.get("pixels", 1) * images
+        hours = operations / (RATE * self.kind["gpus"]) / 3600
+        return round(hours, -1 if hours >= 100 else 0)
+
+    def score(self) -> str:
+        if not self.published:
+            results = [f"{row['result']} ({row['what']})" for row in self.measured]
+            return f"Score: {'; '.join(results) or self.kind['score']}."
+        published = self.numbers.get("published")
+        if not published:
+            return "Score: none is published."
+        accuracies = [f"{published[key]} % {key[:3]}-{key[3:]}" for key in ("top1", "top5") if key in published]
+        score = published.get("score") or ", ".join(accuracies)
+        several = " (--tta)" if "several scales" in score else ""
+        return f"Score: {score}{several} (published, {self.numbers['where']})."
+
+    def notes(self) -> list[str]:
+        notes = list(self.changes.get("notes", ()))
+        if "init_cfg" in self.start():
+            notes.append(
+                "The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into "
+                "the file named below."
+            )
+        return [line for note in notes for line in textwrap.wrap(note, 117)]
+
+    def config(self) -> dict[str, Any]:
+        """The keys in which the config differs from its bases."""
+        backbone = {"model_name" if self.classifies else "name": self.model}
+        if "drop_path" in self.changes:
+            backbone["drop_path_rate"] = self.changes["drop_path"]
+        config = merged({"model": {"backbone": backbone | self.start()}}, self.kind.get("config", {}))
+        for key, maps in self.kind.get("channels", {}).items():
+            channels = channels_of(self.model)
+            value = [channels[index] for index in maps] if isinstance(maps, list) else channels[maps]
+            part, name = key.split(".")
+            config = merged(config, {"model": {part: {name: value}}})
+        if "images" in self.changes:
+            images = self.changes["images"]
+            batch = {"base_batch_size": images * self.kind["gpus"]}
+            config = merged(config, {"train_dataloader": {"batch_size": images}, "auto_scale_lr": batch})
+        return merged(config, self.changes.get("config", {}))
+
+    def start(self) -> dict[str, Any]:
+        """The backbone's arguments for the weights that published detectors and segmentors start from."""
+        if self.classifies or not self.published:
+            return {}
+        if self.family.models[self.model].downloadable:
+            return {"pretrained": True}
+        return {"init_cfg": {"type": "Pretrained", "checkpoint": f"checkpoints/{self.model}.pth"}}
+
+
+@functools.cache
+def channels_of(model: str) -> list[int]:
+    """Of the four maps of a model."""
+    return timm.create_model(model, features_only=True, device="meta").feature_info.channels()
+
+
+def path_of(kind: dict[str, Any], family: str, model: str) -> str:
+    """Of a config, from the root of the repository."""
+    return "configs/" + kind["file"].format(family=family, model=model)
+
+
+def recipes(file: Path, results: dict[str, Any]) -> Iterator[Recipe]:
+    """Every recipe of configs/recipes.yaml, for every model that has it, kind by kind.
+
+    Raises:
+        ValueError: a row names a kind, a family or a model that is not there.
+    """
+    table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for family, rows in table["recipes"].items():
+        changes: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in rows:
+            for name in row["recipes"]:
+                for model in row["models"]:
+                    check(f"configs/recipes.yaml, {family}", name in table["kinds"], f"kind {name!r}")
+                    check("configs/recipes.yaml", family in FAMILIES, f"family {family!r}")
+                    check(f"configs/recipes.yaml, {family}", model in FAMILIES[family].models, f"model {model!r}")
+                    add_row(changes.setdefault((name, model), {}), row)
+        names, models = list(table["kinds"]), list(FAMILIES[family].models)
+        for name, model in sorted(changes, key=lambda key: (names.index(key[0]), models.index(key[1]))):
+            kind = table["kinds"][name]
+            path = path_of(kind, family, model)
+            numbers = numbers_of(FAMILIES[family], name, model, results)
+            measured = [row for row in results["measured"] if path in row["command"].split()]
+            yield Recipe(name, kind, FAMILIES[family], model, changes[name, model], numbers, measured)
+
+
+def check(where: str, known: bool, what: str) -> None:
+    if not known:
+        raise ValueError(f"{where}: there is no {what}")
+
+
+def add_row(changes: dict[str, Any], row: dict[str, Any]) -> None:
+    """Notes add up, keys of the config are joined, everything else is replaced."""
+    changes.update({key: row[key] for key in ("drop_path", "images") if key in row})
+    if "notes" in row:
+        changes["notes"] = [*changes.get("notes", ()), row["notes"]]
+    changes["config"] = merged(changes.get("config", {}), row.get("config", {}))
+
+
+def numbers_of(family: Family, kind: str, model: str, results: dict[str, Any]) -> dict[str, Any]:
+    """Counted and published numbers of a model, or of the detector or segmentor of a kind of recipe."""
+    entry = results["families"].get(family.name, {})
+    downstream = entry.get("downstream", {}).get(kind, {}).get(model)
+    paper = downstream and entry["downstream_source"] == "paper"
+    where = f"arXiv {family.paper}" if paper else family.repository.removeprefix("https://")
+    return {"where": where, **(downstream or entry.get("models", {}).get(family.models[model].name, {}))}
+
+
+def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`config` with changes, dict by dict; both stay as they are."""
+    result = dict(config)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
+    return result
+
+
+def assignment(key: str, value: Any, indent: str = "", separator: str = " = ") -> str:
+    """`key = value` as mmengine's configs write it; a dict that does not fit its line is broken at its keys."""
+    line = f"{indent}{key}{separator}{one_line(value)}"
+    if not isinstance(value, dict) or len(line) < WIDTH:
+        return line
+    inner = [assignment(name, each, indent + "    ", "=") for name, each in value.items()]
+    return f"{indent}{key}{separator}dict(\n" + ",\n".join(inner) + ")"
+
+
+def one_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{key}={one_line(each)}' for key, each in value.items())})"
+    return repr(value)

@@ -1,0 +1,179 @@
+"""Measure kernels, models, detectors and segmentors: python tools/benchmark.py {kernels,models,heads} [--help].
+
+Every kernel is compared with the reference before it is timed. Times are medians, with rotating buffers, after a
+warm-up; peers run in the same call, so that ratios hold whatever the machine.
+
+    python tools/benchmark.py kernels --cases vim_tiny vmamba_s1_stage1 --csv kernels.csv
+    python tools/benchmark.py kernels --cases vmamba_s1_stage1 --orders all --csv orders.csv
+    python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
+    python tools/benchmark.py heads configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py
+
+Operations are counted for one image by the convention in vssm/bench/flops.py. Published figures of models at 224
+pixels, and of detectors and segmentors, stand beside them (from model_cards/results.yaml).
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import yaml
+
+from vssm.bench import (
+    KERNEL_CASES,
+    Ceilings,
+    Execution,
+    benchmark_kernel,
+    benchmark_model,
+    benchmark_orders,
+    environment,
+    print_table,
+    write_csv,
+    write_plot,
+)
+from vssm.cli.arguments import CHECKOUT
+from vssm.errors import ConfigError
+from vssm.models import FAMILIES
+from vssm.scan import order_named, order_names
+
+RESULTS = CHECKOUT / "model_cards/results.yaml"
+RECIPES = CHECKOUT / "configs/recipes.yaml"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def benchmark_parser() -> argparse.ArgumentParser:
+    """The options of tools/benchmark.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    kernels = commands.add_parser("kernels", help="the selective scan at the shapes of real models")
+    kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
+                         help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
+    kernels.add_argument("--backends", nargs="+", help="default: triton on a GPU, native and grouped on a CPU")
+    kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
+                         help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
+    kernels.add_argument("--batch", type=int, help="instead of each case's own")
+
+    models = commands.add_parser("models", help="any timm models end to end")
+    models.add_argument("names", nargs="+", metavar="MODEL", help="vim_tiny, deit_tiny_patch16_224, ...")
+    models.add_argument("--sizes", nargs="+", type=int, default=[224], help="pixels (default: 224)")
+    models.add_argument("--batch", type=int, default=128, help="default: %(default)s")
+    models.add_argument("--train", action="store_true", help="also forward, backward and an AdamW step")
+    models.add_argument("--compile", action="store_true", help="also through torch.compile")
+    models.add_argument("--graph", action="store_true", help="also as CUDA graphs; with --compile, of both")
+    models.add_argument("--latency", action="store_true", help="also inference of a single image")
+    models.add_argument("--plot", type=Path, help="PNG of the time per image over the size")
+
+    heads = commands.add_parser("heads", help="detectors and segmentors, and their backbones alone")
+    heads.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="configs/detection/... or segmentation/")
+    heads.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"),
+                       help="pixels (default: 800 1280 for detection, 512 2048 for segmentation)")  # fmt: skip
+    heads.add_argument("--batch", type=int, default=1, help="default: %(default)s")
+
+    for command in (kernels, models, heads):
+        command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+        command.add_argument("--device", type=torch.device, help="default: a GPU if there is one")
+        command.add_argument("--csv", type=Path, help="write the results with device, versions, commit and command")
+    return parser
+
+
+def known_order(name: str) -> str:
+    if name != "all":
+        try:
+            order_named(name)
+        except ValueError as error:  # a sentence for the user
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return name
+
+
+def run_benchmark(arguments: argparse.Namespace) -> None:
+    """Measure as the arguments of `benchmark_parser` say."""
+    device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(arguments, "graph", False) and device.type != "cuda":
+        raise ConfigError(f"--graph captures CUDA graphs, which needs a GPU; the device is {device}")
+    facts = environment(device)
+    print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
+    rows = []
+    for row in {"kernels": run_kernels, "models": run_models, "heads": run_heads}[arguments.command](arguments, device):
+        rows.append(row)
+        if arguments.csv:  # after every row, so that an interrupted run leaves its results
+            write_csv(arguments.csv, rows, facts)
+    print_table(rows)
+    if arguments.command == "models" and arguments.plot:
+        lines = [
+            {
+                "model": f"{row['model']}, {row['mode']}, {row['execution']}, batch {row['batch']}",
+                "image size, pixels": row["size"],
+                "ms per image": row["ms"] / row["batch"],
+            }
+            for row in rows
+        ]
+        write_plot(arguments.plot, lines, "image size, pixels", "ms per image", "model")
+
+
+def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
+    backends = arguments.backends or (["triton"] if device.type == "cuda" else ["native", "grouped"])
+    ceilings = Ceilings.measure(device)
+    print(f"ceilings: {ceilings}")
+    for name in arguments.cases:
+        case = KERNEL_CASES[name]
+        if arguments.batch:
+            case = replace(case, batch=arguments.batch)
+        how = (device, DTYPES[arguments.dtype], ceilings, backends)
+        if arguments.orders:
+            orders = order_names() if arguments.orders == ["all"] else arguments.orders
+            yield from benchmark_orders(case, orders, *how)
+        else:
+            yield from benchmark_kernel(case, *how)
+        print(f"  {name} done", file=sys.stderr)
+
+
+def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
+    dtype = DTYPES[arguments.dtype]
+    executions = [Execution.EAGER]
+    executions += [Execution.COMPILED] if arguments.compile else []
+    executions += [Execution.GRAPH] if arguments.graph else []
+    executions += [Execution.COMPILED_GRAPH] if arguments.compile and arguments.graph else []
+    modes = (False, True) if arguments.train else (False,)
+    runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
+    runs += [(how, False, 1) for how in executions] if arguments.latency and arguments.batch > 1 else []
+    for name in arguments.names:
+        for size in arguments.sizes:
+            for execution, training, batch in runs:
+                row = benchmark_model(name, size, batch, device, dtype, execution=execution, training=training)
+                yield row | (published(name) if size == 224 else {})
+            print(f"  {name} {size} done", file=sys.stderr)
+
+
+def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
+    from vssm.mm.runtime.config import load_config
+    from vssm.mm.tasks.complexity import SIZES, benchmark_config
+
+    for path in arguments.configs:
+        config = load_config(path)
+        size = tuple(arguments.size or SIZES[config.default_scope])
+        backbone, whole = benchmark_config(config, size, arguments.batch, device, DTYPES[arguments.dtype])
+        stated = published(path.stem) if size == SIZES[config.default_scope] else {}
+        yield {"config": path.stem, **backbone}
+        yield {"config": path.stem, **whole, **stated}
+        print(f"  {path.stem} done", file=sys.stderr)
+
+
+def published(name: str) -> dict[str, object]:
+    """Published parameters and operations of a model at its input size, or of the model that a recipe trains."""
+    results = yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["families"]
+    kinds = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))["kinds"]
+    entries = {}
+    for family in FAMILIES.values():
+        numbers = results.get(family.name, {})
+        for model, variant in family.models.items():
+            entries[model] = numbers.get("models", {}).get(variant.name, {})
+        for kind, models in numbers.get("downstream", {}).items():
+            for model, entry in models.items():
+                entries[Path(kinds[kind]["file"].format(family=family.name, model=model)).stem] = entry
+    stated = entries.get(name, {}).get("published")
+    if stated is None:
+        return {}
+    return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}

@@ -1,0 +1,169 @@
+"""Checkpoints that hold tensors and plain values only, are written whole or not at all, and fit or are refused."""
+
+from pathlib import Path
+
+import torch
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor
+
+from vssm.errors import TrainingError
+from vssm.inference.saved import latest_checkpoint, to_plain
+from vssm.models import CheckpointError
+
+# Saved values of each logged scalar: more than any logging window, and little beside the weights.
+HISTORY = 10_000
+# What mmengine's MessageHub saves.
+HUB = ("log_scalars", "runtime_info", "resumed_keys")
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, whose files are safe to load and survive interruptions.
+
+    - Logged values (mmengine's HistoryBuffer, which pickles functions) are saved as tensors, so that ``torch.load``
+      reads the file with ``weights_only=True`` and an empty allow-list.
+    - Weights that are not finite are never saved.
+    - An outdated checkpoint is removed only after the next one is on the disk; mmengine removes it before.
+
+    Arguments are those of mmengine's ``CheckpointHook``.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Delay the hook's removals until `_remove_outdated`."""
+        super().before_train(runner)
+        self.file_backend = _RemoveLater(Path(self.out_dir))
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Save by iterations, if the config says so."""
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        self._remove_outdated()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Save by epochs, if the config says so."""
+        super().after_train_epoch(runner)
+        self._remove_outdated()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Save the best checkpoint."""
+        super().after_val_epoch(runner, metrics)
+        if isinstance(self.file_backend, _RemoveLater):
+            self._remove_outdated()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Check the weights, and convert everything else to plain values."""
+        broken = [name for name, value in checkpoint["state_dict"].items() if not _is_finite(value)]
+        if broken:
+            raise TrainingError(
+                f"the weights are not finite after step {runner.iter} ({len(broken)} tensors, first {broken[0]}): "
+                f"no checkpoint written; {last_good(runner)}"
+            )
+        model = getattr(runner.model, "module", runner.model)
+        evaluation = runner.cfg.get("test_dataloader") or runner.cfg.get("val_dataloader") or {}
+        dataset = evaluation.get("dataset", {})
+        # What tools/predict.py builds from. The config is saved too, as text that is never run.
+        checkpoint["meta"].update(
+            backbone=getattr(model, "arguments", None),
+            transform=to_plain(dataset.get("transform")),
+            scope=runner.cfg.get("default_scope") or "mmengine",
+            model=to_plain(runner.cfg.model),
+            pipeline=to_plain(dataset.get("pipeline")),
+            dataset_meta=to_plain(checkpoint["meta"].get("dataset_meta")),
+        )
+        hub = checkpoint["message_hub"]
+        hub["runtime_info"] = to_plain(hub["runtime_info"])
+        hub["log_scalars"] = {name: _history_to_plain(buffer) for name, buffer in hub["log_scalars"].items()}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """The inverse of `before_save_checkpoint`."""
+        scalars = checkpoint.get("message_hub", {}).get("log_scalars", {})
+        for name, plain in scalars.items():
+            scalars[name] = HistoryBuffer(plain["values"].tolist(), plain["counts"].tolist(), plain["max_length"])
+
+    def _remove_outdated(self) -> None:
+        best = getattr(self, "best_ckpt_path", None)
+        self.file_backend.remove_all(keep={self.last_ckpt, best})
+
+
+class _RemoveLater(LocalBackend):
+    """The local disk, whose ``remove`` waits until ``remove_all``.
+
+    mmengine takes the path of the best checkpoint from the file that a training resumes from, and removes what is
+    there, a whole folder too. Here only files in the training's own folder are removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder.resolve()
+        self.outdated: list[Path] = []
+
+    def remove(self, filepath: str) -> None:
+        self.outdated.append(Path(filepath))
+
+    def rmtree(self, dir_path: str) -> None:
+        """Nothing: checkpoints are files."""
+
+    def remove_all(self, keep: set[str | None]) -> None:
+        for path in self.outdated:
+            if str(path) not in keep and path.resolve().parent == self.folder:
+                path.unlink(missing_ok=True)
+        self.outdated.clear()
+
+
+def check_bookkeeping(checkpoint: dict, path: str | Path) -> None:
+    """Refuse a checkpoint whose counters and logs mmengine cannot go on from.
+
+    Args:
+        checkpoint: of `PlainCheckpointHook`. ``meta.config`` is dropped: mmengine would run it as Python.
+        path: of the file, for the error.
+
+    Raises:
+        CheckpointError: names the entry.
+    """
+    meta, hub = checkpoint["meta"], checkpoint["message_hub"]
+    meta.pop("config", None)
+    information = hub.get("runtime_info") if isinstance(hub, dict) else None
+    counts = [meta.get("epoch"), meta.get("iter"), meta.get("seed", 0) or 0]
+    ids = information.get("keep_ckpt_ids", []) if isinstance(information, dict) else None
+    sound = {
+        "meta.epoch, meta.iter and meta.seed": all(isinstance(count, int) and count >= 0 for count in counts),
+        "message_hub": isinstance(information, dict) and all(isinstance(hub.get(name), dict) for name in HUB),
+        "message_hub.runtime_info.keep_ckpt_ids": isinstance(ids, list) and all(isinstance(i, int) for i in ids),
+        "message_hub.log_scalars": isinstance(hub, dict) and all(map(_is_history, hub.get("log_scalars", {}).values())),
+    }
+    for place, right in sound.items():
+        if not right:
+            raise CheckpointError(f"{path}: {place} is not what tools/train.py writes; nothing was loaded")
+
+
+def _is_history(plain: object) -> bool:
+    keys = ("values", "counts", "max_length")
+    if not isinstance(plain, dict) or tuple(plain) != keys or not isinstance(plain["max_length"], int):
+        return False
+    values, counts = plain["values"], plain["counts"]
+    tensors = isinstance(values, Tensor) and isinstance(counts, Tensor)
+    return tensors and values.ndim == 1 and values.shape == counts.shape
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def _history_to_plain(buffer: HistoryBuffer) -> dict:
+    values, counts = buffer.data
+    return {
+        "values": torch.as_tensor(values[-HISTORY:], dtype=torch.float64),
+        "counts": torch.as_tensor(counts[-HISTORY:], dtype=torch.float64),
+        "max_length": buffer.max_length,
+    }
+
+
+def last_good(runner: Runner) -> str:
+    """End of a sentence that says where the last good checkpoint of a training is."""
+    path = latest_checkpoint(runner.work_dir)
+    return f"the last good checkpoint is {path}" if path else "no checkpoint had been written before"

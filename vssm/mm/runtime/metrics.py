@@ -1,0 +1,43 @@
+"""Evaluation metrics of classification."""
+
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
+
+
+@METRICS.register_module()
+class TopAccuracy(BaseMetric):
+    """Percentage of images whose label is among the k best-scored classes.
+
+    Args:
+        topk: the values of k; those not below the number of classes are left out.
+        prefix: goes before the names: ``accuracy/top1``.
+
+    Example:
+        >>> import torch
+        >>> metric = TopAccuracy(topk=(1, 2))
+        >>> scores = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
+        >>> metric.process({}, [dict(scores=s, label=torch.tensor(2)) for s in scores])
+        >>> metric.evaluate(size=2)
+        {'accuracy/top1': 0.0, 'accuracy/top2': 50.0}
+    """
+
+    default_prefix = "accuracy"
+
+    def __init__(self, topk: tuple[int, ...] = (1, 5), prefix: str | None = None) -> None:
+        super().__init__(prefix=prefix)
+        self.topk = tuple(topk)
+
+    def process(self, data_batch: dict, data_samples: list[dict]) -> None:
+        """Store for each image the rank of its label among the scores, and the number of classes."""
+        for sample in data_samples:
+            scores, label = sample["scores"], sample["label"]
+            # Equal scores and NaN count against the label.
+            place = int((~(scores < scores[label])).sum()) - 1
+            self.results.append((place, len(scores)))
+
+    def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:
+        """Percentages over all images of all processes."""
+        classes = results[0][1]
+        return {
+            f"top{k}": 100 * sum(place < k for place, _ in results) / len(results) for k in self.topk if k < classes
+        }

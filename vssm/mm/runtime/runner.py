@@ -1,0 +1,133 @@
+"""mmengine's Runner with checkpoints that are whole or absent, and logs and curves of its own for each training."""
+
+import logging
+import re
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.visualization import Visualizer
+from torch import nn
+
+from vssm.errors import ConfigError, TrainingError
+from vssm.files import replace_atomically
+from vssm.nn import compile_module
+
+MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+
+
+class SafeRunner(Runner):
+    """A runner of any task; arguments are those of mmengine's ``Runner``."""
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> "SafeRunner":
+        """Build a runner from a config.
+
+        Raises:
+            ConfigError: a class that is not there, or one that does not take the arguments of the config.
+        """
+        try:
+            return super().from_cfg(cfg)
+        except (KeyError, TypeError, ValueError) as error:
+            told = str(error).strip("'\"")
+            if not re.search("is not in the .* registry|unexpected keyword|missing .* required|all None or not", told):
+                raise
+            raise ConfigError(f"the config cannot be built: {told.partition('. Please check')[0]}") from error
+
+    def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
+        """Build mmengine's logger, and send the library's messages to its handlers.
+
+        Long texts (the environment, the whole config, the order of hooks) go to the log file only.
+        """
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(_is_short)
+        library = logging.getLogger("vssm")
+        library.handlers = list(logger.handlers)
+        library.setLevel(logging.INFO)
+        return logger
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Build a visualizer under this training's name.
+
+        mmengine stores visualizers by name, and mmdet's and mmseg's base configs all use the same one: a second
+        training in a process would write its curves into the folder of the first.
+        """
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, "name": self.experiment_name}
+        return super().build_visualizer(visualizer)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the loop.
+
+        Raises:
+            ConfigError: a training by epochs has a sampler without an end.
+        """
+        loop = super().build_train_loop(loop)
+        if isinstance(loop, EpochBasedTrainLoop) and isinstance(loop.dataloader.sampler, InfiniteSampler):
+            raise ConfigError(
+                "an epoch would never end: train_cfg counts epochs and train_dataloader.sampler is an InfiniteSampler; "
+                "choose DefaultSampler, or train_cfg=dict(type='IterBasedTrainLoop', max_iters=...)"
+            )
+        return loop
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Move the model to its device. The CPU has no SyncBatchNorm: there each process has its own statistics."""
+        return super().wrap_model(
+            model_wrapper_cfg, model if torch.cuda.is_available() else revert_sync_batchnorm(model)
+        )
+
+    def register_default_hooks(self, hooks: dict[str, Hook | dict | None] | None = None) -> None:
+        """Register the default hooks. None removes one; mmengine accepts None only for its own hooks."""
+        hooks = {name: hook for name, hook in (hooks or {}).items() if hook is not None or name in MMENGINE_HOOKS}
+        super().register_default_hooks(hooks)
+
+    def compile_model(self) -> None:
+        """Compile the backbone if the config has ``compile``, which is True or a dict of options.
+
+        mmengine compiles the whole training step with optimiser and logging; with torch 2.15 the loss then has no
+        gradient.
+        """
+        options = self.cfg.get("compile")
+        if options:
+            compile_module(unwrap(self.model).backbone, **(options if isinstance(options, dict) else {}))
+            self.logger.info("The model is compiled on its first steps, which are slow.")
+
+    def _maybe_compile(self, target: str) -> None:
+        self.compile_model()
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args: object, **kwargs: object) -> None:
+        """Write a checkpoint under a temporary name, then rename it.
+
+        Raises:
+            TrainingError: the disk is full or cannot be written; earlier checkpoints are intact.
+        """
+        final = Path(out_dir) / filename
+        temporary = final.with_name(f".{final.name}.part")
+        try:
+            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+            replace_atomically(temporary, final)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise TrainingError(
+                f"cannot write the checkpoint {final}: {error.strerror or error}; earlier checkpoints there are intact"
+            ) from error
+
+
+def _is_short(record: logging.LogRecord) -> bool:
+    return record.getMessage().count("\n") < 10
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers: of several processes, of test-time augmentation."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model

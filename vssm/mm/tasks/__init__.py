@@ -1,0 +1,1 @@
+"""Classification, detection and segmentation: models, necks, data, checks, evaluation, studies."""

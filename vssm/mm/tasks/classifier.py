@@ -1,0 +1,148 @@
+"""Any timm model as an mmengine classifier, and the preprocessing that runs on the device."""
+
+from collections import OrderedDict
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import MODELS
+from timm.data import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vssm.errors import ConfigError
+from vssm.inference.create import create_model
+from vssm.inference.saved import to_plain
+
+
+@MODELS.register_module()
+class ClassificationPreprocessor(BaseDataPreprocessor):
+    """Moves a batch to the model's device, scales it, and mixes images and labels for training.
+
+    Args:
+        mean: mean per channel, in the range 0 to 1; None if the transform has normalised the inputs.
+        std: standard deviation per channel, in the range 0 to 1.
+        mixup: arguments of ``timm.data.Mixup`` (mixup_alpha, cutmix_alpha, label_smoothing, num_classes ...), for
+            training only; None for no mixup.
+
+    Example:
+        >>> preprocessor = ClassificationPreprocessor(mean=[0.5], std=[0.25])
+        >>> batch = dict(inputs=torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), label=torch.tensor([3]))
+        >>> preprocessor(batch)["inputs"].unique()
+        tensor([2.])
+    """
+
+    def __init__(
+        self,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        mixup: dict | None = None,
+    ) -> None:
+        super().__init__(non_blocking=True)
+        if (mean is None) != (std is None):
+            raise ConfigError("data_preprocessor: give mean and std together, or neither")
+        self.normalises = mean is not None
+        if self.normalises:
+            self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.mixup = Mixup(**mixup) if mixup else None
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Prepare one batch.
+
+        Args:
+            data: ``inputs`` (batch, channels, height, width), uint8 (0 to 255) or float (0 to 1, or normalised),
+                ``label`` (batch,) and ``path``, a list.
+            training: whether mixup is applied.
+
+        Returns:
+            The same keys; ``label`` is (batch, classes) where mixup was applied.
+        """
+        data = self.cast_data(data)
+        inputs, label = data["inputs"], data["label"]
+        if not inputs.is_floating_point():
+            inputs = inputs.float() / 255
+        if self.normalises:
+            inputs = (inputs - self.mean) / self.std
+        if training and self.mixup is not None:
+            if len(inputs) % 2:
+                raise ConfigError(
+                    f"mixup pairs the images of a batch, but the batch has {len(inputs)}: "
+                    "choose an even train_dataloader.batch_size and drop_last=True"
+                )
+            inputs, label = self.mixup(inputs, label)
+        return {**data, "inputs": inputs, "label": label}
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """A timm model with its loss, as mmengine's loops call it.
+
+    Args:
+        backbone: arguments of ``timm.create_model``: ``model_name``, ``num_classes``, ``drop_path_rate`` ...
+        label_smoothing: for hard labels; mixup smooths mixed labels itself.
+        data_preprocessor: see `ClassificationPreprocessor`.
+
+    Raises:
+        ConfigError: unknown model name, an argument that the model does not take, or mixup for other classes.
+
+    Example:
+        >>> classifier = ImageClassifier(dict(model_name="test_vit", num_classes=10, img_size=32))
+        >>> classifier(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self, backbone: dict, label_smoothing: float = 0.0, data_preprocessor: dict | nn.Module | None = None
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor or dict(type="ClassificationPreprocessor"))
+        self.arguments = to_plain(backbone)
+        self.backbone = create_model(**self.arguments)
+        mixed_classes = getattr(getattr(self.data_preprocessor, "mixup", None), "num_classes", None)
+        if mixed_classes not in (None, self.backbone.num_classes):
+            raise ConfigError(
+                f"mixup makes labels of {mixed_classes} classes, but the model has {self.backbone.num_classes}: "
+                f"set data_preprocessor.mixup.num_classes={self.backbone.num_classes}"
+            )
+        self.hard_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.soft_loss = SoftTargetCrossEntropy()
+
+    def init_weights(self) -> None:
+        """Do nothing: timm's constructors have initialised or loaded the weights.
+
+        mmengine calls this before a training. The default calls the backbone's method of this name, which some timm
+        models have, and would overwrite pretrained weights.
+        """
+
+    def forward(
+        self, inputs: Tensor, label: Tensor | None = None, path: list[str] | None = None, mode: str = "tensor"
+    ) -> Tensor | dict[str, Tensor] | list[dict]:
+        """Run the model in one of mmengine's three modes.
+
+        Args:
+            inputs: (batch, channels, height, width).
+            label: class indices (batch,) or class probabilities (batch, classes).
+            path: the files of the images.
+            mode: "tensor" for logits, "loss" for training, "predict" for evaluation.
+
+        Returns:
+            Logits (batch, classes); or ``dict(loss)``; or one ``dict(scores, label)`` an image, with scores (classes,).
+        """
+        logits = self.backbone(inputs)
+        if mode == "tensor":
+            return logits
+        if mode == "loss":
+            loss = self.soft_loss if label.is_floating_point() else self.hard_loss
+            return {"loss": loss(logits.float(), label)}
+        scores = functional.softmax(logits.float(), dim=-1).cpu()
+        return [{"scores": score, "label": target} for score, target in zip(scores, label.cpu(), strict=True)]
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, "OrderedDict[str, Tensor]"]:
+        """Sum the losses; log the mean over all processes, so that every process sees the same values."""
+        loss, log_vars = super().parse_losses(losses)
+        for name, value in log_vars.items():
+            value = value.detach().clone()
+            all_reduce(value, op="mean")
+            log_vars[name] = value
+        return loss, log_vars

@@ -1,0 +1,179 @@
+"""Prediction with detectors and segmentors: objects or a class map, drawn and as plain values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from PIL import Image
+from torch import nn
+
+from vssm import models
+from vssm.errors import ConfigError
+from vssm.inference.description import describe
+from vssm.inference.saved import to_plain
+from vssm.mm.runtime.config import check_scope, load_config, part_registries
+from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
+from vssm.viz.scenes import Colour, distinct_colours, draw_class_map, draw_objects
+
+# Types that mmdet and mmcv look up among mmcv's operators, not in a registry.
+OPERATORS = {"RoIAlign", "nms", "soft_nms"}
+PACKAGES = ("mmengine.", "mmdet.", "mmseg.", "mmcv.", "vssm.", "timm.", "torch.")
+# Registered, but these evaluate text, read files that their arguments name, or fetch language models by name.
+REACHING_OUT = (
+    "mmdet.datasets.transforms.text_transformers",
+    "mmdet.models.dense_heads.atss_vlfusion_head",
+    "mmdet.models.detectors.glip",
+    "mmdet.models.detectors.grounding_dino",
+    "mmdet.models.detectors.kd_one_stage",
+    "mmdet.models.detectors.lad",
+    "mmdet.models.language_models",
+    "mmdet.models.mot",
+    "mmdet.models.task_modules.tracking",
+    "mmdet.models.trackers",
+    "mmseg.models.backbones.vpd",
+    "mmseg.models.text_encoder",
+)
+# Objects below this score are in the JSON and not in the picture.
+DRAWN = 0.3
+
+
+@dataclass
+class ScenePredictor:
+    """A detector or segmentor with its test pipeline and the names of its classes.
+
+    Args:
+        model: of mmdet or mmseg.
+        pipeline: for tests, as in a config.
+        names: of the classes.
+        colours: of the classes.
+    """
+
+    model: nn.Module
+    pipeline: Sequence[dict]
+    names: Sequence[str]
+    colours: Sequence[Colour]
+
+    def __call__(self, image: Image.Image, picture: Path) -> dict:
+        """Predict an RGB image, draw the result, and return it as plain values: ``objects`` or ``classes``."""
+        steps = [dict(type="LoadImageFromNDArray"), *(s for s in self.pipeline if not s["type"].startswith("Load"))]
+        pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])
+        data = Compose(steps)({"img": pixels, "img_id": 0})
+        with torch.inference_mode():
+            (sample,) = self.model.test_step({key: [value] for key, value in data.items()})
+        if "pred_instances" in sample:
+            return self._objects(image, sample.pred_instances.cpu().numpy(), picture)
+        return self._class_map(image, sample.pred_sem_seg.data[0].cpu().numpy(), picture)
+
+    def _objects(self, image: Image.Image, found: object, picture: Path) -> dict:
+        masks = found.get("masks")
+        drawn = found.scores >= DRAWN
+        draw_objects(
+            image,
+            found.bboxes[drawn],
+            [self.names[i] for i in found.labels[drawn]],
+            found.scores[drawn].tolist(),
+            [self.colours[i] for i in found.labels[drawn]],
+            None if masks is None else masks[drawn],
+            path=picture,
+        )
+        objects = [
+            {"label": self.names[label], "score": round(float(score), 4), "box": [round(float(x), 2) for x in box]}
+            for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)
+        ]
+        if masks is not None:
+            for each, mask in zip(objects, masks, strict=True):
+                each["mask"] = run_lengths(mask)
+        return {"objects": objects}
+
+    def _class_map(self, image: Image.Image, classes: np.ndarray, picture: Path) -> dict:
+        draw_class_map(image, classes, self.names, self.colours, path=picture)
+        shares = np.bincount(classes.ravel(), minlength=len(self.names)) / classes.size
+        numbers = picture.with_name(f"{picture.stem}_classes.png")
+        Image.fromarray(classes.astype(np.uint8)).save(numbers)
+        present = {self.names[i]: round(float(shares[i]), 4) for i in np.argsort(-shares) if shares[i]}
+        return {"classes": present, "class_map": str(numbers)}
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """A mask (height, width) as COCO's compressed run lengths, which pycocotools decodes."""
+    from pycocotools.mask import encode
+
+    code = encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": code["size"], "counts": code["counts"].decode()}
+
+
+def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> ScenePredictor:
+    """A predictor from a checkpoint of tools/train.py, which describes its model.
+
+    Raises:
+        CheckpointError: the description is refused, or the weights do not fit it.
+    """
+    described = describe(saved, path, is_part)
+    check_scope(described.scope)
+    weights = models.weights_in(saved.get("state_dict"), str(path))
+    model = described.build_model(lambda: _build(described.model, described.scope), weights)
+    load_training(model, saved, path)
+    return _predictor(model, described.pipeline, {"classes": described.classes, "palette": described.palette}, labels)
+
+
+def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None) -> ScenePredictor:
+    """A predictor from a config of detection or segmentation, and a file of weights."""
+    config = load_config(config_file)
+    scope = config.get("default_scope") or "mmengine"
+    if scope == "mmengine":
+        raise ConfigError(f"{config_file} is a config of classification: name its model, such as --model vim_tiny")
+    if path is None:
+        raise ConfigError(f"--model {config_file} says nothing of weights: give them with --checkpoint")
+    model = _build(to_plain(config.model), scope)
+    load_weights(model, path)
+    return _predictor(model, to_plain(config.test_dataloader.dataset.pipeline), _described(config), labels)
+
+
+def is_part(name: str) -> bool:
+    """Whether a checkpoint may describe a part of this type: a layer, a model, a transform, or a helper of theirs.
+
+    Asks the registries' tables: ``Registry.get`` imports a module of the name where they have no such entry.
+
+    >>> is_part("ReLU"), is_part("os")
+    (True, False)
+    """
+    if name in OPERATORS:
+        return True
+    for registry in part_registries():
+        registry.import_from_location()
+        module = f"{getattr(registry.module_dict.get(name), '__module__', '')}."
+        if module.startswith(PACKAGES):
+            return not module.startswith(tuple(f"{each}." for each in REACHING_OUT))
+    return False
+
+
+def _build(model: dict, scope: str) -> nn.Module:
+    init_default_scope(scope)
+    return MODELS.build(ConfigDict(model))
+
+
+def _described(config: Config) -> dict:
+    """The names and colours of the classes, from the config or the class of its data set."""
+    data = config.test_dataloader.dataset
+    own = getattr(DATASETS.get(data.type), "METAINFO", {})
+    return {**own, **data.get("metainfo", {})}
+
+
+def _predictor(
+    model: nn.Module, pipeline: Sequence[dict], described: dict, labels: Sequence[str] | None
+) -> ScenePredictor:
+    count = next(iter(classes_of_heads(model).values()))
+    names = labels or described.get("classes") or [f"class {i}" for i in range(count)]
+    if len(names) != count:
+        raise ConfigError(f"the model has {count} classes, but there are {len(names)} labels")
+    palette = described.get("palette") or ()
+    colours = [tuple(colour) for colour in palette] if len(palette) == count else distinct_colours(count)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model if device == "cuda" else revert_sync_batchnorm(model)
+    return ScenePredictor(model.to(device).eval(), pipeline, names, colours)

@@ -1,0 +1,40 @@
+"""Weights trained here, for the authors' own code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vssm.models._checkpoint.fit import Loadable
+
+
+def official_state_dict(model: Loadable) -> dict[str, Tensor]:
+    """A model's weights by the names and in the shapes of its family's official code.
+
+    >>> import timm, vssm
+    >>> model = timm.create_model("vmamba_tiny", dims=(16, 32), depths=(1, 1))
+    >>> vssm.models.official_state_dict(model)["layers.0.blocks.0.op.A_logs"].shape
+    torch.Size([64, 1])
+    """
+    return model.renaming.write(model.state_dict())
+
+
+def save_official(model: Loadable, path: str | Path) -> None:
+    """Write a model's weights as its family's official code reads them: a dict with the weights under "model".
+
+    Written under a temporary name and renamed, so that no incomplete file ever stands under `path`.
+
+    Args:
+        model: one of this package's models.
+        path: of the .pth file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save({model.weights_under[0]: official_state_dict(model)}, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,123 @@
+"""timm's contract for a vision backbone: what models of every shape have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vssm.models._checkpoint import WEIGHTS_UNDER, Renaming, load_checkpoint
+
+Indices = int | Sequence[int] | None
+
+
+class Backbone(nn.Module):
+    """An image goes in, logits come out; maps of intermediate depths are `forward_intermediates`.
+
+    `Pyramid` and `Plain` implement the contract for two shapes of network. Another shape (several branches, say)
+    implements the methods that raise NotImplementedError here, beside timm's `reset_classifier`, `get_classifier`,
+    `set_grad_checkpointing` and `group_matcher`.
+
+    Attributes:
+        renaming: the official layout of the weights.
+        weights_under: the keys that weights are looked for under in a training checkpoint, in this order.
+        first_conv, classifier: names of the layers whose shapes follow the image's channels and the classes.
+        output_fmt: layout of `forward_features`: "NHWC" for a map, "NLC" for tokens.
+        feature_info: for each map of `forward_intermediates` its channels ("num_chs"), its stride in pixels
+            ("reduction") and the module that makes it ("module").
+        num_features: channels of `forward_features`.
+        head_hidden_size: channels that the classifier reads.
+    """
+
+    renaming: ClassVar[Renaming] | Renaming = Renaming()
+    weights_under: Sequence[str] = WEIGHTS_UNDER
+    first_conv: str
+    classifier: str | tuple[str, ...]
+    output_fmt: str
+    num_features: int
+    head_hidden_size: int
+    feature_info: list[dict[str, Any]]
+
+    @classmethod
+    def count_maps(cls, arguments: Mapping[str, Any]) -> int:
+        """How many maps a model with these arguments gives; known before it is built."""
+        raise NotImplementedError
+
+    def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict under our names, whose weights that depend on the image's size are resized to this model's."""
+        return state
+
+    def load_pretrained(self, path: str) -> None:
+        """Called by timm for `pretrained=True`: another number of classes or input channels is adapted to."""
+        load_checkpoint(self, path, adapt=True)
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> the last map or tokens, normed, laid out as `output_fmt` says."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """What `forward_features` returns -> (batch, classes); pooled features alone with `pre_logits`."""
+        raise NotImplementedError
+
+    def forward_intermediates(
+        self,
+        image: Tensor,
+        indices: Indices = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of chosen depths, and the final features.
+
+        Args:
+            image: (batch, channels, height, width).
+            indices: which maps of `feature_info`; an integer means the last so many, None all.
+            norm: apply the final norm to maps of the last stage.
+            stop_early: leave out what comes after the last chosen map.
+            output_fmt: "NCHW" or "NHWC".
+            intermediates_only: return the list of maps alone.
+        """
+        raise NotImplementedError
+
+    def prune_intermediate_layers(
+        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the chosen maps do not need; returns their numbers."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> (batch, classes)."""
+        return self.forward_head(self.forward_features(image))
+
+    def parameters_ending(self, *endings: str) -> set[str]:
+        """Names of the parameters whose last part is one of `endings`."""
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in endings}
+
+
+def with_defaults(model_class: type[Backbone], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model class, and its defaults for those that are not given."""
+    parameters = inspect.signature(model_class).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(arguments)
+
+
+def quarters(count: int) -> tuple[int, ...]:
+    """Four of `count` maps, each the last of a quarter; all where there are fewer.
+
+    >>> quarters(24), quarters(4), quarters(2)
+    ((5, 11, 17, 23), (0, 1, 2, 3), (0, 1))
+    """
+    return tuple(sorted({max(count * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}))
+
+
+def check_format(output_fmt: str) -> None:
+    """Raises ValueError for a layout of maps that is neither "NCHW" nor "NHWC"."""
+    if output_fmt not in ("NCHW", "NHWC"):
+        raise ValueError(f'output_fmt is {output_fmt!r}; expected "NCHW" or "NHWC"')
+
+
+def as_format(channels_last: Tensor, output_fmt: str) -> Tensor:
+    """A map (batch, height, width, channels) in another layout."""
+    return channels_last.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else channels_last

@@ -1,0 +1,199 @@
+"""A family of models as one declaration, from which timm's entry points and configurations are made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_model_deprecations,
+    resolve_pretrained_cfg,
+)
+from torch import Tensor, nn
+
+from vssm.models._checkpoint import CheckpointError, fit, our_layout, unwrap
+from vssm.models._contract import Backbone, quarters
+from vssm.scan import resolve_order
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size of a family.
+
+    Args:
+        name: what timm calls it.
+        title: what the paper calls it.
+        arguments: of the model class.
+        weights: address of the published ImageNet-1k weights: a file, or a page of Google Drive, which only a browser
+            can fetch from; empty where none are published.
+        aliases: other names of timm's for the same model.
+        cfg: further entries of timm's `pretrained_cfg`, such as "pool_size" or "first_conv".
+        model: the model class, where it is not that of the family.
+        strides: pixels per position of each map, where they are not those of the family.
+    """
+
+    name: str
+    title: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    aliases: tuple[str, ...] = ()
+    cfg: Mapping[str, Any] = field(default_factory=dict)
+    model: type[Backbone] | None = None
+    strides: tuple[int, ...] = ()
+
+    @property
+    def downloadable(self) -> bool:
+        """Whether a program can fetch the weights."""
+        return bool(self.weights) and "://drive.google.com/" not in self.weights
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that the rest of the library asks of a family of models; every file of `vssm.models` ends in one.
+
+    Entry points, configurations, tables, model cards, NOTICE and tests are made from it, and a test names what a family
+    still lacks.
+
+    Args:
+        title: the family's name, as its authors write it.
+        model: the model class; its `renaming` is the official layout of the weights.
+        paper: number on arXiv.
+        repository: address of the official code.
+        commit: of the official code that this family follows.
+        license: of the official code and weights, as the Hugging Face hub writes it; "unknown" where none is published.
+        owner: whose weights they are, in timm's tags: "vim_tiny.hustvl_in1k".
+        variants: the sizes.
+        parts: which part of the paper is which class: (name in the paper, name in the official code, class or function
+            here).
+        small: for tests, names of variants and the arguments that make each of them quick; at least one.
+        strides: pixels per position of each map of the variants; one number where all maps have the same.
+        cfg: entries of timm's `pretrained_cfg` that differ from ImageNet-1k at 224 pixels with maps of 7 x 7.
+        deprecated: names that go away, and the names to use instead (None for nothing): timm warns of them.
+    """
+
+    title: str
+    model: type[Backbone]
+    paper: str
+    repository: str
+    commit: str
+    license: str
+    owner: str
+    variants: tuple[Variant, ...]
+    small: Mapping[str, Mapping[str, Any]]
+    strides: tuple[int, ...]
+    parts: tuple[tuple[str, str, Callable[..., Any]], ...] = ()
+    cfg: Mapping[str, Any] = field(default_factory=dict)
+    deprecated: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the module that declares the family: "vim"."""
+        return self.model.__module__.rsplit(".", 1)[-1]
+
+    @property
+    def models(self) -> dict[str, Variant]:
+        """The variant behind every name that timm knows, aliases included."""
+        return {name: variant for variant in self.variants for name in (variant.name, *variant.aliases)}
+
+    @property
+    def default_cfgs(self) -> dict[str, Any]:
+        """timm's configurations: the published weights of every name."""
+        tag = f"{self.owner}_in1k"
+        return generate_default_cfgs({f"{name}.{tag}": self._cfg(variant) for name, variant in self.models.items()})
+
+    def _cfg(self, variant: Variant) -> dict[str, Any]:
+        model = variant.model or self.model
+        where = {"url": variant.weights} if variant.downloadable else {"notes": (variant.weights,)}
+        return {
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": model.first_conv,
+            "classifier": model.classifier,
+            "custom_load": True,
+            "license": self.license,
+            "origin_url": self.repository,
+            "paper_ids": f"arXiv:{self.paper}",
+            **(where if variant.weights else {}),
+            **self.cfg,
+            **variant.cfg,
+        }
+
+    def entry_points(self) -> Iterator[Callable[..., nn.Module]]:
+        """A function for every name, as timm's own model files have them."""
+        for name, variant in self.models.items():
+            yield self._entry_point(name, variant)
+
+    def _entry_point(self, name: str, variant: Variant) -> Callable[..., nn.Module]:
+        def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+            return build(variant.model or self.model, name, pretrained, **{**variant.arguments, **kwargs})
+
+        alias = f"; the same as {variant.name}" if name != variant.name else ""
+        create.__name__ = create.__qualname__ = name
+        create.__module__ = self.model.__module__
+        create.__doc__ = (
+            f"{variant.title}{alias} (arXiv {self.paper}).\n\n"
+            f"Arguments are those of {(variant.model or self.model).__name__}; pretrained=True fetches the weights of "
+            f"{self.repository}."
+        )
+        return create
+
+
+def register(family: Family) -> None:
+    """Make a family known to timm, as if its module had timm's `default_cfgs` and decorated functions itself."""
+    module = sys.modules[family.model.__module__]
+    module.default_cfgs = family.default_cfgs
+    module.checkpoint_filter_fn = our_layout
+    for entry_point in family.entry_points():
+        setattr(module, entry_point.__name__, register_model(entry_point))
+    register_model_deprecations(module.__name__, dict(family.deprecated))
+
+
+def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """timm's builder, with our reading of checkpoints.
+
+    `features_only=True` gives four maps, or all where there are fewer, unless `out_indices` are asked for. A
+    `scan_order` may be a name, an order function or a list of them; models themselves take functions only.
+    """
+    if "scan_order" in kwargs:
+        kwargs["scan_order"] = resolve_order(kwargs["scan_order"])
+    overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+    if pretrained:
+        _check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)
+    default_indices = quarters(model_class.count_maps(kwargs))
+    return build_model_with_cfg(
+        model_class,
+        variant,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=_fit,
+        feature_cfg={"out_indices": default_indices, "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+def _fit(state: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:
+    """For weights that timm reads itself: from the Hugging Face hub, or handed over in memory."""
+    return fit(unwrap(state, "the checkpoint", model.weights_under), model, source="the checkpoint", adapt=True)
+
+
+def _check_obtainable(variant: str, pretrained_cfg: Any, overlay: dict[str, Any]) -> None:
+    """Some authors' weights cannot be fetched by a program: CheckpointError says where they are, and what to do."""
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+    if not cfg.has_weights and not cfg.state_dict:
+        where = cfg.notes[0] if cfg.notes else cfg.origin_url
+        raise CheckpointError(
+            f"the weights of {variant} cannot be downloaded by a program: get the file from {where} with a browser, "
+            f'then give its path: timm.create_model("{variant}", pretrained=True, pretrained_cfg_overlay='
+            f'dict(file="..."))'
+        )

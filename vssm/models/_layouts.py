@@ -1,0 +1,45 @@
+"""Parts of official layouts that several families share: rows for their `Renaming`."""
+
+from vssm.models._checkpoint import Renaming
+
+# The parameters of a scan in VMamba's code: directions and channels in one dimension; here: apart.
+S6_ROWS = (
+    ("x_proj_weight", "x_proj"),
+    ("dt_projs_weight", "dt_proj"),
+    ("dt_projs_bias", "dt_bias"),
+    ("A_logs", "A_log", ((0, 1), 2)),
+    ("Ds", "D", ((0, 1),)),
+)
+# Its mixer.
+SS2D_ROWS = (
+    *((theirs, f"scan.{ours}", *dims) for theirs, ours, *dims in S6_ROWS),
+    ("conv2d", "conv"),
+    ("out_norm", "norm"),
+)
+
+# A block of VMamba's code.
+BLOCK = ("layers.{i}.blocks.{j}", "stages.{i}.blocks.{j}")
+
+_STAGES_AND_HEAD = Renaming(
+    rows=(
+        # The official downsampling ends a stage; here: it begins the next one, so that a stage ends in its map.
+        ("layers.{i}.downsample", "stages.{i+1}.downsample"),
+        BLOCK,
+        ("classifier.norm", "norm"),
+        ("classifier.head", "head.fc"),
+    ),
+    outputs=(("classifier.flatten", "head.global_pool"),),
+)
+
+# Pyramids of VMamba's code with a patch stem and patch merging, and with convolutions.
+PATCH_PYRAMID = _STAGES_AND_HEAD + Renaming((("patch_embed.0", "stem.proj"), ("patch_embed.2", "stem.norm")))
+CONV_PYRAMID = _STAGES_AND_HEAD + Renaming(
+    (
+        ("patch_embed.0", "stem.conv1"),
+        ("patch_embed.2", "stem.norm1"),
+        ("patch_embed.5", "stem.conv2"),
+        ("patch_embed.7", "stem.norm2"),
+        ("layers.{i}.downsample.1", "stages.{i+1}.downsample.conv"),
+        ("layers.{i}.downsample.3", "stages.{i+1}.downsample.norm"),
+    )
+)

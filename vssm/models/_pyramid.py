@@ -1,0 +1,184 @@
+"""timm's contract for pyramids: stages on maps of falling size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead, get_device_dtype
+from timm.models import checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
+
+
+class Stage(nn.Module):
+    """Downsampling, then blocks on one size of map: (batch, height, width, channels) in and out.
+
+    Args:
+        downsample: its attribute `stride` says how many times smaller its output is.
+        blocks: map to map.
+        channels: of the blocks.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], channels: int):
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.channels = channels
+        self.stride = getattr(downsample, "stride", 1)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+
+
+def make_stages(
+    block: Callable[[int, int, int, float], nn.Module],
+    dims: Sequence[int],
+    depths: Sequence[int],
+    downsample: Callable[..., nn.Module],
+    drop_path_rate: float,
+    **dd: Any,
+) -> list[Stage]:
+    """The stages of a pyramid; stochastic depth rises linearly from block to block.
+
+    Args:
+        block: makes one from the number of its stage, its number within the stage, its channels and its rate of drop
+            path.
+        dims, depths: channels and number of blocks of each stage.
+        downsample: makes the layer that a stage begins with, except the first, from numbers of channels.
+        drop_path_rate: of the last block.
+        **dd: device and dtype.
+    """
+    rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+    return [
+        Stage(
+            downsample(dims[i - 1], dim, **dd) if i > 0 else nn.Identity(),
+            [block(i, j, dim, next(rates)) for j in range(depth)],
+            channels=dim,
+        )
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
+    ]
+
+
+class Pyramid(Backbone):
+    """Stem, stages, norm, pooling, classifier; channels-last maps throughout.
+
+    Args:
+        stem: image to the first map; its attributes `stride` and `first_conv` name the pixels per position of that map
+            and the layer that reads the image.
+        stages: each makes the map smaller by its stride.
+        norm: of the last stage's map, before pooling.
+        in_chans, num_classes, global_pool, drop_rate: as everywhere in timm.
+    """
+
+    output_fmt = "NHWC"
+    classifier = "head.fc"
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[Stage],
+        norm: nn.Module,
+        in_chans: int,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_chans, self.num_classes = in_chans, num_classes
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.norm = norm
+        self.num_features = stages[-1].channels
+        self.head = ClassifierHead(
+            self.num_features,
+            num_classes,
+            pool_type=global_pool,
+            drop_rate=drop_rate,
+            input_fmt=self.output_fmt,
+            device=device,
+            dtype=dtype,
+        )
+        self.head_hidden_size = self.head.num_features
+        self.first_conv = f"stem.{stem.first_conv}"
+        strides = accumulate((stage.stride for stage in stages), mul, initial=stem.stride)
+        next(strides)
+        self.feature_info = [
+            {"num_chs": stage.channels, "reduction": stride, "module": f"stages.{i}"}
+            for i, (stage, stride) in enumerate(zip(stages, strides, strict=True))
+        ]
+
+    @classmethod
+    def count_maps(cls, arguments: Mapping[str, Any]) -> int:
+        return len(with_defaults(cls, arguments)["depths"])
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        return self.norm(self.stages(self.stem(image)))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(features, pre_logits=pre_logits)
+
+    def forward_intermediates(
+        self,
+        image: Tensor,
+        indices: Indices = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        check_format(output_fmt)
+        taken, last = feature_take_indices(len(self.stages), indices)
+        stages = self.stages[: last + 1] if stop_early else self.stages
+        x = self.stem(image)
+        maps = []
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in taken:
+                maps.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
+        maps = [as_format(m, output_fmt) for m in maps]
+        if intermediates_only:
+            return maps
+        return self.norm(x) if len(stages) == len(self.stages) else x, maps
+
+    def prune_intermediate_layers(
+        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        taken, last = feature_take_indices(len(self.stages), indices)
+        ends_early = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if ends_early:
+            self.num_features = self.stages[-1].channels
+        if prune_norm or ends_early:
+            self.norm = nn.Identity()
+        if prune_head or ends_early:
+            self.reset_classifier(0, "")
+        return taken
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier (none for 0 classes), and another pooling where given."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
+        self.head_hidden_size = self.head.num_features
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the blocks in the backward pass instead of keeping their activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups from stem to head, for layer-wise learning rates."""
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}

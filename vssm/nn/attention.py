@@ -1,0 +1,67 @@
+"""Multi-head attention between the positions of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class Attention(nn.Module):
+    """Every position attends to every other (arXiv 1706.03762), through torch's scaled_dot_product_attention.
+
+    A mixer: it fits into `vssm.nn.Block`. For attention inside windows, cut the map first (`cut_windows`).
+
+    | family | heads | qkv_bias | proj_bias | besides |
+    |---|---|---|---|---|
+    | MambaVision, in windows | 2 to 32 | yes | yes | |
+    | VSSD, last stage | 16 to 24 | no | yes | |
+    | Mamba2D, last two stages | dim / 32 | no | no | rotary, qk_norm=BranchLayerNorm |
+    | Mamba2D, version 1 | dim / 32 | no | no | |
+
+    Args:
+        dim: channels.
+        heads: number of heads; `dim` is a multiple of it.
+        qkv_bias, proj_bias: whether the projection to queries, keys and values (in this order, heads in turn inside
+            each) and that of the output have biases.
+        rotary: rotates queries and keys (batch, height, width, heads, channels of a head), such as RotaryPosition.
+        qk_norm: makes the norms of queries and of keys from the channels of a head; applied after the rotation.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+
+    >>> Attention(8, heads=2)(torch.randn(2, 3, 5, 8)).shape
+    torch.Size([2, 3, 5, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        rotary: nn.Module | None = None,
+        qk_norm: Callable[..., nn.Module] = nn.Identity,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if dim % heads:
+            raise ValueError(f"{heads} heads share {dim} channels; expected a number of heads that divides them")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.rotary = rotary
+        self.q_norm, self.k_norm = qk_norm(dim // heads, **dd), qk_norm(dim // heads, **dd)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, dim) in and out; without rotary also (batch, tokens, dim)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
+        q, k, v = (part.flatten(1, -3).transpose(1, 2) for part in (self.q_norm(q), self.k_norm(k), v))
+        y = scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))

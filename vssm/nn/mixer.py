@@ -1,0 +1,173 @@
+"""Token mixers: the frame of VMamba's and its descendants' scans of a map, and Vim's of a sequence.
+
+A mixer of maps takes (batch, height, width, dim) and returns the same; a mixer of tokens takes (batch, tokens, dim)
+and the height and width of the grid of patches. Either fits into `vssm.nn.Block`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.norm import BranchLayerNorm
+from vssm.nn.order_table import OrderTable
+from vssm.nn.recompute import recomputed
+from vssm.nn.ssm import SelectiveScan
+from vssm.ops import causal_conv1d, sum_gate
+from vssm.scan import OrderFunction, bidirectional, cross
+
+
+class GatedMixer(nn.Module):
+    """in_proj, mix, out_proj; with `gated`, silu of the second half of in_proj's outputs multiplies what mix returns.
+
+    The frame of the mixers that come from VMamba. A subclass sets `gated`, makes `in_proj` (with twice as many outputs
+    if gated), `out_proj` and what it mixes with, and defines `mix`.
+
+    >>> class Pooling(GatedMixer):
+    ...     def __init__(self, dim):
+    ...         super().__init__()
+    ...         self.gated, self.in_proj, self.out_proj = True, nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+    ...
+    ...     def mix(self, x):
+    ...         return x.mean((1, 2), keepdim=True)
+    >>> Pooling(4)(torch.randn(2, 3, 5, 4)).shape
+    torch.Size([2, 3, 5, 4])
+    """
+
+    gated: bool
+    in_proj: nn.Module
+    out_proj: nn.Module
+
+    def mix(self, x: Tensor) -> Tensor:
+        """(batch, height, width, inner channels) in and out."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, dim) in and out."""
+        x = self.in_proj(x)
+        if not self.gated:
+            return self.out_proj(self.mix(x))
+        x, z = x.chunk(2, dim=-1)
+        return self.out_proj(self.mix(x) * F.silu(z))
+
+
+@register_notrace_module
+class SS2D(GatedMixer):
+    """VMamba's mixer (arXiv 2401.10166): depthwise convolution, SiLU, scan along an order, norm, between projections.
+
+    | family | state | expansion | conv_bias | gated | scan_order |
+    |---|---|---|---|---|---|
+    | VMamba | 1 | 1 or 2 | no | no | cross |
+    | VMamba's first version, Res-VMamba, LocalVMamba | 16 | 2 | yes | yes | cross, or a list's |
+    | EfficientVMamba | 16 | 2 | yes | yes | atrous |
+    | GroupMamba, on a quarter of the channels | 1 | 1 | yes | yes | one direction |
+
+    A family that changes one step overrides its method: `merge` to gate each direction before the sum (LocalVMamba),
+    `mix` to convolve or scan otherwise (Spatial-Mamba, HRVMamba, GrootVL).
+
+    Args:
+        dim: channels of the map; `expansion` times as many inside.
+        state: size of the state-space model's state.
+        expansion: inner channels per outer channel.
+        conv_bias: whether the depthwise convolution has a bias.
+        gated: multiply the normed output by silu of a second projection.
+        scan_order: a function (height, width) -> ScanOrder.
+
+    >>> SS2D(8, gated=True)(torch.randn(2, 3, 5, 8)).shape
+    torch.Size([2, 3, 5, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        state: int = 1,
+        expansion: float = 1.0,
+        conv_bias: bool = False,
+        gated: bool = False,
+        scan_order: OrderFunction = cross,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        inner = int(expansion * dim)
+        self.gated = gated
+        self.order_table = OrderTable(scan_order)
+        self.in_proj = nn.Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
+        self.conv = ChannelsLastConv2d(inner, inner, kernel_size=3, padding=1, groups=inner, bias=conv_bias, **dd)
+        self.scan = SelectiveScan(inner, scan_order(2, 2).directions, state, rank=math.ceil(dim / 16), **dd)
+        self.norm = BranchLayerNorm(inner, **dd)
+        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+
+    def mix(self, x: Tensor) -> Tensor:
+        _, height, width, _ = x.shape
+        order = self.order_table(height, width, x.device)
+        x = F.silu(self.conv(x))
+        return self.merge(self.scan(x.flatten(1, 2), order)).view_as(x)
+
+    def merge(self, directions: Tensor) -> Tensor:
+        """(batch, tokens, directions, channels) to (batch, tokens, channels): the norm of the directions' sum."""
+        return self.norm(directions, merge=True)
+
+
+@register_notrace_module
+class VimMixer(nn.Module):
+    """Vim's mixer (arXiv 2401.09417): causal convolution, SiLU and scan in every direction; their mean, gated.
+
+    Every direction has a convolution and state-space parameters of its own. With one direction this is Mamba's block
+    (LBMamba, RSMamba); LocalVim gates and merges its four directions otherwise.
+
+    Args:
+        dim: channels of the tokens; twice as many inside.
+        state: size of the state-space model's state.
+        conv_width: taps of the causal convolution.
+        scan_order: of all tokens, a class token among them included: a function (height, width) -> ScanOrder, where
+            height and width are those of the grid of patches.
+
+    >>> VimMixer(8)(torch.randn(2, 15, 8), height=3, width=5).shape
+    torch.Size([2, 15, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        state: int = 16,
+        conv_width: int = 4,
+        scan_order: OrderFunction = bidirectional,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        inner = 2 * dim
+        self.directions = scan_order(2, 2).directions
+        self.order_table = OrderTable(scan_order)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
+        self.conv_weight = nn.Parameter(torch.empty(self.directions, inner, conv_width, **dd))
+        self.conv_bias = nn.Parameter(torch.empty(self.directions, inner, **dd))
+        self.scan = SelectiveScan(inner, self.directions, state, rank=math.ceil(dim / 16), **dd)
+        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        for parameter in (self.conv_weight, self.conv_bias):
+            nn.init.uniform_(parameter, -(conv_width**-0.5), conv_width**-0.5)
+        # official: only the forward direction's step-size bias gets Mamba's initialisation; the others start at zero.
+        nn.init.zeros_(self.scan.dt_bias[1:].detach())
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """(batch, tokens, dim) in and out; `height` and `width` of the grid of patches."""
+        order = self.order_table(height, width, tokens.device)
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
+        if not torch.is_grad_enabled():
+            return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
+        # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
+        total = self.scan(x, order, merge=True)
+        return recomputed(lambda *saved: self.out_proj(self.gate(*saved)), total, z)
+
+    def gate(self, total: Tensor, z: Tensor) -> Tensor:
+        """The mean over the directions, from their sum, times silu(z); (batch, tokens, channels) all."""
+        return sum_gate(total.unsqueeze(2), z, 1 / self.directions)

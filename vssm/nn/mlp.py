@@ -1,0 +1,71 @@
+"""The MLPs of the blocks: plain, and with a depthwise convolution between the two layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.recompute import recomputed
+
+POINTWISE_CONV = partial(ChannelsLastConv2d, kernel_size=1)
+
+
+class LeanMlp(Mlp):
+    """Linear, GELU, linear: timm's MLP, without saving the output of the GELU, the largest tensor of a block.
+
+    Used by VMamba and most families: (..., dim) in and out.
+
+    >>> LeanMlp(4, 16)(torch.randn(2, 3, 5, 4)).shape
+    torch.Size([2, 3, 5, 4])
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ):
+        super().__init__(dim, hidden, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return recomputed(lambda hidden: self.fc2(self.act(hidden)), self.fc1(x))
+
+
+class ConvMlp(nn.Module):
+    """An MLP with a 3 x 3 depthwise convolution on its hidden map, before the GELU (MSVMamba, GroupMamba).
+
+    A map (batch, height, width, dim) in and out.
+
+    Args:
+        dim, hidden: channels outside and inside.
+        residual: add the convolution to the hidden map (MSVMamba) instead of replacing the map by it (GroupMamba).
+        pointwise: makes the first and the last layer from numbers of channels. 1 x 1 convolutions (MSVMamba) and
+            nn.Linear (GroupMamba) compute the same; they start from different values.
+
+    >>> ConvMlp(4, 16)(torch.randn(2, 3, 5, 4)).shape
+    torch.Size([2, 3, 5, 4])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        residual: bool = True,
+        pointwise: Callable[..., nn.Module] = POINTWISE_CONV,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.residual = residual
+        self.fc1 = pointwise(dim, hidden, **dd)
+        self.conv = ChannelsLastConv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden, **dd)
+        self.fc2 = pointwise(hidden, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        local = x + self.conv(x) if self.residual else self.conv(x)
+        return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), local)
