@@ -25,13 +25,8 @@ def address(
     """
     if tensor is None:
         return None
-<<<<<<< HEAD
-    contiguous = tensor.is_contiguous() or (rows and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1))
-    if contiguous and tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == size:
-=======
     laid_out = tensor.is_contiguous() or (rows and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1))
     if laid_out and tensor.is_cpu and tensor.dtype is dtype and tensor.numel() == size:
->>>>>>> main
         return tensor.data_ptr()
     layout = "contiguous rows" if rows else "contiguous"
     raise TypeError(
