@@ -12,7 +12,7 @@ help:
 	@echo "make test    the whole test suite (one file: make test TESTS=tests/scan)"
 	@echo "make lint    formatting, code style, and that dependence runs one way"
 	@echo "make format  rewrite the files as 'make lint' wants them"
-	@echo "make cards   write the tables of README.md, model_cards/ and docs/ from results.yaml and docs/studies/"
+	@echo "make cards   write tables, cards, NOTICE and configs from the declarations of families, results and recipes"
 	@echo "make env     only the environment, in $(VENV)"
 	@echo "make clean   remove caches and build outputs, not the environment"
 

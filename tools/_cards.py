@@ -16,6 +16,7 @@ import timm
 import torch
 import yaml
 
+import vssm
 from vssm.models import FAMILIES, Family
 from vssm.scan import ScanOrder, order_named, order_names
 from vssm.viz import draw_order
@@ -126,6 +127,11 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |\n" for line in lines)
 
 
+def paragraph(text: str, indent: str = "") -> str:
+    """Lines of at most 120 characters."""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
 def families(sources: Sources) -> str:
     """The list of families."""
     rows = [
@@ -198,12 +204,14 @@ def _notice(sources: Sources, family: Family) -> str:
 def card(sources: Sources, family: Family) -> str:
     """All of a card between its first paragraph and its limits."""
     numbers = sources.numbers(family)
+    counts = paragraph(
+        "Parameters and FLOPs are counted here; accuracy and published FLOPs are what the authors state (source: "
+        f'{numbers["source"]}). "Recorded outputs reproduced" means that our model, filled with the same synthetic '
+        "weights, gives the official implementation's logits to 5e-5 at every recorded image size."
+    )
     sections = {
         "": facts(sources, family),
-        "Models": models(sources, family)
-        + "\nParameters and FLOPs are counted here; accuracy and published FLOPs are what the authors state (source: "
-        f'{numbers["source"]}). "Recorded outputs reproduced" means that our model, filled with the same synthetic '
-        "weights, gives the official implementation's logits to 5e-5 at every recorded image size.\n",
+        "Models": f"{models(sources, family)}\n{counts}",
         "Use": use(family),
         "From the paper to the code": parts(family),
         "How it scans": scans(family),
@@ -218,14 +226,15 @@ def facts(sources: Sources, family: Family) -> str:
     license = LICENSES.get(family.license, family.license)
     unknown = ": it is unknown what use is allowed, ask the authors" if family.license == "unknown" else ""
     pixels = sorted({cfg.default.input_size[-1] for cfg in family.default_cfgs.values()})
-    return (
-        f"- **Paper:** {sources.citation(family, 'title')}, <https://arxiv.org/abs/{family.paper}>\n"
-        f"- **Official implementation:** <{family.repository}>, followed at commit `{family.commit[:7]}`. The code "
-        "here was written anew.\n"
-        f"- **Licence of the official code and weights:** {license}{unknown}\n"
-        f"- **Training data:** ImageNet-1k, {', '.join(map(str, pixels))} px\n"
-        f"- **Feature maps:** {strides(family)}\n"
-    )
+    rows = {
+        "Paper": f"{sources.citation(family, 'title')}, <https://arxiv.org/abs/{family.paper}>",
+        "Official implementation": f"<{family.repository}>, followed at commit `{family.commit[:7]}`. "
+        "The code here was written anew.",
+        "Licence of the official code and weights": f"{license}{unknown}",
+        "Training data": f"ImageNet-1k, {', '.join(map(str, pixels))} px",
+        "Feature maps": strides(family),
+    }
+    return "".join(paragraph(f"- **{name}:** {fact}", "  ") for name, fact in rows.items())
 
 
 def strides(family: Family) -> str:
@@ -249,7 +258,7 @@ def parts(family: Family) -> str:
     rows = []
     for paper, official, part in family.parts:
         code = part if inspect.isclass(part) else inspect.unwrap(getattr(part, "order", part))
-        file = "/".join(inspect.getmodule(code).__name__.split(".")) + ".py"
+        file = Path(inspect.getsourcefile(code)).relative_to(Path(vssm.__file__).parents[1]).as_posix()
         rows.append([paper, official, f"`{part.__name__}`", f"[{file}](../{file})"])
     return markdown(["in the paper", "in the official code", "here", "file"], rows)
 
@@ -300,11 +309,12 @@ def scans(family: Family) -> str:
         return "It has no scan order.\n"
     lines = "".join(f"![the directions of {name}](../{picture(name)})\n" for name in found)
     names = ", ".join(f"`{name}`" for name in found)
-    return (
+    text = paragraph(
         f"Along {names}: a panel for each direction, or for each pass of a direction that walks the map several times, "
         "from the first step (blue, dot) to the last (red, square). Other orders are chosen with `scan_order`, see "
-        f"[the guide](../docs/scan_orders.md).\n\n{lines}"
+        "[the guide](../docs/scan_orders.md)."
     )
+    return f"{text}\n{lines}"
 
 
 def weights(sources: Sources, family: Family) -> str:
@@ -326,7 +336,7 @@ def weights(sources: Sources, family: Family) -> str:
         published = entries.get(variant.name, {}).get("published", {})
         where = f"<{variant.weights}>" if variant.weights else "none published"
         rows.append([f"`{variant.name}`", published.get("top1"), published.get("top5"), where])
-    return f"{text}\n\n" + markdown(["model", "top-1", "top-5", "weights"], rows)
+    return f"{paragraph(text)}\n" + markdown(["model", "top-1", "top-5", "weights"], rows)
 
 
 def downstream(sources: Sources, family: Family) -> str:
@@ -334,7 +344,7 @@ def downstream(sources: Sources, family: Family) -> str:
     head = ["backbone", "recipe", "parameters", "GFLOPs, counted", "GFLOPs, published", "score, published", "weights"]
     rows = []
     for recipe in sources.recipes:
-        if recipe.family is family and not recipe.classifies:
+        if recipe.family is family and recipe.published and not recipe.classifies:
             numbers, published = recipe.numbers, recipe.numbers.get("published", {})
             rows.append(
                 [
@@ -347,14 +357,14 @@ def downstream(sources: Sources, family: Family) -> str:
                     f"<{numbers['weights']}>" if "weights" in numbers else None,
                 ]
             )
-    guide = "How to train, evaluate and predict: [the guide](../docs/detection_and_segmentation.md).\n"
+    guide = "How to train, evaluate and predict: [the guide](../docs/detection_and_segmentation.md)."
     if not rows:
-        return f"No recipe is here; every model is a backbone for the heads of mmdetection and mmsegmentation. {guide}"
-    return (
+        return paragraph(f"No recipe is here yet; heads of mmdetection and mmsegmentation take every model. {guide}")
+    text = (
         "Scores, FLOPs and weights are the authors'; none of it is reproduced here yet. Operations are counted on "
-        "images of 800 x 1280 (COCO; 1024 x 1024 where a recipe says 1024 px) and 512 x 2048 (ADE20K). "
-        f"{guide}\n{markdown(head, rows)}"
+        f"images of 800 x 1280 (COCO; 1024 x 1024 where a recipe says 1024 px) and 512 x 2048 (ADE20K). {guide}"
     )
+    return f"{paragraph(text)}\n{markdown(head, rows)}"
 
 
 def whole_card(sources: Sources, family: Family) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,11 @@ class Recipe:
     def classifies(self) -> bool:
         return "channels" not in self.kind
 
+    @property
+    def published(self) -> bool:
+        """Whether the authors trained so, and not this library alone on the embedded set."""
+        return "score" not in self.kind
+
     def text(self) -> str:
         """The config."""
         notes = [self.command(), self.cost(), self.score(), *self.notes()]
@@ -74,9 +78,12 @@ class Recipe:
         return f"Command: torchrun {several}--nproc-per-node {gpus or 8} tools/train.py {self.path} --launcher pytorch"
 
     def cost(self) -> str:
-        hours = f"about {self.hours():.0f} hours on A100 cards (an estimate from its FLOPs)"
-        if self.classifies:
-            hours = self.kind.get("cost", "hours are not published and have not been measured here")
+        if not self.published:
+            hours = self.kind["cost"]
+        elif self.classifies:
+            hours = "hours are not published and have not been measured here"
+        else:
+            hours = f"about {self.hours():.0f} hours on A100 cards (an estimate from its FLOPs)"
         images = self.changes.get("images", self.kind["images"])
         plural = "s" if self.kind["gpus"] > 1 else ""
         return f"Cost: {self.kind['gpus']} GPU{plural} x {images} images, {self.kind['length']}; {hours}."
@@ -90,7 +97,7 @@ class Recipe:
         return round(hours, -1 if hours >= 100 else 0)
 
     def score(self) -> str:
-        if "score" in self.kind:
+        if not self.published:
             results = [f"{row['result']} ({row['what']})" for row in self.measured]
             return f"Score: {'; '.join(results) or self.kind['score']}."
         published = self.numbers.get("published")
@@ -103,7 +110,7 @@ class Recipe:
 
     def notes(self) -> list[str]:
         notes = list(self.changes.get("notes", ()))
-        if not self.classifies and not self.family.models[self.model].downloadable:
+        if "init_cfg" in self.start():
             notes.append(
                 "The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into "
                 "the file named below."
@@ -115,14 +122,12 @@ class Recipe:
         backbone = {"model_name" if self.classifies else "name": self.model}
         if "drop_path" in self.changes:
             backbone["drop_path_rate"] = self.changes["drop_path"]
-        if not self.classifies:
-            backbone.update(self.start())
-        config = merged({"model": {"backbone": backbone}}, deepcopy(self.kind.get("config", {})))
+        config = merged({"model": {"backbone": backbone | self.start()}}, self.kind.get("config", {}))
         for key, maps in self.kind.get("channels", {}).items():
             channels = channels_of(self.model)
             value = [channels[index] for index in maps] if isinstance(maps, list) else channels[maps]
             part, name = key.split(".")
-            config["model"].setdefault(part, {})[name] = value
+            config = merged(config, {"model": {part: {name: value}}})
         if "images" in self.changes:
             images = self.changes["images"]
             batch = {"base_batch_size": images * self.kind["gpus"]}
@@ -130,7 +135,9 @@ class Recipe:
         return merged(config, self.changes.get("config", {}))
 
     def start(self) -> dict[str, Any]:
-        """The backbone's arguments for the weights that a detector or segmentor starts from."""
+        """The backbone's arguments for the weights that published detectors and segmentors start from."""
+        if self.classifies or not self.published:
+            return {}
         if self.family.models[self.model].downloadable:
             return {"pretrained": True}
         return {"init_cfg": {"type": "Pretrained", "checkpoint": f"checkpoints/{self.model}.pth"}}
@@ -182,7 +189,7 @@ def add_row(changes: dict[str, Any], row: dict[str, Any]) -> None:
     changes.update({key: row[key] for key in ("drop_path", "images") if key in row})
     if "notes" in row:
         changes["notes"] = [*changes.get("notes", ()), row["notes"]]
-    changes["config"] = merged(changes.get("config", {}), deepcopy(row.get("config", {})))
+    changes["config"] = merged(changes.get("config", {}), row.get("config", {}))
 
 
 def numbers_of(family: Family, kind: str, model: str, results: dict[str, Any]) -> dict[str, Any]:
@@ -195,11 +202,12 @@ def numbers_of(family: Family, kind: str, model: str, results: dict[str, Any]) -
 
 
 def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`config` with changes, dict by dict."""
+    """`config` with changes, dict by dict; both stay as they are."""
+    result = dict(config)
     for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(config.get(key), dict)
-        config[key] = merged(config[key], value) if both else value
-    return config
+        old = result.get(key)
+        result[key] = merged(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
+    return result
 
 
 def assignment(key: str, value: Any, indent: str = "", separator: str = " = ") -> str:

@@ -16,15 +16,20 @@ h      the state                                         (batch, directions, cha
 ====== ================================================= ===============================
 """
 
+import sys
+from types import ModuleType
+
 from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
+from vssm_kernels.orders import ScanTable
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.sum_gate import sum_gate
 from vssm_kernels.sum_norm import sum_norm
 
 __all__ = [
     "Backend",
+    "ScanTable",
     "backend_report",
     "causal_conv1d",
     "directed_linear",
@@ -34,3 +39,9 @@ __all__ = [
     "sum_norm",
     "use_backend",
 ]
+
+# An op's function has the name of its package and hides it here, so that it offers the package's modules too:
+# `import vssm_kernels.selective_scan.reference` and then that name work.
+for _op in (causal_conv1d, selective_scan, sum_gate, sum_norm):
+    _package = sys.modules[_op.__module__]
+    vars(_op).update({name: value for name, value in vars(_package).items() if isinstance(value, ModuleType)})

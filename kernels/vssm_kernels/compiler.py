@@ -32,7 +32,7 @@ _SANITIZE = ("-fsanitize=address,undefined", "-g", "-fno-omit-frame-pointer")
 _HEADER = Path(__file__).with_name("vector.h")
 _COMPILE_SECONDS = 600  # a compile takes about one; it is ended where the compiler hangs
 
-_GROUP_MIN = 16  # channels: the widest vector of any processor
+_BAND_MIN = 16  # channels: the widest vector of any processor
 
 
 class Strides(ctypes.Structure):
@@ -88,9 +88,9 @@ def float_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def channel_groups(channels: int, tasks: int, wanted: int = 1) -> int:
-    """How many groups of channels each of a kernel's tasks is split into: as wanted, more where threads would idle."""
-    most = -(-channels // _GROUP_MIN)
+def channel_bands(channels: int, tasks: int, wanted: int = 1) -> int:
+    """How many bands of channels each of a kernel's tasks is split into: as wanted, more where threads would idle."""
+    most = -(-channels // _BAND_MIN)
     return max(1, min(most, max(wanted, 2 * torch.get_num_threads() // tasks)))
 
 

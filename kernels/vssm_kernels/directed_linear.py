@@ -28,8 +28,9 @@ def directed_linear_backward(gradient: Tensor, rows: Tensor, weight: Tensor) -> 
         every_pair = (gradient.flatten(0, 1).T @ rows.flatten(0, 1)).view(directions, -1, directions, weight.shape[2])
         own = every_pair.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         return (gradient @ side_by_side(weight)).unflatten(-1, (directions, -1)), own
-    columns = gradient.flatten(0, 1).transpose(0, 1)  # (directions, batch * tokens, outputs)
-    drows = (columns @ weight).transpose(0, 1).unflatten(0, rows.shape[:2])
+    # (directions, batch * tokens, outputs); reshape and not flatten, which torch cannot vectorize over many gradients.
+    columns = gradient.reshape(-1, *gradient.shape[2:]).transpose(0, 1)
+    drows = (columns @ weight).transpose(0, 1).reshape(rows.shape)
     return drows, columns.transpose(1, 2) @ rows.flatten(0, 1).transpose(0, 1)
 
 

@@ -1,8 +1,8 @@
-"""How ops are known to torch, and which implementation runs: a list of backends, each able to say why it refuses."""
+"""Which implementation of an op runs: a list of backends, each able to say why it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None)
 
 
@@ -17,92 +18,80 @@ _forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None
 class Backend:
     """One implementation of an op.
 
-    forward(arguments) returns the output; backward(arguments, gradient) returns the gradients of the tensors that
-    `arguments` names, in their order, or is None where autograd differentiates `forward` itself.
+    forward(arguments, save) returns the output and, with `save`, what the forward saves for the backward, or None.
+    backward(arguments, gradient) returns the gradients of `arguments.tensors()`, None where a tensor is None. It
+    receives what `arguments.for_backward(saved)` returns.
     why_not(arguments) is None where the backend can run, else one sentence.
     why_not(None) answers for the machine alone, without inputs.
-    keeps(arguments) is how many float32 numbers the forward keeps for the backward, where both take a tensor of them.
+    saves(arguments) is the shape and dtype of what the forward saves, or None.
+    is_recorded(arguments) says whether the forward is made of torch's own operations, for autograd to record.
     """
 
     name: str
-    forward: Callable[..., Any]
-    backward: Callable[..., Any] | None
+    forward: Callable[[Any, bool], tuple[torch.Tensor, torch.Tensor | None]]
+    backward: Callable[[Any, torch.Tensor], Sequence[torch.Tensor | None]]
     why_not: Callable[[Any], str | None]
-    keeps: Callable[[Any], int] = lambda arguments: 0
+    saves: Callable[[Any], tuple[tuple[int, ...], torch.dtype] | None] = lambda arguments: None
+    is_recorded: Callable[[Any], bool] = lambda arguments: False
+
+
+def reference_backend(forward: Callable[..., Any], backward: Callable[..., Any]) -> Backend:
+    """The backend in plain torch, which takes everything."""
+    return Backend("reference", forward, backward, why_not=lambda args: None, is_recorded=lambda args: True)
 
 
 class BackendRegistry:
     """The backends of one op, fastest first."""
 
-    def __init__(self, op: str, backends: list[Backend]):
-        self.op = op
-        self.backends = backends
+    def __init__(self, name: str, backends: Sequence[Backend]):
+        self.name = name
+        self.backends = list(backends)
 
     def choose(self, arguments: Any) -> Backend:
-        """The first backend that accepts `arguments`, or the one forced by `use_backend` where the op has it."""
+        """The first backend that accepts `arguments`, or the one forced by `use_backend` where the op has it.
+
+        Raises RuntimeError with every backend's reason where none accepts.
+        """
         forced = _forced.get()
-        if forced is not None and all(backend.name != forced for backend in self.backends):
-            forced = None
+        candidates = [backend for backend in self.backends if backend.name == forced] if forced else self.backends
         refusals = []
-        for backend in self.backends:
-            if forced is not None and backend.name != forced:
-                continue
+        for backend in candidates or self.backends:
             reason = backend.why_not(arguments)
             if reason is None:
                 return backend
             refusals.append(f"  {backend.name}: {reason}")
-        raise RuntimeError(f"no backend of {self.op} can run these inputs:\n" + "\n".join(refusals))
+        raise RuntimeError(f"no backend of {self.name} can run these inputs:\n" + "\n".join(refusals))
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function of tensors an operator of torch, "namespace::name", for every device.
-
-    Like torch.library.custom_op, without what that does after every call: looking for outputs that share memory with
-    inputs costs 0.1 ms for ten tensors, more than a kernel's launch.
-    """
-
-    def define(function: Callable[..., Any]) -> Callable[..., Any]:
-        schema = torch.library.infer_schema(function, mutates_args=())
-        torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.impl(name, "default", function)
-        namespace, short = name.split("::")
-        return getattr(getattr(torch.ops, namespace), short).default
-
-    return define
+registries: list[BackendRegistry] = []  # what `use_backend` and the report know
 
 
-def needs_gradient(*tensors: torch.Tensor | None) -> bool:
-    """Whether autograd may ask for the gradient of one of them, so that an op has to keep what its backward takes."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has memory of its own that can be read by address: it is not fake, wrapped or on meta."""
+    return type(tensor) in _PLAIN and not tensor.is_meta
 
 
-def why_not_cpu(tensor: torch.Tensor) -> str | None:
-    """What a backend for the CPU says of a tensor that is elsewhere."""
-    return None if tensor.device.type == "cpu" else f"runs on the CPU; the inputs are on {tensor.device}"
+def is_watched() -> bool:
+    """Whether a compiler, a trace or a mode has to see every operation of torch."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
-def why_not_plain(*tensors: torch.Tensor | None) -> str | None:
-    """What a backend that is no operator of torch says: it takes memory as it is, and nothing may look on."""
-    # Fake and distributed tensors, and what else wraps memory, are torch's to follow.
-    present = [tensor for tensor in tensors if tensor is not None]
-    if any(type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta for tensor in present):
-        return "reads plain tensors only"
-    return "a trace would not see it" if torch.jit.is_tracing() else None
-
-
-_registries: list[BackendRegistry] = []
-
-
-def register(op: str, backends: list[Backend]) -> BackendRegistry:
-    """Make an op's backends, fastest first, known to `use_backend` and to the report."""
-    registry = BackendRegistry(op, backends)
-    _registries.append(registry)
-    return registry
+def why_not_cpu(*tensors: torch.Tensor | None) -> str | None:
+    """What a backend for the CPU that computes in float32 says of tensors."""
+    for tensor in tensors:
+        if tensor is not None:
+            if not tensor.is_cpu:
+                return f"runs on the CPU; the inputs are on {tensor.device}"
+            if tensor.dtype == torch.float64:
+                return "computes in float32; float64 inputs ask for more"
+    return None
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force one backend for every op called inside the block that has it; an op that cannot use it says why.
+
+    A backward runs in the backend of its forward. With "reference", autograd records plain operations of torch.
 
     >>> import torch, vssm_kernels
     >>> u, delta = torch.randn(1, 5, 2), torch.randn(1, 5, 1, 2)
@@ -111,7 +100,7 @@ def use_backend(name: str) -> Iterator[None]:
     ...     vssm_kernels.selective_scan(u, delta, A, B, C).shape
     torch.Size([1, 5, 1, 2])
     """
-    known = {backend.name for registry in _registries for backend in registry.backends}
+    known = {backend.name for registry in registries for backend in registry.backends}
     if name not in known:
         raise ValueError(f"unknown kernel backend {name!r}; known: {', '.join(sorted(known))}")
     token = _forced.set(name)
@@ -124,7 +113,7 @@ def use_backend(name: str) -> Iterator[None]:
 def backend_report() -> list[tuple[str, str, str]]:
     """(op, backend, "available" or the reason why not on this machine) for every backend."""
     return [
-        (registry.op, backend.name, backend.why_not(None) or "available")
-        for registry in _registries
+        (registry.name, backend.name, backend.why_not(None) or "available")
+        for registry in registries
         for backend in registry.backends
     ]

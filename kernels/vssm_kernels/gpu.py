@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend, why_not_plain
+from vssm_kernels.dispatch import Backend
 
 try:
     import triton
@@ -21,24 +21,24 @@ else:
 
 def triton_backend(
     forward: Callable[..., Any],
-    backward: Callable[..., Any] | None,
+    backward: Callable[..., Any],
     why_not: Callable[[Any], str | None],
-    **more: Callable[[Any], int],
+    saves: Callable[[Any], Any] = lambda args: None,
 ) -> Backend:
-    """A backend whose kernels run on the GPU that the arguments lie on; `more` of what it says beyond `why_not`."""
-    there = None if backward is None else on_their_gpu(backward)
-    return Backend("triton", on_their_gpu(forward), there, why_not, **more)
+    """A backend whose kernels run on the GPU that its inputs lie on."""
+    return Backend("triton", _on_the_gpu_of(forward), _on_the_gpu_of(backward), why_not, saves)
 
 
-def on_their_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """function(something with a device, ...) with that GPU made the current one, which Triton launches kernels on."""
+def _on_the_gpu_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """function(args, gradient or flag) on the GPU of the first tensor: Triton launches kernels on the current one."""
 
-    def run(args: Any, *more: Any) -> Any:
+    def run(args: Any, more: Any) -> Any:
+        device = (more if isinstance(more, Tensor) else args).device
         # No GPU where kernels are interpreted. Most often it is the current one, and making it that takes 0.02 ms.
-        if args.device.type != "cuda" or args.device.index == torch.cuda.current_device():
-            return function(args, *more)
-        with torch.cuda.device(args.device):
-            return function(args, *more)
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return function(args, more)
+        with torch.cuda.device(device):
+            return function(args, more)
 
     return run
 
@@ -62,8 +62,3 @@ def why_no_triton(*tensors: Tensor | None) -> str | None:
     if any(tensor.dtype == torch.float64 for tensor in present):
         return "computes in float32; float64 inputs ask for more"
     return None
-
-
-def why_not_by_hand(*tensors: Tensor | None) -> str | None:
-    """The same for kernels that are launched from Python and are no operators of torch: nothing may look on."""
-    return why_not_plain(*tensors) or why_no_triton(*tensors)

@@ -1,4 +1,4 @@
-"""What kernels must know of a scan order's table, read from it once and remembered."""
+"""A scan order as kernels take it: its table on a device, and the facts that decide how they write."""
 
 from __future__ import annotations
 
@@ -8,60 +8,125 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class OrderFacts:
-    """What kernels must know of a table: a token visited twice is added to, one never visited is zero."""
-
-    repeats: bool
-    covers: bool
+from vssm_kernels.dispatch import is_plain, is_watched
 
 
-_RASTER = OrderFacts(repeats=False, covers=True)
-_FACTS_KEPT = 256
-# Keyed by address and version; the table itself is kept beside its facts so that its address is not reused.
-_facts: OrderedDict[tuple, tuple[Tensor, OrderFacts]] = OrderedDict()
+@dataclass(frozen=True, eq=False, slots=True)
+class ScanTable:
+    """A checked table on a device. Make one with `ScanTable.of`, which copies: nobody else can change the memory.
 
+    Args:
+        table: (directions, steps) int32, contiguous; -1 is an empty step.
+        tokens: how many tokens there are, None where the table is not checked yet because a compiler traces it.
+        repeats: whether a direction visits a token twice, so that outputs are added up.
+        covers: whether every direction visits every token, so that every output is written.
 
-def order_facts(order: Tensor | None, tokens: int) -> OrderFacts:
-    """Check a table's range and tell whether it repeats or misses tokens. Reads the table once, then remembers.
-
-    Raises ValueError for an entry outside -1 ... tokens - 1, and RuntimeError when a CUDA graph is being captured
-    before the table was ever read (reading it waits for the device, which a capture forbids).
+    >>> import torch
+    >>> table = ScanTable.of(torch.tensor([[2, 0, 1], [0, 0, -1]]), tokens=3)
+    >>> table.repeats, table.covers
+    (True, False)
     """
-    if order is None:
-        return _RASTER
-    key = (order.data_ptr(), order.device, tuple(order.shape), order.stride(), order._version, tokens)
-    if key in _facts:
-        _facts.move_to_end(key)
-        return _facts[key][1]
-    if order.is_cuda and torch.cuda.is_current_stream_capturing():
+
+    table: Tensor
+    tokens: int | None
+    repeats: bool | None
+    covers: bool | None
+
+    @classmethod
+    def of(cls, table: Tensor, tokens: int, device: torch.device | str | None = None) -> ScanTable:
+        """Copy and check a table of integers; its facts are counted on the CPU.
+
+        Args:
+            table: (directions, steps) integers.
+            tokens: how many tokens there are to visit.
+            device: of the copy; None is the table's own.
+
+        Raises:
+            ValueError: an entry outside -1 ... tokens - 1.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            copy = torch.empty(table.shape, dtype=torch.int32, device="cpu").copy_(table)
+            low, high = (int(bound) for bound in copy.aminmax())
+            if low < -1 or high >= tokens:
+                raise ValueError(
+                    f"order holds entries from {low} to {high}; expected token indices 0 to {tokens - 1}, "
+                    f"or -1 for an empty step"
+                )
+            # Visits of empty steps are counted in front of the first token.
+            visits = torch.zeros(table.shape[0], tokens + 1, dtype=torch.int32, device="cpu")
+            visits.scatter_add_(1, copy.long() + 1, torch.ones_like(copy))
+            fewest, most = (int(bound) for bound in visits[:, 1:].aminmax())
+            return cls(copy.to(table.device if device is None else device), tokens, most > 1, fewest > 0)
+
+    @property
+    def directions(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def steps(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def writes_each_row_once(self) -> bool:
+        return self.covers and not self.repeats
+
+
+def as_scan_table(order: ScanTable | Tensor, directions: int, tokens: int, device: torch.device) -> ScanTable:
+    """The order that was given to an op, checked against its other arguments; a plain tensor becomes a ScanTable.
+
+    Raises:
+        ValueError: a table of another shape or device, or an entry outside -1 ... tokens - 1.
+        TypeError: a table that is not int32.
+    """
+    if isinstance(order, ScanTable):
+        if order.tokens is not None and order.tokens != tokens:
+            raise ValueError(f"order walks {order.tokens} tokens, but the input has {tokens}; make one for this size")
+        table = order.table
+    else:
+        table, order = order, None
+    if table.dim() != 2 or table.shape[0] != directions or table.shape[1] < 1:
+        raise ValueError(f"order has shape {tuple(table.shape)}; expected (directions, steps) = ({directions}, steps)")
+    if table.dtype != torch.int32:
+        raise TypeError(f"order is {table.dtype}; expected torch.int32 (use order.to(torch.int32))")
+    if table.device != device:
+        raise ValueError(f"order is on {table.device} but the input on {device}; move both to one device")
+    if order is not None:
+        return order
+    if is_watched() or not is_plain(table):
+        return ScanTable(table, None, None, None)  # its entries are known at run time only
+    return checked(table, tokens)
+
+
+# Keyed by address and version; the tensor is held beside its ScanTable so that its address is not reused.
+_checked: OrderedDict[tuple, tuple[Tensor, ScanTable]] = OrderedDict()
+_CHECKED_MAX = 256
+
+
+def checked(table: Tensor, tokens: int) -> ScanTable:
+    """ScanTable.of a plain tensor, once per tensor, version and number of tokens.
+
+    A change in place makes another version and is checked again; one through NumPy has no effect after the first use.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured before the table's first use, which waits for the device.
+    """
+    if table.is_inference():  # such tensors have no version: a change would go unnoticed
+        return ScanTable.of(table, tokens)
+    key = (table.data_ptr(), table.device, table.shape, table.stride(), table._version, tokens)
+    if (found := _checked.get(key)) is not None:
+        return found[1]
+    if table.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("run the model once before capturing a CUDA graph: its scan order is not yet checked")
-    table = order.cpu().long()
-    low, high = int(table.min()), int(table.max())
-    if low < -1 or high >= tokens:
-        raise ValueError(
-            f"order holds entries from {low} to {high}; expected token indices 0 to {tokens - 1}, "
-            f"or -1 for an empty step"
-        )
-    visits = torch.zeros(table.shape[0], tokens + 1, dtype=torch.long)
-    visits.scatter_add_(1, table + 1, torch.ones_like(table))
-    visits = visits[:, 1:]
-    facts = OrderFacts(repeats=bool((visits > 1).any()), covers=bool((visits > 0).all()))
-    _facts[key] = (order, facts)
-    if len(_facts) > _FACTS_KEPT:
-        _facts.popitem(last=False)
-    return facts
+    made = ScanTable.of(table, tokens)
+    _checked[key] = (table, made)
+    if len(_checked) > _CHECKED_MAX:
+        _checked.popitem(last=False)
+    return made
 
 
 def output_rows(
-    order: Tensor | None,
-    tokens: int,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    order: ScanTable | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
 ) -> Tensor:
     """Memory for the rows of tokens that a walk writes: zeroed unless it writes every row, once."""
-    facts = order_facts(order, tokens)
-    make = torch.empty if facts.covers and not facts.repeats else torch.zeros
+    make = torch.empty if order is None or order.writes_each_row_once else torch.zeros
     return make(shape, dtype=dtype, device=device)

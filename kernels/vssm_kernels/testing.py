@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from vssm_kernels.dispatch import Backend
 
 # Relative root-mean-square error allowed between a fast path and the reference. float32: summation order and the
 # hardware's exp2 (2 ulp) over some hundred steps; half precisions: rounding of inputs and outputs, 2^-9 and 2^-12.
@@ -58,3 +63,12 @@ def make_inputs(
         "delta_bias": (-3 + 0.5 * normal(directions, channels)).to(wide),
     }
     return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def run_backend(
+    backend: Backend, args: Any, gradient: Tensor, *, save: bool = True
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """A backend's output and the gradients of `args.tensors()`, with what its forward saves or, else, without."""
+    with torch.no_grad():
+        output, saved = backend.forward(args, save)
+        return output, backend.backward(args.for_backward(saved), gradient)

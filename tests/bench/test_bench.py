@@ -23,7 +23,7 @@ from vssm.bench import (
 from vssm.bench.kernels import check
 from vssm.scan import cross
 from vssm_kernels import Backend
-from vssm_kernels.selective_scan import _registry, reference
+from vssm_kernels.selective_scan import OP, reference
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(1e10, None)
@@ -52,8 +52,8 @@ def test_cases_are_the_shapes_of_the_models():
 
 
 def test_kernel_rows():
-    rows = benchmark_kernel(SMALL, CPU, torch.float32, CEILINGS, ["native", "chunked"])
-    assert [row["backend"] for row in rows] == ["native", "chunked"]
+    rows = benchmark_kernel(SMALL, CPU, torch.float32, CEILINGS, ["native", "grouped"])
+    assert [row["backend"] for row in rows] == ["native", "grouped"]
     for row in rows:
         assert row["forward_backward_ms"] > row["forward_ms"] > 0
         assert (row["tokens"], row["directions"], row["peak_gib"]) == (20, 4, None)
@@ -74,11 +74,11 @@ def test_orders_stand_beside_as_many_raster_directions():
 
 
 def test_a_wrong_backend_is_not_timed(monkeypatch):
-    def wrong(args):
-        return reference.scan(args) * 1.01
+    def wrong(args, save):
+        return reference.scan(args)[0] * 1.01, None
 
     bad = Backend("wrong", wrong, reference.scan_backward, lambda args: None)
-    monkeypatch.setattr(_registry, "backends", [*_registry.backends, bad])
+    monkeypatch.setattr(OP, "backends", [bad, *OP.backends])
     with pytest.raises(AssertionError, match=r"small, wrong: output is off by .*; not timed"):
         check(SMALL, "wrong", CPU, torch.float32)
 

@@ -36,6 +36,14 @@ def test_name_is_that_of_the_model(path):
         assert folder == ROWS[path].family.name
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: ident(recipe.path))
+def test_text_of_a_written_config_is_what_its_recipe_says(recipe):
+    found = {}
+    exec(recipe.text(), found)
+    assert {key: found[key] for key in recipe.config()} == recipe.config()
+    assert max(map(len, recipe.text().splitlines()[3:])) <= 120
+
+
 @every_config
 def test_full_model_is_built(path):
     """At its full size, on the meta device, which costs no memory."""

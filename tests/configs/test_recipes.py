@@ -17,7 +17,7 @@ from torch import nn
 
 from vssm.mm.tasks.complexity import SIZES, build_model, data_samples, model_flops
 
-ROWS = {recipe.path: recipe for recipe in RECIPES if not recipe.classifies}
+ROWS = {recipe.path: recipe for recipe in RECIPES if recipe.published and not recipe.classifies}
 # The smallest of each kind of recipe.
 KINDS = {recipe.name: recipe.path for recipe in sorted(ROWS.values(), key=lambda row: -row.numbers["parameters"])}
 

@@ -34,7 +34,7 @@ def test_each_head_has_a_small_and_a_full_size_config() -> None:
 
 @every_config
 def test_head_states_command_cost_and_score(name: str) -> None:
-    assert " on held-out " in check_head(name, loaded(name))
+    assert "held-out" in check_head(name, loaded(name))
 
 
 @every_config

@@ -1,13 +1,14 @@
-"""A compiled kernel's surroundings: an empty cache, an empty folder for temporary files, and a C source."""
+"""Fixtures of the tests of kernels: memory that shows what was not written, and a compiler's surroundings."""
 
 import _ctypes
 import ctypes
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from vssm_kernels import compiler, kernel_cache
 
@@ -50,3 +51,11 @@ def load_again() -> Callable[[Path], ctypes.CDLL]:
         return compiler.load_library(source)
 
     return load
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty holds NaN instead of whatever was there: an element that is never written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -14,7 +14,7 @@ from vssm_kernels.testing import assert_close, make_inputs
 def test_report_names_every_backend():
     report = vssm_kernels.backend_report()
     names = [backend for op, backend, _ in report if op == "selective_scan"]
-    assert names == ["native", "triton", "chunked", "reference"]
+    assert names == ["native", "triton", "grouped", "reference"]
     assert all(state for _, _, state in report)
     assert ("selective_scan", "reference", "available") in report
 
@@ -29,7 +29,7 @@ def test_forced_backend_runs_or_says_why_not():
 
 def test_an_op_without_the_forced_backend_chooses_freely():
     y, z = torch.randn(1, 3, 2, 4), torch.randn(1, 3, 4)
-    with use_backend("chunked"):  # of the scan alone
+    with use_backend("grouped"):  # of the scan alone
         assert torch.isfinite(sum_gate(y, z)).all()
 
 
@@ -61,7 +61,8 @@ def test_kernels_run_where_their_inputs_are():
     inputs = {name: tensor.requires_grad_() for name, tensor in make_inputs(device="cuda:1").items()}
     assert torch.cuda.current_device() == 0
     u, delta, A, B, C, D, bias = inputs.values()
-    y = selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=u, merge=True)
-    expected = selective_scan(*(t.cpu() for t in (u, delta, A, B, C, D)), delta_bias=bias.cpu(), z=u.cpu(), merge=True)
+    y = sum_gate(selective_scan(u, delta, A, B, C, D, delta_bias=bias), u)
+    on_cpu = selective_scan(*(tensor.cpu() for tensor in (u, delta, A, B, C, D)), delta_bias=bias.cpu())
+    expected = sum_gate(on_cpu, u.cpu())
     assert_close(y.detach().cpu(), expected.detach())
     assert all(gradient.device == u.device for gradient in torch.autograd.grad(y.sum(), list(inputs.values())))

@@ -16,12 +16,12 @@ def test_low_rank_steps(device):
     step = torch.randn(2, 5, 2, 4, dtype=torch.float64, device=device, requires_grad=True)
     weight = torch.randn(2, 3, 4, dtype=torch.float64, device=device, requires_grad=True)
     outside = selective_scan(u, torch.einsum("btkr,kcr->btkc", step, weight), A, B, C, D, delta_bias=bias, order=order)
-    kept = []
+    saved = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor.shape) or tensor, lambda kept: kept
+        lambda tensor: saved.append(tensor.shape) or tensor, lambda saved: saved
     ):
         inside = selective_scan(u, step, A, B, C, D, delta_bias=bias, delta_weight=weight, order=order)
-    assert step.shape in kept and (2, 5, 2, 3) not in kept  # the product
+    assert step.shape in saved and (2, 5, 2, 3) not in saved  # the product
     assert_close(inside, outside)
     leaves = (u, step, A, B, C, D, bias, weight)
     gradient = torch.randn_like(outside)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vssm_kernels import selective_scan
-from vssm_kernels.orders import order_facts
+from vssm_kernels import ScanTable, selective_scan
+from vssm_kernels.selective_scan import OP
+from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.testing import assert_close, make_inputs
 
 
@@ -27,21 +28,29 @@ def test_gradcheck(merge):
     assert torch.autograd.gradcheck(op, tensors)
 
 
-def test_opcheck():
+@pytest.mark.parametrize("checked", [True, False])
+def test_opcheck(checked):
     tensors, order = op_arguments(torch.float32)
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors, None, order, 0, True))
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, (*tensors[:4], None, None, None, None, None, 3, True))
-    step, weight = torch.randn(2, 5, 2, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
-    low_rank = (tensors[0], step, *tensors[2:], weight, order, 0, False)
-    torch.library.opcheck(torch.ops.vssm.selective_scan.default, low_rank)
+    table = ScanTable.of(order, 5) if checked else ScanTable(order, None, None, None)
+    u, delta, A, B, C, D, bias = tensors
+    weight = torch.randn(2, 3, 4, requires_grad=True)
+    low_rank = torch.randn(2, 5, 2, 4, requires_grad=True)
+    for args, save in (
+        (ScanArguments(u, delta, A, B, C, D, bias, order=table), True),
+        (ScanArguments(u, delta, A, B, None, None, None, order=table, segment=3), True),
+        (ScanArguments(u, low_rank, A, B, C, D, bias, weight, order=table), False),
+    ):
+        torch.library.opcheck(OP.operator, (*OP.flatten(args), save))
 
 
-def test_compiles_without_graph_breaks():
+@pytest.mark.parametrize("plain", [True, False])
+def test_compiles_without_graph_breaks(plain):
+    """With a table whose facts are known, and with a plain tensor, whose facts are read when it runs."""
     tensors, order = op_arguments(torch.float32)
-    z = torch.randn(2, 5, 3)
+    order = order if plain else ScanTable.of(order, 5)
 
     def op(u, delta, A, B, C, D, bias):
-        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=z, order=order, merge=True)
+        return selective_scan(u, delta, A, B, C, D, delta_bias=bias, order=order, merge=True)
 
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(op(*tensors).square().sum(), tensors)
@@ -59,13 +68,11 @@ def test_meta_device():
     assert u.grad.shape == u.shape and A.grad.dtype == torch.float32
 
 
-def test_merge_and_gate():
+def test_merge_is_the_sum_over_directions():
     inputs = make_inputs()
-    u, delta, A, B, C, D, bias = inputs.values()
-    z = torch.randn_like(u)
-    apart = selective_scan(u, delta, A, B, C, D, delta_bias=bias)
-    merged = selective_scan(u, delta, A, B, C, D, delta_bias=bias, z=z, merge=True)
-    assert_close(merged, apart.sum(2) * torch.nn.functional.silu(z), "gated sum")
+    assert_close(selective_scan(**inputs, merge=True), selective_scan(**inputs).sum(2))
+    states = {**inputs, "C": None, "D": None}
+    assert_close(selective_scan(**states, merge=True), selective_scan(**states).sum(2))
 
 
 def test_strided_inputs():
@@ -94,8 +101,6 @@ class TestErrors:
             (dict(B=torch.randn(2, 5, 2, 3)), r"B has shape .* expected .* \(2, 5, 2, 2\)"),
             (dict(u=torch.randn(2, 5, 4)), "u has shape .* shared by the directions"),
             (dict(D=torch.randn(6)), "D has shape"),
-            (dict(z=torch.randn(2, 5, 3)), "needs merge=True"),
-            (dict(C=None, D=None, z=torch.randn(2, 5, 3), merge=True), "returned ungated"),
             (dict(C=None), "D needs C"),
             (dict(segment=0), "segment is 0"),
             (dict(segment=-2), "segment is -2"),
@@ -120,13 +125,3 @@ class TestErrors:
     def test_state_too_wide(self):
         with pytest.raises(ValueError, match="state 1 to 256"):
             self.call(A=-torch.ones(2, 3, 257), B=torch.ones(2, 5, 2, 257), C=torch.ones(2, 5, 2, 257))
-
-
-def test_facts_of_an_order():
-    table = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
-    assert order_facts(table, 3) == order_facts(None, 3)
-    assert not order_facts(table, 4).covers
-    assert order_facts(torch.tensor([[0, 0, 1]], dtype=torch.int32), 2).repeats
-    table[0, 0] = 7  # a change in place is noticed
-    with pytest.raises(ValueError, match="entries from 0 to 7"):
-        order_facts(table, 3)

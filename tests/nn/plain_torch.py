@@ -64,9 +64,14 @@ def recurrence(scan: SelectiveScan, k: int, sequence: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
+def directions(table: Tensor, tokens: Tensor, walk: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """walk(k, the tokens in the order of direction k) of every direction, back in raster order."""
+    return torch.stack([walk(k, tokens[:, steps])[:, steps.argsort()] for k, steps in enumerate(table.long())], 2)
+
+
 def along(table: Tensor, tokens: Tensor, walk: Callable[[int, Tensor], Tensor]) -> Tensor:
-    """The sum over directions k of walk(k, the tokens in the direction's order), back in raster order."""
-    return sum(walk(k, tokens[:, steps])[:, steps.argsort()] for k, steps in enumerate(table.long()))
+    """The sum over directions."""
+    return directions(table, tokens, walk).sum(2)
 
 
 def ss2d(mixer: SS2D, x: Tensor) -> Tensor:

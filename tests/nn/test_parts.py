@@ -96,7 +96,7 @@ PARTS = {
     "norm without mean": Part(partial(BranchRMSNorm, 8), lambda norm, x: F.rms_norm(x, (8,), norm.weight, eps=1e-5)),
     "scan": Part(
         partial(SelectiveScan, 8, directions=4, state=4, rank=2),
-        lambda scan, x: plain.along(cross(*GRID).table, x, partial(plain.recurrence, scan)),
+        lambda scan, x: plain.directions(cross(*GRID).table, x, partial(plain.recurrence, scan)),
         TOKENS,
         (cross(*GRID).table,),
     ),

@@ -32,8 +32,8 @@ def test_the_recurrence_written_out() -> None:
             state = decay * state + (delta * u)[..., None] * B[:, None]
             expected[:, token] += (state * C[:, None]).sum(-1) + scan.D[k] * u
     order = cross(3, 4).table
-    torch.testing.assert_close(scan(tokens, order), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(scan(tokens, order, merge=False).sum(2), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scan(tokens, order, merge=True), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scan(tokens, order).sum(2), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scan(tokens, order, z), expected * F.silu(z), atol=1e-5, rtol=1e-5)
 
 
@@ -69,8 +69,23 @@ def test_order_table_survives_copies_and_modes() -> None:
     table = OrderTable(bidirectional)
     with torch.inference_mode(), torch.device("meta"):
         made = table(5, 9, torch.device("cpu"))
-    assert not made.is_inference() and made.device.type == "cpu"
+    assert not made.table.is_inference() and made.table.device.type == "cpu"
     assert pickle.loads(pickle.dumps(table))(5, 9, torch.device("cpu")) is made
+
+
+def test_states_read_by_C_are_the_outputs() -> None:
+    scan, tokens = scan_and_tokens()
+    order = OrderTable(cross)(3, 4, tokens.device)
+    states, C = scan.states(tokens, order, segment=5)
+    assert states.shape == (2, 12, 4, 8, 4) and C.shape == (2, 12, 4, 4)
+    read = (states * C[..., None, :]).sum(-1) + scan.D * tokens.unsqueeze(2)
+    torch.testing.assert_close(scan(tokens, order, segment=5), read, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(scan(tokens, order), read, atol=1e-3), "segments make a difference"
+
+
+def test_layers_of_one_order_share_their_table() -> None:
+    place = 3, 7, torch.device("cpu")
+    assert OrderTable(cross)(*place) is OrderTable(cross)(*place)
 
 
 def test_no_order_is_raster_order():

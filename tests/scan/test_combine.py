@@ -67,7 +67,7 @@ def test_class_token_of_vim_sits_in_the_middle(grid, token, step_forwards, step_
     order = insert_token(bidirectional(*grid), tokens // 2)
     assert order.tokens == order.steps == tokens + 1
     assert tokens // 2 == token
-    assert order.inverse[:, token].tolist() == [step_forwards, step_backwards]
+    assert (order.table == token).nonzero().tolist() == [[0, step_forwards], [1, step_backwards]]
     sequence = torch.arange(tokens + 1, dtype=torch.int32)
     assert torch.equal(order.table, torch.stack([sequence, sequence.flip(0)]))
 

@@ -67,26 +67,13 @@ def test_steps_are_visits_and_empty_steps(name, height, width):
 
 @every_order
 @every_grid
-def test_inverse_names_the_step_of_every_token(name, height, width):
+def test_gather_reads_the_tokens_of_the_table(name, height, width):
     order = order_named(name)(height, width)
-    if (order.visits > 1).any():
-        with pytest.raises(ValueError, match="no inverse"):
-            _ = order.inverse
-        return
-    for direction in range(order.directions):
-        for token, step in enumerate(order.inverse[direction].tolist()):
-            visited = order.table[direction, step] == token if step >= 0 else token not in order.table[direction]
-            assert visited, f"direction {direction}: token {token} is not at step {step}"
-
-
-@every_order
-@every_grid
-def test_scatter_undoes_gather(name, height, width):
-    order = order_named(name)(height, width)
-    values = torch.randn(2, order.tokens, order.directions, 3)
-    rows = order.gather(values)
-    assert rows.shape == (2, order.directions, order.steps, 3)
-    torch.testing.assert_close(order.scatter(rows), values * order.visits.T[None, :, :, None])
+    numbers = torch.arange(1.0, order.tokens + 1)[:, None] * torch.arange(1.0, order.directions + 1)
+    rows = order.gather(numbers[None, :, :, None])
+    assert rows.shape == (1, order.directions, order.steps, 1)
+    expected = (order.table + 1) * torch.arange(1, order.directions + 1)[:, None]
+    assert torch.equal(rows[0, :, :, 0], expected.float())
 
 
 @every_order
@@ -99,28 +86,10 @@ def test_gather_of_shared_values_is_the_same_for_every_direction(name, height, w
 
 
 @every_order
-def test_a_grid_is_computed_once_and_copied_to_a_device_once(name):
-    order = order_named(name)
-    assert order(3, 5) is order(3, 5)
-    assert order(3, 5) is not order(5, 3)
-    assert order(3, 5).on("cpu") is order(3, 5).on(torch.device("cpu"))
-    assert order(3, 5).on("meta") is order(3, 5).on("meta")
-    assert order(3, 5).on("meta").is_meta
-
-
-def test_a_table_goes_to_the_current_gpu_of_the_caller(monkeypatch):
-    """Orders are copied in a thread of their own, where another GPU is the current one."""
-    order, kept = raster(3, 7), torch.zeros(1)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
-    monkeypatch.setitem(order._on_device, torch.device("cuda:5"), kept)
-    assert order.on("cuda") is kept
-
-
-@every_order
 def test_travels_to_other_processes(name):
     order = order_named(name)
     again = pickle.loads(pickle.dumps(order))
-    assert again == order and again(3, 5) is order(3, 5)
+    assert again == order and torch.equal(again(3, 5).table, order(3, 5).table)
     assert copy.deepcopy(order) == order
 
 

@@ -38,11 +38,11 @@ def test_matrix_times_input_is_the_output(order: OrderFunction, apart: bool) -> 
         scan.dt_bias += 3  # decay that matters
         scan.D.normal_()
     tokens = torch.randn(12, made.directions, 6) if apart else torch.randn(12, 6)
-    given = attention.ScanInput("scan", scan, tokens, made.table)
+    given = attention.ScanInput("scan", scan, tokens, made)
     apart_tokens = tokens if apart else tokens[:, None].expand(-1, made.directions, -1)
     attended = torch.einsum("tkcs,skc->tc", matrix(given), apart_tokens)
     skip = (scan.D * apart_tokens * made.visits.T[..., None]).sum(1)
-    expected = scan(tokens[None], made.table)[0]
+    expected = scan(tokens[None], made.table, merge=True)[0]
     torch.testing.assert_close(attended + skip, expected, rtol=1e-4, atol=1e-5)
     assert attended.abs().max() > 1e-2, "a matrix of zeros proves nothing"
 
@@ -54,14 +54,14 @@ def test_of_a_model(kind: tuple[str, dict]) -> None:
     model, image = timm.create_model(kind[0], **kind[1]), torch.randn(3, 64, 64)
     given = scan_input(model, image, layer=0)
     assert given.name == scan_names(model)[0] and given.scan is model.get_submodule(given.name)
-    apart = given.tokens if given.tokens.dim() == 3 else given.tokens[:, None].expand(-1, len(given.order), -1)
+    apart = given.tokens if given.tokens.dim() == 3 else given.tokens[:, None].expand(-1, given.order.directions, -1)
     chosen = len(given.tokens) // 3
     row = hidden_attention(given, chosen)
     visits = (given.order == chosen).sum(1, keepdim=True)  # the skip D is added at each visit of a direction
     attended = torch.einsum("kcs,skc->c", row, apart) + (given.scan.D * visits * apart[chosen]).sum(0)
     with torch.no_grad():
         torch.testing.assert_close(
-            attended, given.scan(given.tokens[None], given.order)[0, chosen], rtol=1e-4, atol=1e-5
+            attended, given.scan(given.tokens[None], given.order.table, merge=True)[0, chosen], rtol=1e-4, atol=1e-5
         )
 
 
@@ -120,6 +120,6 @@ def test_a_scan_without_a_table_walks_in_raster_order() -> None:
     """The half-resolution tokens of the first MSVMamba stand in the order of their walk: 4 x 4 of them, three times."""
     model = timm.create_model("msvmamba_nano", dims=(16, 32), depths=(1, 1))
     given = scan_input(model, torch.randn(3, 32, 32), 1)
-    assert given.order.tolist() == [list(range(48))]
+    assert given.order.table.tolist() == [list(range(48))]
     row = hidden_attention(given, 10)[0].abs().sum(0)
     assert (row[:11] > 0).all() and (row[11:] == 0).all()

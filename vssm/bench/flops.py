@@ -37,9 +37,9 @@ def _scan(
     D: Shape | None,
     delta_bias: Shape | None,
     delta_weight: Shape | None,
+    states: Shape | None,
     order: Shape | None,
-    segment: int,
-    save: bool,
+    *rest: object,
     **output: object,
 ) -> int:
     directions, channels, state = A
@@ -48,7 +48,7 @@ def _scan(
     return product + u[0] * steps * directions * channels * (9 * state + (D is not None))
 
 
-def _causal_conv(x: Shape, weight: Shape, bias: Shape | None, order: Shape, silu: bool, **output: object) -> int:
+def _causal_conv(x: Shape, weight: Shape, bias: Shape | None, order: Shape, *rest: object, **output: object) -> int:
     return x[0] * order[1] * math.prod(weight)
 
 

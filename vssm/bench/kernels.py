@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory
 from vssm.scan import OrderFunction, bidirectional, cross, insert_token, raster, resolve_order
-from vssm_kernels import selective_scan, use_backend
+from vssm_kernels import selective_scan, sum_gate, use_backend
 from vssm_kernels.testing import TOLERANCE, make_inputs, relative_error
 
 
@@ -191,14 +191,15 @@ def _operands(case: KernelCase, device: torch.device, dtype: torch.dtype, seed: 
 
 
 def _scan(given: dict[str, Tensor], backend: str) -> Tensor:
+    gated = "z" in given
     with use_backend(backend):
-        return selective_scan(
+        y = selective_scan(
             *(given[name] for name in ("u", "delta", "A", "B", "C", "D")),
             delta_bias=given["delta_bias"],
-            z=given.get("z"),
             order=given["order"],
-            merge=True,
+            merge=not gated,
         )
+        return sum_gate(y, given["z"]) if gated else y
 
 
 def _forward_backward(

@@ -51,7 +51,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser("kernels", help="the selective scan at the shapes of real models")
     kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
                          help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
-    kernels.add_argument("--backends", nargs="+", help="default: triton on a GPU, native and chunked on a CPU")
+    kernels.add_argument("--backends", nargs="+", help="default: triton on a GPU, native and grouped on a CPU")
     kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
                          help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
     kernels.add_argument("--batch", type=int, help="instead of each case's own")
@@ -114,7 +114,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
 
 def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
-    backends = arguments.backends or (["triton"] if device.type == "cuda" else ["native", "chunked"])
+    backends = arguments.backends or (["triton"] if device.type == "cuda" else ["native", "grouped"])
     ceilings = Ceilings.measure(device)
     print(f"ceilings: {ceilings}")
     for name in arguments.cases:

@@ -38,10 +38,10 @@ from vssm.nn import (
     concrete,
     initialise_linear_layers,
 )
-from vssm.scan import OrderFunction, ScanOrder, chain, columns, flipped, raster, remembered
+from vssm.ops import ScanTable
+from vssm.scan import OrderFunction, ScanOrder, chain, columns, flipped, raster
 
 
-@remembered
 def half_order(height: int, width: int) -> ScanOrder:
     """The walk over the half-resolution map: rows backwards, columns, columns backwards, without a stop."""
     by_columns = columns(height, width)
@@ -91,9 +91,9 @@ class MultiScaleSS2D(GatedMixer):
 
     def merge(self, full: Tensor, half: Tensor) -> Tensor:
         """Scan both maps, (batch, height, width, channels) and half of the size; their normed sum at full size."""
-        scanned = self.scan(full.flatten(1, 2), _table(self.order_table, full)).view_as(full)
+        scanned = self.scan(full.flatten(1, 2), _table(self.order_table, full), merge=True).view_as(full)
         # Each token is visited three times and receives the sum of the three outputs.
-        half_scanned = self.half_scan(half.flatten(1, 2), _table(self.half_order_table, half)).view_as(half)
+        half_scanned = self.half_scan(half.flatten(1, 2), _table(self.half_order_table, half), merge=True).view_as(half)
         return self.norm(scanned + _resized(half_scanned, full, mode="nearest"))
 
 
@@ -101,17 +101,17 @@ class FirstMultiScaleSS2D(MultiScaleSS2D):
     """The mixer of the paper's models: every step's output is normed before the three visits of a token are summed."""
 
     def merge(self, full: Tensor, half: Tensor) -> Tensor:
-        directions = self.scan(full.flatten(1, 2), _table(self.order_table, full), merge=False)
-        visited = _table(self.half_order_table, half)[0]
+        directions = self.scan(full.flatten(1, 2), _table(self.order_table, full))
+        visited = _table(self.half_order_table, half).table[0]
         tokens = half.flatten(1, 2)
         met = tokens.index_select(1, visited)  # each token three times, in the order of the walk
-        visits = self.norm(self.half_scan(met, None, merge=False), merge=True)
+        visits = self.norm(self.half_scan(met, None), merge=True)
         half_scanned = torch.zeros_like(tokens, dtype=visits.dtype).index_add(1, visited, visits).view_as(half)
         scanned = self.norm(directions, merge=True).view_as(full)
         return scanned + _resized(half_scanned, full, mode="bilinear", align_corners=False)
 
 
-def _table(order_table: OrderTable, x: Tensor) -> Tensor:
+def _table(order_table: OrderTable, x: Tensor) -> ScanTable:
     return order_table(x.shape[1], x.shape[2], x.device)
 
 

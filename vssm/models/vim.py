@@ -7,7 +7,6 @@ with its own causal convolution and state-space parameters, and adds to a residu
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +17,7 @@ from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import Plain
 from vssm.nn import Block, BranchRMSNorm, PatchStem, VimMixer, resize_position
-from vssm.scan import OrderFunction, ScanOrder, bidirectional, insert_token, remembered
-
-
-@remembered
-def with_class_token(scan_order: OrderFunction, height: int, width: int) -> ScanOrder:
-    """The order of the patches with the class token met in the middle of the sequence."""
-    return insert_token(scan_order(height, width), height * width // 2)
-
+from vssm.scan import OrderFunction, bidirectional, with_class_token
 
 # Official: a tensor for each direction; here: stacked.
 _MIXER = (
@@ -96,7 +88,7 @@ class Vim(Plain):
             *(
                 Block(
                     embed_dim,
-                    VimMixer(embed_dim, state, scan_order=partial(with_class_token, scan_order), **dd),
+                    VimMixer(embed_dim, state, scan_order=with_class_token(scan_order), **dd),
                     drop_path=rate,
                     norm=BranchRMSNorm,
                     **dd,

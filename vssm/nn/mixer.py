@@ -108,7 +108,7 @@ class SS2D(GatedMixer):
         _, height, width, _ = x.shape
         order = self.order_table(height, width, x.device)
         x = F.silu(self.conv(x))
-        return self.merge(self.scan(x.flatten(1, 2), order, merge=False)).view_as(x)
+        return self.merge(self.scan(x.flatten(1, 2), order)).view_as(x)
 
     def merge(self, directions: Tensor) -> Tensor:
         """(batch, tokens, directions, channels) to (batch, tokens, channels): the norm of the directions' sum."""
@@ -165,7 +165,7 @@ class VimMixer(nn.Module):
         if not torch.is_grad_enabled():
             return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
         # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
-        total = self.scan(x, order)
+        total = self.scan(x, order, merge=True)
         return recomputed(lambda *saved: self.out_proj(self.gate(*saved)), total, z)
 
     def gate(self, total: Tensor, z: Tensor) -> Tensor:

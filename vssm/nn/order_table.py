@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import lru_cache
 
 import torch
-from torch import Tensor
 
-from vssm.scan import OrderFunction
+from vssm.ops import ScanTable
+from vssm.scan import ScanOrder
+from vssm.scan.order import without_modes
 
-Tables = dict[tuple[int, int, torch.device], Tensor]
+Place = tuple[int, int, torch.device]
 
 
 class OrderTable:
-    """Look up an order's table for a grid and a device: (height, width, device) -> (directions, steps) int32.
+    """Look up an order's table for a grid and a device: (height, width, device) -> ScanTable.
 
-    torch.compile and torch.export see the result as a constant, so the table is made and checked once, outside the
-    graph. Grid sizes are taken as plain integers: a compiled model recompiles for a new grid.
+    Tables are shared by all layers of the same order, and the latest are cached. torch.compile and torch.export see
+    one as a constant, so it is made and checked once, outside the graph. Grid sizes are taken as plain integers: a
+    compiled model recompiles for a new grid.
+
+    Args:
+        order: a function (height, width) -> ScanOrder, hashable as all functions are.
+        arguments: what it takes before height and width, such as the order that it changes.
+
+    >>> from vssm.scan import cross
+    >>> OrderTable(cross)(2, 3, torch.device("cpu")).table.shape
+    torch.Size([4, 6])
     """
 
-    def __init__(self, order: OrderFunction):
-        self.order = order
-        self._tables: Tables = {}
-        self._fill = _make_fill(order, self._tables)
+    def __init__(self, order: Callable[..., ScanOrder], *arguments: Hashable):
+        self.order, self.arguments = order, arguments
+        self._constants: dict[Place, ScanTable] = {}
+        self._add_constant = _constant_maker(order, arguments, self._constants)
 
-    def __call__(self, height: int, width: int, device: torch.device) -> Tensor:
+    def __call__(self, height: int, width: int, device: torch.device) -> ScanTable:
         place = concrete(height), concrete(width), device
-        self._fill(*place)
-        return self._tables[place]
+        if torch.compiler.is_compiling():
+            self._add_constant(*place)
+            return self._constants[place]
+        return _scan_table(self.order, self.arguments, *place)
 
     def __reduce__(self):
-        return OrderTable, (self.order,)
+        return OrderTable, (self.order, *self.arguments)
 
 
 def concrete(size: int) -> int:
@@ -38,18 +51,31 @@ def concrete(size: int) -> int:
     return len(range(size))
 
 
-def _make_fill(order: OrderFunction, tables: Tables) -> Callable[[int, int, torch.device], bool]:
-    """A function that puts a table into `tables`.
+@lru_cache(maxsize=128)
+def _scan_table(
+    order: Callable[..., ScanOrder], arguments: tuple[Hashable, ...], height: int, width: int, device: torch.device
+) -> ScanTable:
+    def make() -> ScanTable:
+        made = order(*arguments, height, width)
+        return ScanTable.of(made.table, made.tokens, device)
+
+    return without_modes(make)
+
+
+def _constant_maker(
+    order: Callable[..., ScanOrder], arguments: tuple[Hashable, ...], constants: dict[Place, ScanTable]
+) -> Callable[[int, int, torch.device], bool]:
+    """A function that puts a table into `constants`.
 
     torch.compile runs it while it traces and takes its result for a constant; the table itself then comes from a
     dict like any other tensor. Marked as a constant itself, a second table would clash with the first (torch 2.11).
     """
 
     @torch.compiler.assume_constant_result
-    def fill(height: int, width: int, device: torch.device) -> bool:
+    def add(height: int, width: int, device: torch.device) -> bool:
         place = height, width, device
-        if place not in tables:
-            tables[place] = order(height, width).on(device)
+        if place not in constants:
+            constants[place] = _scan_table(order, arguments, *place)
         return True
 
-    return fill
+    return add

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.ops import directed_linear, selective_scan, side_by_side, sum_gate
+from vssm.ops import ScanTable, directed_linear, selective_scan, side_by_side, sum_gate
 
 # delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
@@ -30,7 +31,7 @@ class SelectiveScan(nn.Module):
     >>> scan = SelectiveScan(channels=8, directions=2, state=4, rank=1)
     >>> both_ways = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
     >>> scan(torch.randn(5, 3, 8), both_ways).shape
-    torch.Size([5, 3, 8])
+    torch.Size([5, 3, 2, 8])
     """
 
     def __init__(
@@ -69,51 +70,63 @@ class SelectiveScan(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        order: Tensor | None,
+        order: ScanTable | Tensor | None,
         z: Tensor | None = None,
         scale: float = 1.0,
-        merge: bool = True,
+        *,
+        segment: int | None = None,
+        merge: bool = False,
     ) -> Tensor:
-        """The sum of all directions' outputs, gated by scale * silu(z) where z is given; or the outputs themselves.
+        """The outputs of all directions, or their sum; with z the sum times scale * silu(z).
 
         Args:
             tokens: (batch, tokens, channels), read by all directions, or (batch, tokens, directions, channels).
-            order: (directions, steps) int32, the token visited at each step; None for raster order.
+            order: the token that each direction visits at each step, a ScanTable or (directions, steps) int32; None
+                for raster order.
             z: (batch, tokens, channels).
             scale: of the gate; 1 / directions makes the sum a mean.
-            merge: False where what comes next takes the sum, as norms do; there is no gate then.
+            segment: the state starts anew every `segment` steps; None never.
+            merge: sum over the directions, as a gate does anyway. Norms take the sum themselves.
 
         Returns:
-            (batch, tokens, channels), or (batch, tokens, directions, channels) without merge.
+            (batch, tokens, directions, channels), or (batch, tokens, channels) with merge or z.
         """
-        step, B, C = self.project(tokens)
-        y = selective_scan(
-            tokens,
-            step,
-            self.rates(),
-            B,
-            C,
-            _wide(self.D),
-            delta_bias=_wide(self.dt_bias),
-            delta_weight=self.dt_proj,
-            order=order,
-            merge=merge and z is None,
-        )
+        delta, B, C = self.project(tokens)
+        merge = merge and z is None
+        y = self._scan(tokens, delta, B, C, _wide(self.D), order=order, segment=segment, merge=merge)
         return y if z is None else sum_gate(y, z, scale)
 
+    def states(
+        self, tokens: Tensor, order: ScanTable | Tensor | None, *, segment: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The states themselves, and the C that reads them: an output is (states * C[..., None, :]).sum(-1) + D u.
+
+        Args:
+            tokens, order, segment: as in `forward`.
+
+        Returns:
+            (batch, tokens, directions, channels, state) and (batch, tokens, directions, state).
+        """
+        delta, B, C = self.project(tokens)
+        return self._scan(tokens, delta, B, None, None, order=order, segment=segment), C
+
+    def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
+        bias = _wide(self.dt_bias)
+        return selective_scan(tokens, delta, self.rates(), B, C, D, delta_bias=bias, delta_weight=self.dt_proj, **how)
+
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the tokens select: the step size (batch, tokens, directions, rank), before its own projection, bias
-        and softplus, and B and C (batch, tokens, directions, state)."""
-        steps, states = self.x_proj.split([self.rank, 2 * self.state], dim=1)
+        """What the tokens select: delta (batch, tokens, directions, rank), the step size before its own projection,
+        bias and softplus, and B and C (batch, tokens, directions, state)."""
+        for_delta, for_states = self.x_proj.split([self.rank, 2 * self.state], dim=1)
         if tokens.dim() == 3 or tokens.is_cuda:  # one matrix product for all directions
             stack = _stacked if tokens.dim() == 3 else side_by_side
-            rows = F.linear(tokens.flatten(2), torch.cat([stack(states), stack(steps)]))
-            BC, step = rows.split([states[..., 0].numel(), steps[..., 0].numel()], dim=-1)
-            BC, step = (part.unflatten(-1, (self.directions, -1)) for part in (BC, step))
+            rows = F.linear(tokens.flatten(2), torch.cat([stack(for_states), stack(for_delta)]))
+            BC, delta = rows.split([for_states[..., 0].numel(), for_delta[..., 0].numel()], dim=-1)
+            BC, delta = (part.unflatten(-1, (self.directions, -1)) for part in (BC, delta))
         else:
-            step, BC = directed_linear(tokens, self.x_proj).split([self.rank, 2 * self.state], dim=-1)
+            delta, BC = directed_linear(tokens, self.x_proj).split([self.rank, 2 * self.state], dim=-1)
         B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
-        return step, B, C
+        return delta, B, C
 
     def rates(self) -> Tensor:
         """A, the rates of decay: (directions, channels, state), negative."""

@@ -1,5 +1,13 @@
 """The operations that models are made of: the kernels' public functions."""
 
-from vssm_kernels import causal_conv1d, directed_linear, selective_scan, side_by_side, sum_gate, sum_norm
+from vssm_kernels import ScanTable, causal_conv1d, directed_linear, selective_scan, side_by_side, sum_gate, sum_norm
 
-__all__ = ["causal_conv1d", "directed_linear", "selective_scan", "side_by_side", "sum_gate", "sum_norm"]
+__all__ = [
+    "ScanTable",
+    "causal_conv1d",
+    "directed_linear",
+    "selective_scan",
+    "side_by_side",
+    "sum_gate",
+    "sum_norm",
+]

@@ -6,14 +6,13 @@
 A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
 """
 
-from vssm.scan.combine import chain, flipped, insert_token, stack
+from vssm.scan.combine import chain, flipped, insert_token, stack, with_class_token
 from vssm.scan.order import (
     OrderFunction,
     OrderWithNumber,
     ScanOrder,
     order_named,
     order_names,
-    remembered,
     scan_order,
     scan_order_with,
 )
@@ -50,12 +49,12 @@ __all__ = [
     "order_names",
     "random",
     "raster",
-    "remembered",
     "resolve_order",
     "scan_order",
     "scan_order_with",
     "spiral",
     "stack",
     "windows",
+    "with_class_token",
     "zigzag",
 ]

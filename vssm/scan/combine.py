@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from vssm.scan.order import ScanOrder
+from vssm.scan.order import OrderFunction, ScanOrder
 
 
 def stack(*orders: ScanOrder) -> ScanOrder:
@@ -64,6 +66,26 @@ def insert_token(order: ScanOrder, position: int) -> ScanOrder:
         at = int(between.int().argmax()) if bool(between.any()) else position
         rows.append(torch.cat([moved[:at], moved.new_tensor([position]), moved[at:]]))
     return ScanOrder(torch.stack(rows), order.tokens + 1)
+
+
+@dataclass(frozen=True)
+class _WithClassToken:
+    """An order function with a class token in the middle; equal to any other of the same order."""
+
+    order: OrderFunction
+
+    def __call__(self, height: int, width: int) -> ScanOrder:
+        return insert_token(self.order(height, width), height * width // 2)
+
+
+def with_class_token(order: OrderFunction) -> OrderFunction:
+    """The order of patches with a class token met in the middle of the sequence (Vim, arXiv 2401.09417).
+
+    >>> from vssm.scan import raster
+    >>> with_class_token(raster)(1, 4).table
+    tensor([[0, 1, 2, 3, 4]], dtype=torch.int32)
+    """
+    return _WithClassToken(order)
 
 
 def _tokens_of(orders: tuple[ScanOrder, ...], purpose: str) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial, update_wrapper, wraps
+from dataclasses import dataclass
+from functools import cached_property, partial, update_wrapper
 from typing import Any
 
 import torch
@@ -22,20 +22,19 @@ class ScanOrder:
     """A table of the token that each direction visits at each step, over `tokens` tokens in raster order.
 
     Args:
-        table: (directions, steps) integers; -1 is an empty step, at which nothing is read or written.
+        table: (directions, steps) integers, copied; -1 is an empty step, at which nothing is read or written.
         tokens: how many tokens there are to visit (height * width, and any inserted ones).
 
     Raises:
         ValueError: a table that is not two-dimensional, does not hold integers, or leaves the tokens.
 
     >>> order = ScanOrder(torch.tensor([[2, 0, 1]]), tokens=3)
-    >>> order.inverse
-    tensor([[1, 2, 0]], dtype=torch.int32)
+    >>> order.visits
+    tensor([[1, 1, 1]], dtype=torch.int32)
     """
 
     table: Tensor
     tokens: int
-    _on_device: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.table.dim() != 2 or self.table.numel() == 0:
@@ -48,7 +47,8 @@ class ScanOrder:
                 f"the table holds entries from {low} to {high}; expected tokens 0 to {self.tokens - 1}, or -1 for an "
                 f"empty step"
             )
-        object.__setattr__(self, "table", self.table.to(torch.int32).contiguous())
+        table = self.table.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
+        object.__setattr__(self, "table", table)
 
     @property
     def directions(self) -> int:
@@ -61,87 +61,43 @@ class ScanOrder:
     @cached_property
     def visits(self) -> Tensor:
         """(directions, tokens): how often each direction visits each token."""
-        counts = torch.zeros(self.directions, self.tokens + 1, dtype=torch.int32)
+        # Visits of empty steps are counted in front of the first token.
+        counts = torch.zeros(self.directions, self.tokens + 1, dtype=torch.int32, device=self.table.device)
         counts.scatter_add_(1, self.table.long() + 1, torch.ones_like(self.table))
         return counts[:, 1:]
-
-    @cached_property
-    def inverse(self) -> Tensor:
-        """(directions, tokens) int32: the step at which each token is visited, -1 where it is not.
-
-        Raises ValueError where a direction visits a token more than once: then there is no inverse.
-        """
-        if bool((self.visits > 1).any()):
-            raise ValueError("this scan order visits a token more than once in one direction, so it has no inverse")
-        steps = torch.full((self.directions, self.tokens + 1), -1, dtype=torch.int32)
-        walk = torch.arange(self.steps, dtype=torch.int32).expand(self.directions, -1)
-        steps.scatter_(1, self.table.long() + 1, walk)
-        return steps[:, 1:]
-
-    def on(self, device: torch.device | str) -> Tensor:
-        """The table on a device, copied there once: (directions, steps) int32."""
-        device = torch.device(device)
-        if device.type == "cuda" and device.index is None:  # the caller's current one, which another thread has not
-            device = torch.device("cuda", torch.cuda.current_device())
-        if device not in self._on_device:
-            self._on_device[device] = _apart(self.table.to, device)
-        return self._on_device[device]
 
     def gather(self, values: Tensor) -> Tensor:
         """Token rows as each direction meets them, zeros at empty steps.
 
         (batch, tokens, channels) or (batch, tokens, directions, channels) -> (batch, directions, steps, channels)
         """
-        table = self.on(values.device).long()
+        table = self.table.to(values.device).long()
         if values.dim() == 3:
             values = values.unsqueeze(2).expand(-1, -1, self.directions, -1)
         direction = torch.arange(self.directions, device=values.device)[:, None]
         rows = values[:, table.clamp(min=0), direction]
         return rows.masked_fill((table < 0)[..., None], 0)
 
-    def scatter(self, rows: Tensor) -> Tensor:
-        """The way back: (batch, directions, steps, channels) -> (batch, tokens, directions, channels).
 
-        A token visited several times by a direction receives the sum, one never visited zero.
-        """
-        table = self.on(rows.device).long()
-        batch, _, _, channels = rows.shape
-        values = rows.new_zeros(batch, self.directions, self.tokens + 1, channels)
-        index = (table + 1)[None, :, :, None].expand(rows.shape)
-        return values.scatter_add(2, index, rows)[:, :, 1:].transpose(1, 2)
-
-
-def remembered(make: Callable[..., ScanOrder]) -> Callable[..., ScanOrder]:
-    """Decorator: make each order once, and the same wherever it is first asked for."""
-
-    @lru_cache(maxsize=64)
-    @wraps(make)
-    def order(*args: Hashable, **named: Hashable) -> ScanOrder:
-        return _apart(make, *args, **named)
-
-    return order
-
-
-def _apart(function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+def without_modes(function: Callable[[], Any]) -> Any:
     """Call a function in a thread of its own, where no mode of the caller's is on.
 
-    What is made outlives inference mode and a default device, and must be no part of what torch.export traces.
+    A table outlives inference mode and a default device, and must be no part of what torch.export traces.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(function, *args, **named).result()
+        return thread.submit(function).result()
 
 
 def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunction:
-    """Decorator: register an order under its function's name, check its sizes, and remember each grid's table.
+    """Decorator: register an order under its function's name and check the sizes that it is asked for.
 
     The function takes (height, width) in tokens and returns a ScanOrder, or the table alone.
     """
 
     def order(height: int, width: int) -> ScanOrder:
-        return _checked(function.__name__, function, height, width)
+        return _make(function.__name__, function, height, width)
 
-    order = remembered(update_wrapper(order, function))
-    _register(function.__name__, order)
+    _register(function.__name__, update_wrapper(order, function))
     return order
 
 
@@ -170,12 +126,7 @@ class OrderWithNumber:
 
     def __init__(self, function: Callable[..., Tensor | ScanOrder], default: int, least: int):
         update_wrapper(self, function)
-        self.default, self.least = default, least
-        self.table = remembered(
-            lambda number, height, width: _checked(
-                f"{function.__name__}({number})", partial(function, number), height, width
-            )
-        )
+        self.function, self.default, self.least = function, default, least
 
     def __call__(self, number: int) -> OrderFunction:
         if not isinstance(number, int) or isinstance(number, bool) or number < self.least:
@@ -194,18 +145,22 @@ class _Numbered:
     number: int
 
     def __call__(self, height: int, width: int) -> ScanOrder:
-        return self.order.table(self.number, height, width)
+        return _make(self.__name__, partial(self.order.function, self.number), height, width)
 
     @property
     def __name__(self) -> str:
         return f"{self.order.__name__}({self.number})"
 
 
-def _checked(name: str, make: Callable[[int, int], Tensor | ScanOrder], height: int, width: int) -> ScanOrder:
+def _make(name: str, make: Callable[[int, int], Tensor | ScanOrder], height: int, width: int) -> ScanOrder:
     if height < 1 or width < 1:
         raise ValueError(f"scan order {name!r} needs a grid of at least 1 x 1 tokens; got {height} x {width}")
-    made = make(height, width)
-    return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
+
+    def order() -> ScanOrder:
+        made = make(height, width)
+        return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
+
+    return without_modes(order)
 
 
 def _register(name: str, order: OrderFunction | OrderWithNumber) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vssm.scan.combine import stack
-from vssm.scan.order import OrderFunction, OrderWithNumber, ScanOrder, order_named, remembered
+from vssm.scan.order import OrderFunction, OrderWithNumber, ScanOrder, order_named
 
 OrderLike = str | OrderFunction | Sequence[str | OrderFunction]
 
@@ -45,9 +45,4 @@ class _Stacked:
     orders: tuple[OrderFunction, ...]
 
     def __call__(self, height: int, width: int) -> ScanOrder:
-        return _stacked(self.orders, height, width)
-
-
-@remembered
-def _stacked(orders: tuple[OrderFunction, ...], height: int, width: int) -> ScanOrder:
-    return stack(*(order(height, width) for order in orders))
+        return stack(*(order(height, width) for order in self.orders))

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from vssm.models import Backbone, Plain
 from vssm.nn import SelectiveScan
+from vssm.ops import ScanTable
+from vssm.scan import ScanOrder
 from vssm.viz.style import GAP, INK, LITTLE_TO_MUCH, MARGIN, PALE, PAPER, bar, enlarged, font, save
 
 # Bytes allowed for the largest tensor; two of this size exist at a time.
@@ -35,18 +37,18 @@ class ScanInput:
         name: of the scan among the model's modules.
         scan: the module.
         tokens: (tokens, channels) or (tokens, directions, channels).
-        order: (directions, steps).
+        order: that it walks along.
     """
 
     name: str
     scan: SelectiveScan
     tokens: Tensor
-    order: Tensor
+    order: ScanOrder
 
 
 def memory_needed(given: ScanInput) -> int:
     """Bytes of the largest tensor that hidden_attention makes: steps x channels x state in float32."""
-    return 4 * given.order.shape[1] * given.scan.A_log.shape[1] * given.scan.state
+    return 4 * given.order.steps * given.scan.A_log.shape[1] * given.scan.state
 
 
 @torch.no_grad()
@@ -73,9 +75,10 @@ def hidden_attention(given: ScanInput, token: int) -> Tensor:
             f"the hidden attention of {given.name} would take {needed / 2**30:.1f} GiB twice, and the limit is "
             f"{MEMORY_LIMIT / 2**30:.1f} GiB: take a smaller image, or a deeper layer of a pyramid"
         )
-    scan, order = given.scan, given.order.long()
-    step, B, C = (_along(values[0].float(), order) for values in scan.project(given.tokens[None]))
-    delta = F.softplus(step @ scan.dt_proj.float().mT + scan.dt_bias.float()[:, None])
+    scan, order = given.scan, given.order.table.to(given.tokens.device).long()
+    projected = scan.project(given.tokens[None])
+    low_rank, B, C = (given.order.gather(values.float())[0] for values in projected)
+    delta = F.softplus(low_rank @ scan.dt_proj.float().mT + scan.dt_bias.float()[:, None])
     passed = delta.cumsum(1)
     rows = given.tokens.new_zeros(order.shape[0], scan.A_log.shape[1], tokens + 1, dtype=torch.float32)
     for direction, step in (order == token).nonzero().tolist():
@@ -86,12 +89,6 @@ def hidden_attention(given: ScanInput, token: int) -> Tensor:
         # Empty steps (-1) go to an extra column before the first token, which is dropped.
         rows[direction].index_add_(1, order[direction, walk] + 1, weight.T)
     return rows[:, :, 1:]
-
-
-def _along(values: Tensor, order: Tensor) -> Tensor:
-    """(tokens, directions, ...) as (directions, steps, ...), zeros at empty steps."""
-    direction = torch.arange(order.shape[0], device=order.device)[:, None]
-    return values[order.clamp(min=0), direction].masked_fill((order < 0)[..., None], 0)
 
 
 def scan_names(model: Backbone) -> list[str]:
@@ -123,9 +120,12 @@ def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
     finally:
         hook.remove()
     ((tokens, order),) = seen
+    count = tokens.shape[1]
     if order is None:  # raster order
-        order = torch.arange(tokens.shape[1], device=tokens.device).expand(scan.directions, -1)
-    return ScanInput(names[layer], scan, tokens[0], order)
+        table = torch.arange(count).expand(scan.directions, -1)
+    else:
+        table = (order.table if isinstance(order, ScanTable) else order).cpu()
+    return ScanInput(names[layer], scan, tokens[0], ScanOrder(table, count))
 
 
 def grid_of(count: int, image_size: tuple[int, int]) -> tuple[int, int]:

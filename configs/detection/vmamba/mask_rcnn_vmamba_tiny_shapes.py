@@ -1,25 +1,15 @@
 # Command: python tools/train.py configs/detection/vmamba/mask_rcnn_vmamba_tiny_shapes.py
-# Cost: 1 GPU, 6 minutes (H200, the drawing of the scenes included).
-# Score: box AP 87.7 (AP50 98.6), mask AP 89.3 on held-out scenes (model_cards/results.yaml).
-# The full-size model from scratch on embedded scenes of 512 pixels: a check of the whole path, without any download.
+# Cost: 1 GPU x 16 images, 4 epochs; 6 minutes on an H200, with the drawing of the scenes.
+# Score: box 87.7 (AP50 98.6), mask 89.3 (embedded scenes, 512 px, Mask R-CNN from scratch, AP on 300 held-out images after 4 epochs).
+# Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/mask_rcnn.py',
-    '../../_base_/datasets/shapes_detection.py',
-    '../../_base_/schedules/shapes_detection.py',
+    '../../_base_/datasets/shapes_detection_512.py',
+    '../../_base_/schedules/shapes_detection_4e.py',
     '../../_base_/detection_runtime.py',
 ]
 
 model = dict(
     backbone=dict(name='vmamba_tiny', drop_path_rate=0.1),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-    roi_head=dict(bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10)))
-train_dataloader = dict(batch_size=16, num_workers=8, dataset=dict(image_size=512))
-val_dataloader = dict(num_workers=8, dataset=dict(image_size=512))
-test_dataloader = val_dataloader
-train_cfg = dict(max_epochs=4, val_interval=2)
-optim_wrapper = dict(
-    type='Bfloat16OptimWrapper', optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=1.0))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-2, begin=0, end=100, by_epoch=False),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=0, end=4, convert_to_iter_based=True),
-]
+    roi_head=dict(bbox_head=dict(num_classes=10), mask_head=dict(num_classes=10)),
+    neck=dict(in_channels=[96, 192, 384, 768]))

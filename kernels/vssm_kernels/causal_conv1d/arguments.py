@@ -1,55 +1,65 @@
-"""The arguments of the causal convolution, checked once."""
+"""The arguments of the causal convolution."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vssm_kernels.orders import ScanTable
 
-@dataclass(frozen=True)
-class ConvArguments:
+
+class ConvArguments(NamedTuple):
     """What every backend receives; shapes as in `causal_conv1d`."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
-    order: Tensor
+    order: ScanTable
     silu: bool
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The differentiable tensors, in the order in which `backward` returns their gradients."""
+        return self.x, self.weight, self.bias
 
     @property
     def device(self) -> torch.device:
         return self.x.device
 
     @property
+    def tokens(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[2]
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         batch, tokens, channels = self.x.shape
-        return batch, tokens, self.order.shape[0], channels
+        return batch, tokens, self.weight.shape[0], channels
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """The differentiable tensors, in the order in which `backward` returns their gradients."""
-        return self.x, self.weight, self.bias
+    @property
+    def output_dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    def for_backward(self, saved: None) -> ConvArguments:
+        return self
 
 
-def check_shapes(args: ConvArguments) -> None:
-    """Raise with got, expected and what to do, for anything that the backends could not read."""
-    if args.x.dim() != 3 or not args.x.is_floating_point():
+def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError, with got and expected, for anything that the backends could not read."""
+    if x.dim() != 3 or not x.is_floating_point():
+        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats (batch, tokens, channels)")
+    channels = x.shape[2]
+    if weight.dim() != 3 or weight.shape[1] != channels or weight.shape[2] < 1:
         raise ValueError(
-            f"x is {args.x.dtype} of shape {tuple(args.x.shape)}; expected floats (batch, tokens, channels)"
+            f"weight has shape {tuple(weight.shape)}; expected (directions, channels, width) = "
+            f"(directions, {channels}, width), as x has {channels} channels"
         )
-    if args.order.dim() != 2 or args.order.shape[1] < 1:
-        raise ValueError(f"order has shape {tuple(args.order.shape)}; expected (directions, steps)")
-    if args.order.dtype != torch.int32:
-        raise TypeError(f"order is {args.order.dtype}; expected torch.int32 (use order.to(torch.int32))")
-    directions, channels = args.order.shape[0], args.x.shape[2]
-    if args.weight.dim() != 3 or args.weight.shape[:2] != (directions, channels) or args.weight.shape[2] < 1:
-        raise ValueError(
-            f"weight has shape {tuple(args.weight.shape)}; expected (directions, channels, width) = "
-            f"({directions}, {channels}, width), as order has {directions} directions and x {channels} channels"
-        )
-    if args.bias is not None and args.bias.shape != args.weight.shape[:2]:
-        raise ValueError(f"bias has shape {tuple(args.bias.shape)}; expected {tuple(args.weight.shape[:2])}")
-    for name, tensor in (("weight", args.weight), ("bias", args.bias), ("order", args.order)):
-        if tensor is not None and tensor.device != args.x.device:
-            raise ValueError(f"{name} is on {tensor.device} but x on {args.x.device}; move both to one device")
+    if bias is not None and bias.shape != weight.shape[:2]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(weight.shape[:2])}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")

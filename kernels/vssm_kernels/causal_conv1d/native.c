@@ -1,7 +1,7 @@
-/* Causal depthwise convolution along scan orders for the CPU: step by step, all channels of a group side by side, so
+/* Causal depthwise convolution along scan orders for the CPU: step by step, all channels of a band side by side, so
  * that rows are read as they lie in memory.
  *
- * Tasks are independent: a (batch, direction, group of channels) forwards; a (batch, group) with all its directions
+ * Tasks are independent: a (batch, direction, band of channels) forwards; a (batch, band) with all its directions
  * backwards, so that their gradients of x add up in order.
  */
 #include "vector.h"
@@ -10,7 +10,7 @@
 #define STEPS_AHEAD 2 /* of the rows that are on their way while a step is computed: an order may jump anywhere */
 
 typedef struct {
-    int64_t batch, tokens, directions, channels, width, steps, groups, silu;
+    int64_t batch, tokens, directions, channels, width, steps, bands, silu;
     int64_t add; /* whether a token may be visited twice: then outputs are added to zeros */
     const float *x, *weight, *bias; /* weight: (directions, width, channels); bias: (directions, channels) */
     const float *zeros;             /* (channels) */
@@ -31,9 +31,9 @@ typedef struct {
     const float *x[WIDTH_MAX];
 } walk;
 
-static walk make_walk(const conv_args *a, int64_t b, int64_t k, int64_t group) {
+static walk make_walk(const conv_args *a, int64_t b, int64_t k, int64_t band) {
     const int64_t blocks = (a->channels + LANES - 1) / LANES;
-    const int64_t first = group * blocks / a->groups, last = (group + 1) * blocks / a->groups;
+    const int64_t first = band * blocks / a->bands, last = (band + 1) * blocks / a->bands;
     return (walk){.a = a, .b = b, .k = k, .c = first * LANES,
                   .end = last * LANES < a->channels ? last * LANES : a->channels};
 }
@@ -73,7 +73,7 @@ static inline vec weighted_sum(const walk *w, int64_t c, int lanes) {
 
 int vssm_conv_forward(const conv_args *a, int64_t first, int64_t last) {
     for (int64_t task = first; task < last; task++) {
-        walk w = make_walk(a, task / a->groups / a->directions, task / a->groups % a->directions, task % a->groups);
+        walk w = make_walk(a, task / a->bands / a->directions, task / a->bands % a->directions, task % a->bands);
         for (int64_t step = 0; step < a->steps; step++) {
             const int64_t token = visit(&w, step), later = token_at(&w, step + STEPS_AHEAD);
             if (token < 0) continue;
@@ -113,7 +113,7 @@ static inline void walk_back(const walk *w, int64_t token, int64_t c, int lanes)
 int vssm_conv_backward(const conv_args *a, int64_t first, int64_t last) {
     for (int64_t task = first; task < last; task++) {
         for (int64_t k = 0; k < a->directions; k++) {
-            walk w = make_walk(a, task / a->groups, k, task % a->groups);
+            walk w = make_walk(a, task / a->bands, k, task % a->bands);
             for (int64_t step = 0; step < a->steps; step++) {
                 const int64_t token = visit(&w, step), later = token_at(&w, step + STEPS_AHEAD);
                 if (token < 0) continue;

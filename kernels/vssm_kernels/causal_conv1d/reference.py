@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
-from vssm_kernels.dispatch import Backend
-from vssm_kernels.orders import order_facts
+from vssm_kernels.dispatch import reference_backend
 
 
-def conv(args: ConvArguments) -> Tensor:
+def conv(args: ConvArguments, save: bool = False) -> tuple[Tensor, None]:
     """(batch, tokens, directions, channels), in x's dtype."""
     walk = _Walk(args)
     sums = walk.weighted_sums()
-    return walk.scatter(F.silu(sums) if args.silu else sums).to(args.x.dtype)
+    return walk.scatter(F.silu(sums) if args.silu else sums).to(args.x.dtype), None
 
 
 def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -40,16 +39,15 @@ class _Walk:
     """Rows of x as each direction meets them, in front of them the zeros that the first steps read."""
 
     def __init__(self, args: ConvArguments):
-        order_facts(args.order, args.x.shape[1])  # refuses entries out of range
         self.args = args
         wide = torch.float64 if args.x.dtype == torch.float64 else torch.float32
         self.weight = args.weight.to(wide)
         self.bias = None if args.bias is None else args.bias.to(wide)
-        self.width = args.weight.shape[2]
-        self.steps = args.order.shape[1]
-        self.token = args.order.long()
+        self.width = args.width
+        self.steps = args.order.steps
+        self.token = args.order.table.long()
         self.visited = (self.token >= 0)[None, :, :, None]
-        self.directions = torch.arange(args.order.shape[0], device=args.x.device)[:, None]
+        self.directions = torch.arange(args.order.directions, device=args.x.device)[:, None]
         rows = self.gather(args.x.to(wide).unsqueeze(2).expand(args.output_shape))
         self.rows = F.pad(rows, (0, 0, self.width - 1, 0))
 
@@ -69,16 +67,11 @@ class _Walk:
     def scatter(self, rows: Tensor) -> Tensor:
         """The way back; tokens visited twice by a direction receive the sum, in the order of the steps."""
         batch, tokens, directions, channels = self.args.output_shape
-        rows = torch.where(self.visited, rows, torch.zeros_like(rows))
-        values = rows.new_zeros(batch, directions, tokens, channels)
-        if not order_facts(self.args.order, tokens).repeats:
-            # Empty steps write zeros to a row of their own, behind the tokens.
-            values = rows.new_zeros(batch, directions, tokens + 1, channels)
-            values[:, self.directions, torch.where(self.token >= 0, self.token, tokens)] = rows
-            return values[:, :, :tokens].transpose(1, 2)
-        for step in range(self.steps):
-            values[:, self.directions[:, 0], self.token[:, step].clamp(min=0)] += rows[:, :, step]
-        return values.transpose(1, 2)
+        # Empty steps write to a row of their own, behind the tokens.
+        place = self.directions, torch.where(self.token >= 0, self.token, tokens)
+        values = rows.new_zeros(directions, tokens + 1, batch, channels)
+        values = values.index_put(place, rows.permute(1, 2, 0, 3), accumulate=self.args.order.repeats)
+        return values[:, :tokens].permute(2, 1, 0, 3)
 
 
-BACKEND = Backend("reference", conv, conv_backward, why_not=lambda args: None)
+BACKEND = reference_backend(conv, conv_backward)

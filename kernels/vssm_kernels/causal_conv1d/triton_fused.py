@@ -14,14 +14,14 @@ from torch import Tensor
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.direction_sum import sum_directions
 from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
-from vssm_kernels.orders import order_facts, output_rows
+from vssm_kernels.orders import output_rows
 
 try:
     import triton
     import triton.language as tl
 
     from vssm_kernels.triton_math import sigmoid
-except ImportError:  # why_no_triton says so
+except ImportError:  # why_no_triton reports it
     triton = None
 
 # Steps in flight and channels of one program: 4 channels a thread. More stages load the next groups ahead.
@@ -185,37 +185,24 @@ if triton is not None:
         tl.store(shares + WIDTH * channels, dbias_row, mask=c < channels)
 
 
-def conv(args: ConvArguments) -> Tensor:
+def conv(args: ConvArguments, save: bool = False) -> tuple[Tensor, None]:
     x = _contiguous_rows(args.x)
-    y = output_rows(args.order, args.x.shape[1], args.output_shape, x.dtype, x.device)
-    groups = cdiv(args.order.shape[1], _FORWARD["STEPS"])
-    forward_kernel[_grid(args, _FORWARD, groups)](
-        x,
-        *_weights(args),
-        args.order.contiguous(),
-        y,
-        *_sizes(args),
-        x.stride(0),
-        x.stride(1),
-        **_switches(args),
-        **_FORWARD,
-    )
-    return y
+    y = output_rows(args.order, args.output_shape, x.dtype, x.device)
+    groups = cdiv(args.order.steps, _FORWARD["STEPS"])
+    forward_kernel[_grid(args, _FORWARD, groups)](**_shared_arguments(args, x), y=y, **_FORWARD)
+    return y, None
 
 
 def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x, (weight, bias) = _contiguous_rows(args.x), _weights(args)
-    batch, tokens, directions, channels = args.output_shape
-    groups = cdiv(args.order.shape[1], _BACKWARD["STEPS"])
-    parts = min(groups, cdiv(_PROGRAMS, _grid(args, _BACKWARD, 1)[0]))
-    shares = torch.empty(
-        batch, parts, directions, args.weight.shape[2] + 1, channels, dtype=torch.float32, device=x.device
-    )
-    dx = output_rows(args.order, tokens, args.output_shape, x.dtype, x.device)
+    x = _contiguous_rows(args.x)
+    batch, _, directions, channels = args.output_shape
+    groups = cdiv(args.order.steps, _BACKWARD["STEPS"])
+    parts = min(groups, cdiv(_PROGRAMS, max(1, _grid(args, _BACKWARD, 1)[0])))
+    shares = torch.empty(batch, parts, directions, args.width + 1, channels, dtype=torch.float32, device=x.device)
+    dx = output_rows(args.order, args.output_shape, x.dtype, x.device)
     backward_kernel[_grid(args, _BACKWARD, parts)](
-        x, weight, bias, args.order.contiguous(), gradient.contiguous(), dx, shares,
-        *_sizes(args), parts, x.stride(0), x.stride(1), **_switches(args), **_BACKWARD,
-    )  # fmt: skip
+        **_shared_arguments(args, x), dy=gradient.contiguous(), dx=dx, shares=shares, parts=parts, **_BACKWARD
+    )
     total = shares.sum((0, 1))  # every direction's taps, then its bias
     return (
         sum_directions(dx),
@@ -228,10 +215,25 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _weights(args: ConvArguments) -> tuple[Tensor, Tensor]:
-    """Weight as (directions, width, channels), and bias; the kernels do not follow the pointer where there is none."""
+def _shared_arguments(args: ConvArguments, x: Tensor) -> dict[str, Tensor | int]:
+    """What both kernels take. Weights are (directions, width, channels); without bias its pointer is not followed."""
+    _, tokens, directions, channels = args.output_shape
     weight = args.weight.float().transpose(1, 2).contiguous()
-    return weight, weight if args.bias is None else args.bias.float().contiguous()
+    return {
+        "x": x,
+        "weight": weight,
+        "bias": weight if args.bias is None else args.bias.float().contiguous(),
+        "order": args.order.table,
+        "tokens": tokens,
+        "directions": directions,
+        "channels": channels,
+        "steps": args.order.steps,
+        "x_batch": x.stride(0),
+        "x_token": x.stride(1),
+        "HAS_BIAS": args.bias is not None,
+        "SILU": args.silu,
+        "WIDTH": args.width,
+    }
 
 
 def _grid(args: ConvArguments, launch: dict[str, int], parts: int) -> tuple[int]:
@@ -239,18 +241,9 @@ def _grid(args: ConvArguments, launch: dict[str, int], parts: int) -> tuple[int]
     return (batch * directions * parts * cdiv(channels, launch["CHANNELS"]),)
 
 
-def _sizes(args: ConvArguments) -> tuple[int, ...]:
-    _, tokens, directions, channels = args.output_shape
-    return tokens, directions, channels, args.order.shape[1]
-
-
-def _switches(args: ConvArguments) -> dict[str, int]:
-    return {"HAS_BIAS": args.bias is not None, "SILU": args.silu, "WIDTH": args.weight.shape[2]}
-
-
 def _why_not(args: ConvArguments | None) -> str | None:
     reason = why_no_triton(*(() if args is None else args.tensors()))
-    if reason is None and args is not None and order_facts(args.order, args.x.shape[1]).repeats:
+    if reason is None and args is not None and args.order.repeats:
         return "does not take an order that visits a token twice in one direction"
     return reason
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vssm_kernels.orders import ScanTable
 
-@dataclass(frozen=True)
-class ScanArguments:
-    """What every backend receives. Shapes as in `selective_scan`; `segment` 0 means never reset."""
+
+class ScanArguments(NamedTuple):
+    """What every backend receives. Shapes as in `selective_scan`; order None is raster, segment 0 never resets.
+
+    `states` are what the forward of the triton backend saved for its backward.
+    """
 
     u: Tensor
     delta: Tensor
@@ -19,28 +23,34 @@ class ScanArguments:
     C: Tensor | None
     D: Tensor | None
     delta_bias: Tensor | None
-    order: Tensor | None
-    segment: int
+    delta_weight: Tensor | None = None
+    states: Tensor | None = None
+    order: ScanTable | None = None
+    segment: int = 0
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The differentiable tensors, in the order in which `backward` returns their gradients."""
+        return self[:8]
 
     @property
     def device(self) -> torch.device:
-        return self.delta.device
+        return self.u.device
 
     @property
     def batch(self) -> int:
-        return self.delta.shape[0]
+        return self.u.shape[0]
 
     @property
     def tokens(self) -> int:
-        return self.delta.shape[1]
+        return self.u.shape[1]
 
     @property
     def directions(self) -> int:
-        return self.delta.shape[2]
+        return self.A.shape[0]
 
     @property
     def channels(self) -> int:
-        return self.delta.shape[3]
+        return self.A.shape[1]
 
     @property
     def state(self) -> int:
@@ -48,7 +58,12 @@ class ScanArguments:
 
     @property
     def steps(self) -> int:
-        return self.tokens if self.order is None else self.order.shape[1]
+        return self.tokens if self.order is None else self.order.steps
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a direction may visit a token twice."""
+        return self.order is not None and self.order.repeats
 
     @property
     def shared_input(self) -> bool:
@@ -56,86 +71,75 @@ class ScanArguments:
         return self.u.dim() == 3
 
     @property
+    def row_shape(self) -> tuple[int, ...]:
+        """(batch, tokens, directions, channels)."""
+        return self.batch, self.tokens, self.directions, self.channels
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         """Of the scan before any merge: one output, or one state, per token, direction and channel."""
-        shape = (self.batch, self.tokens, self.directions, self.channels)
-        return shape if self.C is not None else (*shape, self.state)
+        return self.row_shape if self.C is not None else (*self.row_shape, self.state)
 
-    def replace(self, **changes: Tensor | None) -> ScanArguments:
-        return replace(self, **changes)
+    @property
+    def output_dtype(self) -> torch.dtype:
+        return self.u.dtype
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """The differentiable tensors, in the order in which `backward` returns their gradients."""
-        return (self.u, self.delta, self.A, self.B, self.C, self.D, self.delta_bias)
+    def for_backward(self, states: Tensor | None) -> ScanArguments:
+        return self._replace(states=states)
 
+    def cast(self, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of u, delta, A, B, C, D and delta_bias in these tensors' dtypes; None where a tensor is None."""
+        return *(
+            None if tensor is None else gradient.to(tensor.dtype)
+            for gradient, tensor in zip(gradients, self[:7], strict=True)
+        ), None
 
-def check_low_rank(delta: Tensor, delta_weight: Tensor) -> None:
-    """Raise unless delta is (batch, tokens, directions, rank) and its weight (directions, channels, rank)."""
-    fits = delta.dim() == 4 and delta_weight.dim() == 3
-    if not fits or delta_weight.shape[0] != delta.shape[2] or delta_weight.shape[2] != delta.shape[3]:
-        raise ValueError(
-            f"delta has shape {tuple(delta.shape)} and delta_weight {tuple(delta_weight.shape)}; expected "
-            f"(batch, tokens, directions, rank) and (directions, channels, rank)"
-        )
-    if delta.device != delta_weight.device:
-        raise ValueError(
-            f"delta_weight is on {delta_weight.device} but delta on {delta.device}; move both to one device"
-        )
-
-
-def check_shapes(args: ScanArguments, z: Tensor | None, merge: bool) -> None:
-    """Raise with got, expected and what to do, for anything that the backends could not read."""
-    if args.delta.dim() != 4:
-        raise ValueError(f"delta has shape {tuple(args.delta.shape)}; expected (batch, tokens, directions, channels)")
-    batch, tokens, directions, channels = args.delta.shape
-    if args.A.dim() != 3 or args.A.shape[:2] != (directions, channels):
-        raise ValueError(
-            f"A has shape {tuple(args.A.shape)}; expected (directions, channels, state) = "
-            f"({directions}, {channels}, state), as delta has {directions} directions of {channels} channels"
-        )
-    state = args.A.shape[2]
-    expected = {
-        "B": (args.B, (batch, tokens, directions, state), "(batch, tokens, directions, state)"),
-        "C": (args.C, (batch, tokens, directions, state), "(batch, tokens, directions, state)"),
-        "D": (args.D, (directions, channels), "(directions, channels)"),
-        "delta_bias": (args.delta_bias, (directions, channels), "(directions, channels)"),
-        "z": (z, (batch, tokens, channels), "(batch, tokens, channels)"),
-    }
-    for name, (tensor, shape, words) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {words} = {shape}")
-    if args.u.shape not in (torch.Size((batch, tokens, channels)), args.delta.shape):
-        raise ValueError(
-            f"u has shape {tuple(args.u.shape)}; expected (batch, tokens, channels) = {(batch, tokens, channels)}, "
-            f"shared by the directions, or {tuple(args.delta.shape)}, one input per direction"
-        )
-    if tokens < 1 or channels < 1 or directions < 1 or not 1 <= state <= 256:
-        raise ValueError(
-            f"tokens, directions and channels must be at least 1 and state 1 to 256; got tokens={tokens}, "
-            f"directions={directions}, channels={channels}, state={state}"
-        )
-    if args.segment < 0:
-        raise ValueError(f"segment is {args.segment}; expected a number of steps of at least 1, or None")
-    if z is not None and not merge:
-        raise ValueError("a gate z needs merge=True: it multiplies the sum over the directions")
-    if z is not None and args.C is None:
-        raise ValueError("a gate z needs C: states (C=None) are returned ungated")
-    if args.D is not None and args.C is None:
-        raise ValueError("D needs C: the skip connection is part of the output, not of the states (C=None)")
-    for name, tensor in (("u", args.u), ("delta", args.delta), ("B", args.B), ("C", args.C), ("z", z)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-    if args.order is not None:
-        if args.order.dim() != 2 or args.order.shape[0] != directions or args.order.shape[1] < 1:
+    def check(self) -> None:
+        """Raise with got, expected and what to do, for anything that the backends could not read."""
+        u, delta, A, B, C, D, delta_bias, delta_weight = self.tensors()
+        if delta.dim() != 4:
+            raise ValueError(f"delta has shape {tuple(delta.shape)}; expected (batch, tokens, directions, channels)")
+        batch, tokens, directions, channels = delta.shape
+        if delta_weight is not None:
+            if delta_weight.dim() != 3 or delta_weight.shape[::2] != delta.shape[2:]:
+                raise ValueError(
+                    f"delta has shape {tuple(delta.shape)} and delta_weight {tuple(delta_weight.shape)}; expected "
+                    f"(batch, tokens, directions, rank) and (directions, channels, rank)"
+                )
+            channels = delta_weight.shape[1]
+        if A.dim() != 3 or A.shape[:2] != (directions, channels):
             raise ValueError(
-                f"order has shape {tuple(args.order.shape)}; expected (directions, steps) = ({directions}, steps)"
+                f"A has shape {tuple(A.shape)}; expected (directions, channels, state) = "
+                f"({directions}, {channels}, state), as delta has {directions} directions of {channels} channels"
             )
-        if args.order.dtype != torch.int32:
-            raise TypeError(f"order is {args.order.dtype}; expected torch.int32 (use order.to(torch.int32))")
-    for name, tensor in zip(
-        ("u", "A", "B", "C", "D", "delta_bias", "order", "z"),
-        (args.u, args.A, args.B, args.C, args.D, args.delta_bias, args.order, z),
-        strict=True,
-    ):
-        if tensor is not None and tensor.device != args.delta.device:
-            raise ValueError(f"{name} is on {tensor.device} but delta on {args.delta.device}; move both to one device")
+        state = A.shape[2]
+        rows, per_channel = (batch, tokens, directions, state), (directions, channels)
+        if B.shape != rows:
+            raise ValueError(f"B has shape {tuple(B.shape)}; expected (batch, tokens, directions, state) = {rows}")
+        if C is not None and C.shape != rows:
+            raise ValueError(f"C has shape {tuple(C.shape)}; expected (batch, tokens, directions, state) = {rows}")
+        if D is not None and D.shape != per_channel:
+            raise ValueError(f"D has shape {tuple(D.shape)}; expected (directions, channels) = {per_channel}")
+        if delta_bias is not None and delta_bias.shape != per_channel:
+            raise ValueError(
+                f"delta_bias has shape {tuple(delta_bias.shape)}; expected (directions, channels) = {per_channel}"
+            )
+        if u.shape != (batch, tokens, channels) and u.shape != (batch, tokens, directions, channels):
+            raise ValueError(
+                f"u has shape {tuple(u.shape)}; expected (batch, tokens, channels) = {(batch, tokens, channels)}, "
+                f"shared by the directions, or {(batch, tokens, directions, channels)}, one input per direction"
+            )
+        if tokens < 1 or channels < 1 or directions < 1 or not 1 <= state <= 256:
+            raise ValueError(
+                f"tokens, directions and channels must be at least 1 and state 1 to 256; got tokens={tokens}, "
+                f"directions={directions}, channels={channels}, state={state}"
+            )
+        if D is not None and C is None:
+            raise ValueError("D needs C: the skip connection is part of the output, not of the states (C=None)")
+        for name, tensor in zip(self._fields, self.tensors(), strict=False):
+            if tensor is None:
+                continue
+            if not tensor.is_floating_point():
+                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
+            if tensor.device != delta.device:
+                raise ValueError(f"{name} is on {tensor.device} but delta on {delta.device}; move both to one device")

@@ -1,18 +1,18 @@
 /* Selective scan for the CPU: a vector of channels at a time, serial over the steps, float32.
  *
  * Compiled with the machine's C compiler on first use and called through ctypes (native_cpu.py).
- * All blocks of channels of a group take a step before the next, so that rows are read as they lie in memory. Tasks are
- * independent: a (batch, direction, group) forwards; a (batch, group) with all its directions backwards.
+ * All blocks of channels of a band take a step before the next, so that rows are read as they lie in memory. Tasks are
+ * independent: a (batch, direction, band) forwards; a (batch, band) with all its directions backwards.
  */
 #include "vector.h"
 
-#define CHUNK_MAX 16
-/* Steps recomputed at a time in the backward: what is kept of a block, 16 * LANES * state bytes a step, stays in the
- * L1 cache. */
-static inline int64_t chunk_steps(int64_t state) { return state > 64 ? 2 : state > 8 ? 128 / state : CHUNK_MAX; }
+#define GROUP_MAX 16
+/* Steps of a group, which the backward recomputes at a time: what it saves of a block, 16 * LANES * state bytes a step,
+ * stays in the L1 cache. */
+static inline int64_t group_steps(int64_t state) { return state > 64 ? 2 : state > 8 ? 128 / state : GROUP_MAX; }
 
 typedef struct {
-    int64_t batch, tokens, directions, channels, state, steps, segment, groups;
+    int64_t batch, tokens, directions, channels, state, steps, segment, bands;
     int64_t add;    /* whether a token may be visited twice: then outputs are added to zeros */
     int64_t shared; /* whether all directions read one u: then so is their du */
     const float *u, *delta, *A, *B, *C, *D, *bias; /* D and bias may be NULL */
@@ -22,7 +22,7 @@ typedef struct {
     const float *dy; /* like y, any strides; the rest for the backward only */
     float *du, *ddelta;      /* like y, but a shared du is (batch, tokens, channels), zeroed */
     float *dA, *dD, *dbias;  /* (batch, directions, channels[, state]) */
-    float *dB, *dC;          /* (groups, batch, tokens, directions, state), zeroed */
+    float *dB, *dC;          /* (bands, batch, tokens, directions, state), zeroed */
 } scan_args;
 
 /* log(1 + exp(x)) = max(x, 0) + log1p(e), e = exp(-|x|), log1p(e) = 2 artanh(e / (2 + e)): exact for tiny e too. */
@@ -48,7 +48,7 @@ typedef struct {
     vec bias, D;
 } block;
 
-/* One state of a block. Side by side, as arrays at a distance of some 4096 bytes would wait for each other's stores. */
+/* One state of a block. A and h side by side: two arrays 4096 bytes apart would wait for each other's stores. */
 typedef struct { vec A, h; } block_state; /* A: times log2(e) */
 
 /* One step of one (batch, direction): the token it visits, and where its rows are. */
@@ -83,7 +83,7 @@ static inline step_inputs read_step(const block *blk, const visit *at) {
     return in;
 }
 
-/* Have the rows of a later step on their way while this one is computed: an order may jump anywhere. */
+/* Load the rows of a later step while this one is computed: an order may jump anywhere. */
 #define STEPS_AHEAD 4
 static inline void prefetch_step(const block *blk, const visit *at, float *y) {
     if (at->token < 0) return;
@@ -105,19 +105,19 @@ static inline vec move_states(const block *blk, const visit *at, step_inputs in,
 
 static inline int starts_anew(const scan_args *a, int64_t step) { return a->segment > 0 && step % a->segment == 0; }
 
-/* A thread's work space, for one task at a time: the blocks of a group and where they stand on their way. */
+/* A thread's work space for one task at a time: the blocks of a band and their states. */
 typedef struct {
     const scan_args *a;
-    int64_t b, k, group, count;
+    int64_t b, k, band, count;
     block *blocks;     /* (count), and so on */
-    step_inputs *rows; /* what they read at a step: before any state moves, so that no state waits for a softplus */
+    step_inputs *rows; /* what they read at a step, all before any state moves: no state waits for a softplus */
     block_state *states; /* (count, state) */
     float *zeros;      /* (state), for empty steps */
 } walk;
 
-static int64_t most_blocks(const scan_args *a) { return (a->channels + LANES - 1) / LANES / a->groups + 1; }
+static int64_t most_blocks(const scan_args *a) { return (a->channels + LANES - 1) / LANES / a->bands + 1; }
 
-/* Memory for the largest group; not 0 where there is none. */
+/* Allocate for the largest band; not 0 where there is no memory. */
 static int make_walk(walk *w, const scan_args *a) {
     const size_t most = most_blocks(a);
     *w = (walk){.a = a, .zeros = vectors(a->state * sizeof(float))};
@@ -129,7 +129,7 @@ static int make_walk(walk *w, const scan_args *a) {
 
 static void free_walk(walk *w) { free(w->zeros), free(w->blocks), free(w->rows), free(w->states); }
 
-/* Where a step is; beyond the last one there are empty steps. */
+/* The token of a step and where its rows are; steps beyond the last are empty. */
 static inline visit visit_at(const walk *w, int64_t step) {
     const scan_args *a = w->a;
     const int64_t b = w->b, k = w->k;
@@ -146,12 +146,12 @@ static inline visit visit_at(const walk *w, int64_t step) {
     return at;
 }
 
-/* Put a group's blocks before the first step of a direction. */
-static void start_walk(walk *w, int64_t b, int64_t k, int64_t group) {
+/* Put a band's blocks before the first step of a direction. */
+static void start_walk(walk *w, int64_t b, int64_t k, int64_t band) {
     const scan_args *a = w->a;
-    const int64_t blocks = (a->channels + LANES - 1) / LANES, first = group * blocks / a->groups;
-    w->b = b, w->k = k, w->group = group;
-    w->count = (group + 1) * blocks / a->groups - first;
+    const int64_t blocks = (a->channels + LANES - 1) / LANES, first = band * blocks / a->bands;
+    w->b = b, w->k = k, w->band = band;
+    w->count = (band + 1) * blocks / a->bands - first;
     for (int64_t j = 0; j < w->count; j++)
         w->blocks[j] = make_block(a, w->k, (first + j) * LANES, w->states + j * a->state);
 }
@@ -171,70 +171,71 @@ static inline void walk_step(walk *w, int64_t step, float *y) {
     }
 }
 
-/* Tasks first ... last-1 of (batch, directions, groups). Returns 0, or 1 when memory ran out. */
+/* Tasks first ... last-1 of (batch, directions, bands). Returns 0, or 1 when memory ran out. */
 int vssm_scan_forward(const scan_args *a, int64_t first, int64_t last) {
     walk w;
     const int failed = make_walk(&w, a);
     for (int64_t task = first; !failed && task < last; task++) {
-        start_walk(&w, task / a->groups / a->directions, task / a->groups % a->directions, task % a->groups);
+        start_walk(&w, task / a->bands / a->directions, task / a->bands % a->directions, task % a->bands);
         for (int64_t step = 0; step < a->steps; step++) walk_step(&w, step, a->y);
     }
     free_walk(&w);
     return failed;
 }
 
-/* What the way back needs of a state at a step, the one before it, and the gradients of B and C, summed over blocks. */
-typedef struct { vec decay, before, dB, dC; } kept_state;
+/* What the way back needs of a state at a step: its decay, the state before it, and this step's gradients of B and C,
+ * which add up over the blocks. */
+typedef struct { vec decay, before, dB, dC; } saved_state;
 
 typedef struct { vec dh, dA; } state_gradient;
 typedef struct { vec dD, dbias; } block_gradient;
 
 typedef struct {
     int64_t start, count;
-    visit at[CHUNK_MAX];
+    visit at[GROUP_MAX];
     step_inputs *in;    /* (blocks, steps) */
-    kept_state *states; /* (steps, state), of one block at a time */
-} chunk;
+    saved_state *states; /* (steps, state), of one block at a time */
+} step_group;
 
-/* Walk a block through a chunk from the states h, and keep what the way back needs. */
-static void keep_states(const scan_args *a, const step_inputs *in, const block_state *states, vec *h, chunk *kept) {
+/* Walk a block through a group from the states h, and save what the way back needs. */
+static void save_states(const scan_args *a, const step_inputs *in, const block_state *states, vec *h, step_group *group) {
     const int64_t N = a->state;
-    for (int64_t i = 0; i < kept->count; i++) {
-        const float *B = kept->at[i].B;
+    for (int64_t i = 0; i < group->count; i++) {
+        const float *B = group->at[i].B;
         const vec delta = in[i].delta, input = delta * in[i].u;
-        kept_state *keep = kept->states + i * N;
-        if (starts_anew(a, kept->start + i)) memset(h, 0, N * sizeof(vec));
+        saved_state *save = group->states + i * N;
+        if (starts_anew(a, group->start + i)) memset(h, 0, N * sizeof(vec));
         for (int64_t n = 0; n < N; n++) {
             const vec decay = exp2_vec(delta * states[n].A);
-            keep[n].before = h[n];
-            keep[n].decay = decay;
+            save[n].before = h[n];
+            save[n].decay = decay;
             h[n] = decay * h[n] + input * B[n];
         }
     }
 }
 
-/* The adjoint of a kept chunk, last step first; the gradients of the states, A, D and the bias are carried along. */
+/* The adjoint of a group, last step first; the gradients of the states, A, D and the bias are carried along. */
 static void walk_back(const scan_args *a, const block *blk, const step_inputs *in, const block_state *states,
-                      chunk *kept, state_gradient *carried, block_gradient *own) {
+                      step_group *group, state_gradient *carried, block_gradient *own) {
     const int64_t N = a->state;
-    for (int64_t i = kept->count - 1; i >= 0; i--) {
-        const visit *at = &kept->at[i];
+    for (int64_t i = group->count - 1; i >= 0; i--) {
+        const visit *at = &group->at[i];
         const vec delta = in[i].delta, u = in[i].u, input = delta * u;
         const vec dy = at->token >= 0 ? load_lanes(at->dy + blk->c, blk->lanes) : splat(0.0f);
-        kept_state *keep = kept->states + i * N;
+        saved_state *save = group->states + i * N;
         vec from_decay = splat(0.0f), from_input = splat(0.0f); /* sums over the states */
         for (int64_t n = 0; n < N; n++) {
-            const vec decay = keep[n].decay, decayed = decay * keep[n].before;
+            const vec decay = save[n].decay, decayed = decay * save[n].before;
             const vec gradient = carried[n].dh + dy * at->C[n];
             const vec through_decay = gradient * decayed;
-            keep[n].dC += dy * (decayed + input * at->B[n]);
-            keep[n].dB += gradient * input;
+            save[n].dC += dy * (decayed + input * at->B[n]);
+            save[n].dB += gradient * input;
             from_decay += through_decay * states[n].A;
             from_input += gradient * at->B[n];
             carried[n].dA += through_decay * delta;
             carried[n].dh = decay * gradient;
         }
-        if (starts_anew(a, kept->start + i))
+        if (starts_anew(a, group->start + i))
             for (int64_t n = 0; n < N; n++) carried[n].dh = splat(0.0f);
         /* A was scaled by log2(e); softplus' = 1 - exp(-softplus) */
         const vec slope = 1.0f - exp2_vec(delta * -1.44269504f);
@@ -258,16 +259,16 @@ static void write_block_gradients(const walk *w, const block *blk, const state_g
         for (int lane = 0; lane < blk->lanes; lane++) a->dA[(row + lane) * a->state + n] = carried[n].dA[lane];
 }
 
-static void write_chunk_gradients(const walk *w, const chunk *kept) {
+static void write_group_gradients(const walk *w, const step_group *group) {
     const scan_args *a = w->a;
-    for (int64_t i = 0; i < kept->count; i++) {
-        const int64_t token = kept->at[i].token;
+    for (int64_t i = 0; i < group->count; i++) {
+        const int64_t token = group->at[i].token;
         if (token < 0) continue;
-        const kept_state *keep = kept->states + i * a->state;
-        const int64_t row = (((w->group * a->batch + w->b) * a->tokens + token) * a->directions + w->k) * a->state;
+        const saved_state *save = group->states + i * a->state;
+        const int64_t row = (((w->band * a->batch + w->b) * a->tokens + token) * a->directions + w->k) * a->state;
         for (int64_t n = 0; n < a->state; n++) {
-            a->dB[row + n] += sum_lanes(keep[n].dB);
-            a->dC[row + n] += sum_lanes(keep[n].dC);
+            a->dB[row + n] += sum_lanes(save[n].dB);
+            a->dC[row + n] += sum_lanes(save[n].dC);
         }
     }
 }
@@ -279,72 +280,72 @@ static inline void prefetch_gradients(const scan_args *a, const block *blk, cons
     __builtin_prefetch(a->ddelta + at->row + blk->c, 1);
 }
 
-/* What all blocks read at the steps of a chunk; B and C have no gradients yet. */
-static void open_chunk(chunk *kept, const walk *w, int64_t start, int64_t length) {
-    kept->start = start, kept->count = w->a->steps - start < length ? w->a->steps - start : length;
-    for (int64_t i = 0; i < kept->count; i++) {
-        kept->at[i] = visit_at(w, start + i);
+/* What all blocks read at the steps of a group; B and C have no gradients yet. */
+static void open_group(step_group *group, const walk *w, int64_t start, int64_t length) {
+    group->start = start, group->count = w->a->steps - start < length ? w->a->steps - start : length;
+    for (int64_t i = 0; i < group->count; i++) {
+        group->at[i] = visit_at(w, start + i);
         for (int64_t j = 0; j < w->count; j++) {
-            kept->in[j * length + i] = read_step(&w->blocks[j], &kept->at[i]);
-            prefetch_gradients(w->a, &w->blocks[j], &kept->at[i]);
+            group->in[j * length + i] = read_step(&w->blocks[j], &group->at[i]);
+            prefetch_gradients(w->a, &w->blocks[j], &group->at[i]);
         }
     }
-    for (int64_t i = 0; i < kept->count * w->a->state; i++) kept->states[i].dB = kept->states[i].dC = splat(0.0f);
+    for (int64_t i = 0; i < group->count * w->a->state; i++) group->states[i].dB = group->states[i].dC = splat(0.0f);
 }
 
 typedef struct {
     walk forwards;
-    chunk kept;
-    vec *checkpoints;        /* (chunks, blocks, state): the states before each chunk */
+    step_group group;
+    vec *checkpoints;        /* (groups, blocks, state): the states before each group */
     state_gradient *carried; /* (blocks, state) */
     block_gradient *own;     /* (blocks) */
 } way_back;
 
-/* The gradients of one direction of one group of blocks. */
+/* The gradients of one direction of one band of blocks. */
 static void walk_direction_back(way_back *way) {
     walk *w = &way->forwards;
-    chunk *kept = &way->kept;
+    step_group *group = &way->group;
     const scan_args *a = w->a;
-    const int64_t N = a->state, length = chunk_steps(N), in_chunk = most_blocks(a) * N;
+    const int64_t N = a->state, length = group_steps(N), in_group = most_blocks(a) * N;
     memset(way->carried, 0, w->count * N * sizeof(state_gradient));
     memset(way->own, 0, w->count * sizeof(block_gradient));
     for (int64_t step = 0; step < a->steps; step++) {
         if (step % length == 0)
-            for (int64_t i = 0; i < w->count * N; i++) way->checkpoints[step / length * in_chunk + i] = w->states[i].h;
+            for (int64_t i = 0; i < w->count * N; i++) way->checkpoints[step / length * in_group + i] = w->states[i].h;
         walk_step(w, step, NULL);
     }
     for (int64_t start = (a->steps - 1) / length * length; start >= 0; start -= length) {
-        open_chunk(kept, w, start, length);
+        open_group(group, w, start, length);
         for (int64_t j = 0; j < w->count; j++) {
-            const step_inputs *in = kept->in + j * length;
+            const step_inputs *in = group->in + j * length;
             const block_state *states = w->states + j * N;
-            keep_states(a, in, states, way->checkpoints + start / length * in_chunk + j * N, kept);
-            walk_back(a, &w->blocks[j], in, states, kept, way->carried + j * N, way->own + j);
+            save_states(a, in, states, way->checkpoints + start / length * in_group + j * N, group);
+            walk_back(a, &w->blocks[j], in, states, group, way->carried + j * N, way->own + j);
         }
-        write_chunk_gradients(w, kept);
+        write_group_gradients(w, group);
     }
     for (int64_t j = 0; j < w->count; j++) write_block_gradients(w, &w->blocks[j], way->carried + j * N, way->own[j]);
 }
 
-/* Tasks first ... last-1 of (batch, groups), with all directions: they add to one du where they share their input. */
+/* Tasks first ... last-1 of (batch, bands), with all directions: they add to one du where they share their input. */
 int vssm_scan_backward(const scan_args *a, int64_t first, int64_t last) {
-    const size_t most = most_blocks(a), N = a->state, length = chunk_steps(N), chunks = (a->steps - 1) / length + 1;
+    const size_t most = most_blocks(a), N = a->state, length = group_steps(N), groups = (a->steps - 1) / length + 1;
     way_back way = {
-        .kept.in = vectors(most * length * sizeof(step_inputs)),
-        .kept.states = vectors(length * N * sizeof(kept_state)),
-        .checkpoints = vectors(chunks * most * N * sizeof(vec)),
+        .group.in = vectors(most * length * sizeof(step_inputs)),
+        .group.states = vectors(length * N * sizeof(saved_state)),
+        .checkpoints = vectors(groups * most * N * sizeof(vec)),
         .carried = vectors(most * N * sizeof(state_gradient)),
         .own = vectors(most * sizeof(block_gradient)),
     };
-    const int failed = make_walk(&way.forwards, a) || !way.kept.in || !way.kept.states || !way.checkpoints ||
+    const int failed = make_walk(&way.forwards, a) || !way.group.in || !way.group.states || !way.checkpoints ||
                        !way.carried || !way.own;
     for (int64_t task = first; !failed && task < last; task++) {
         for (int64_t k = 0; k < a->directions; k++) {
-            start_walk(&way.forwards, task / a->groups, k, task % a->groups);
+            start_walk(&way.forwards, task / a->bands, k, task % a->bands);
             walk_direction_back(&way);
         }
     }
     free_walk(&way.forwards);
-    free(way.kept.in), free(way.kept.states), free(way.checkpoints), free(way.carried), free(way.own);
+    free(way.group.in), free(way.group.states), free(way.checkpoints), free(way.carried), free(way.own);
     return failed;
 }

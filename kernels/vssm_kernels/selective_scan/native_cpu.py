@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssm_kernels.compiler import Strides, channel_groups, float_rows, load_library, run_tasks, why_no_library
+from vssm_kernels.buffers import address, floats
+from vssm_kernels.compiler import Strides, channel_bands, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
-from vssm_kernels.orders import order_facts, output_rows
+from vssm_kernels.orders import output_rows
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
-_STATES_KEPT = 3072  # of a token's, by one thread: they stay in its L1 cache with their rates, 8 bytes each
+_STATES_MAX = 3072  # states of a task: with their rates, 8 bytes each, they stay in a core's L1 cache
 
 
 class _CArguments(ctypes.Structure):
@@ -23,64 +24,84 @@ class _CArguments(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("batch", "tokens", "directions", "channels")),
-        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "groups", "add", "shared")),
+        *((n, ctypes.c_int64) for n in ("state", "steps", "segment", "bands", "add", "shared")),
         *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "C", "D", "bias", "order")),
         *((n, Strides) for n in ("su", "sdelta", "sB", "sC", "sdy")),
         *((n, ctypes.c_void_p) for n in ("y", "dy", "du", "ddelta", "dA", "dD", "dbias", "dB", "dC")),
     ]
 
 
-def scan(args: ScanArguments) -> Tensor:
-    y = output_rows(args.order, args.tokens, args.output_shape)
-    walks = args.batch * args.directions
-    groups = channel_groups(args.channels, walks, wanted=args.channels * args.state // _STATES_KEPT)
-    _run("vssm_scan_forward", args, groups, tasks=walks * groups, y=y)
-    return saturate(y, args.u.dtype)
+def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, None]:
+    y = output_rows(args.order, args.output_shape, torch.float32, "cpu")
+    walks = max(1, args.batch * args.directions)
+    bands = channel_bands(args.channels, walks, wanted=args.channels * args.state // _STATES_MAX)
+    _run("vssm_scan_forward", args, bands, tasks=args.batch * args.directions * bands, y=y)
+    return saturate(y, args.u.dtype), None
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    batch, _, directions, channels = args.delta.shape
-    groups = channel_groups(channels, batch)  # each has its own dB and dC, to be added up
-    rows = args.order, args.tokens, args.output_shape
-    out = {"ddelta": output_rows(*rows)}
-    out["du"] = torch.zeros(args.u.shape) if args.shared_input else output_rows(*rows)
-    out["dA"] = torch.empty(batch, directions, channels, args.state)
-    out |= {name: torch.empty(batch, directions, channels) for name in ("dD", "dbias")}
-    out |= {name: torch.zeros(groups, *args.B.shape) for name in ("dB", "dC")}
-    _run("vssm_scan_backward", args, groups, tasks=batch * groups, dy=float_rows(gradient), **out)
-    gradients = (
-        out["du"],
-        out["ddelta"],
-        out["dA"].sum(0),
-        out["dB"].sum(0),
-        out["dC"].sum(0),
-        out["dD"].sum(0),
-        out["dbias"].sum(0),
-    )
-    return tuple(
-        None if tensor is None else value.to(tensor.dtype)
-        for value, tensor in zip(gradients, args.tensors(), strict=True)
-    )
+    batch, directions, channels = args.batch, args.directions, args.channels
+    bands = channel_bands(channels, max(1, batch))  # each has its own dB and dC, to be added up
+    rows = args.order, args.output_shape, torch.float32, "cpu"
+    ddelta = output_rows(*rows)
+    du = floats(*args.u.shape, zero=True) if args.shared_input else output_rows(*rows)
+    dA = floats(batch, directions, channels, args.state)
+    dD, dbias = floats(2, batch, directions, channels)
+    dB, dC = floats(2, bands, *args.B.shape, zero=True)
+    out = {"du": du, "ddelta": ddelta, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias}
+    _run("vssm_scan_backward", args, bands, tasks=batch * bands, dy=float_rows(gradient), **out)
+    return args.cast(du, ddelta, *(part.sum(0) for part in (dA, dB, dC, dD, dbias)))
 
 
-def _run(name: str, args: ScanArguments, groups: int, tasks: int, **buffers: Tensor) -> None:
-    small = {"A": args.A, "D": args.D, "bias": args.delta_bias}
-    small = {name: None if tensor is None else tensor.float().contiguous() for name, tensor in small.items()}
-    order = None if args.order is None else args.order.contiguous()
+def _run(name: str, args: ScanArguments, bands: int, tasks: int, **buffers: Tensor) -> None:
+    """Call a C function over all tasks: the channel bands of independent walks."""
+    batch, tokens, directions, channels = args.row_shape
+    state, steps = args.state, args.steps
     u, delta, B, C = (float_rows(tensor) for tensor in (args.u, args.delta, args.B, args.C))
-    u_strides = Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u)
-    pointers = {**dict(zip("uBC", (u, B, C), strict=True)), "delta": delta, **small, "order": order, **buffers}
-    facts = order_facts(args.order, args.tokens)  # refuses entries out of range, which C would not
+    A, D, bias = (
+        None if tensor is None else tensor.float().contiguous() for tensor in (args.A, args.D, args.delta_bias)
+    )
+    tokens_all, per_channel = batch * tokens * directions, batch * directions * channels
+    size, states = tokens_all * channels, tokens_all * state
+    u_size = batch * tokens * channels if args.shared_input else size
+    sizes = {
+        "y": size,
+        "du": u_size,
+        "ddelta": size,
+        "dA": per_channel * state,
+        "dD": per_channel,
+        "dbias": per_channel,
+        "dB": bands * states,
+        "dC": bands * states,
+    }
+    dy = buffers.pop("dy", None)
+    table = None if args.order is None else args.order.table
     c_args = _CArguments(
-        *(args.batch, args.tokens, args.directions, args.channels, args.state, args.steps, args.segment, groups),
-        add=facts.repeats,
+        batch=batch,
+        tokens=tokens,
+        directions=directions,
+        channels=channels,
+        state=state,
+        steps=steps,
+        segment=args.segment,
+        bands=bands,
+        add=args.repeats,
         shared=args.shared_input,
-        su=u_strides,
+        u=address("u", u, u_size, rows=True),
+        delta=address("delta", delta, size, rows=True),
+        A=address("A", A, directions * channels * state),
+        B=address("B", B, states, rows=True),
+        C=address("C", C, states, rows=True),
+        D=address("D", D, directions * channels),
+        bias=address("delta_bias", bias, directions * channels),
+        order=address("order", table, directions * steps, torch.int32),
+        su=Strides(u.stride(0), u.stride(1), 0) if args.shared_input else _strides(u),
         sdelta=_strides(delta),
         sB=_strides(B),
         sC=_strides(C),
-        sdy=_strides(buffers["dy"]) if "dy" in buffers else Strides(),
-        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in pointers.items()},
+        dy=address("dy", dy, size, rows=True),
+        sdy=Strides() if dy is None else _strides(dy),
+        **{name: address(name, buffer, sizes[name]) for name, buffer in buffers.items()},
     )
     run_tasks(load_library(_SOURCE), name, c_args, tasks)
 
@@ -91,10 +112,8 @@ def _strides(tensor: Tensor) -> Strides:
 
 def _why_not(args: ScanArguments | None) -> str | None:
     if args is not None:
-        if (elsewhere := why_not_cpu(args.u)) is not None:
-            return elsewhere
-        if any(tensor is not None and tensor.dtype == torch.float64 for tensor in args.tensors()):
-            return "computes in float32; float64 inputs ask for more"
+        if (reason := why_not_cpu(*args.tensors())) is not None:
+            return reason
         if args.C is None:
             return "does not return states (C=None)"
     return why_no_library(_SOURCE)

@@ -17,13 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend
-from vssm_kernels.orders import order_facts
+from vssm_kernels.dispatch import reference_backend
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
 
-def scan(args: ScanArguments) -> Tensor:
+def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, None]:
     """(batch, tokens, directions, channels) outputs, or states with C=None, in u's dtype."""
     walk = _Walk(args)
     output = walk.u.new_zeros(args.output_shape)
@@ -40,7 +39,7 @@ def scan(args: ScanArguments) -> Tensor:
             if walk.D is not None:
                 output_t = output_t + walk.D * u_t
         output = walk.add(output, step, output_t)
-    return saturate(output, args.u.dtype)
+    return saturate(output, args.u.dtype), None
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,29 +90,24 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         dstate = torch.zeros_like(dstate) if walk.starts_anew(step) else decay * dstate
     if args.shared_input:
         du = du.sum(2)
-    gradients = (du, ddelta, dA, dB, dC, dD, dbias)
-    return tuple(
-        None if tensor is None else value.to(tensor.dtype)
-        for value, tensor in zip(gradients, args.tensors(), strict=True)
-    )
+    return args.cast(du, ddelta, dA, dB, dC, dD, dbias)
 
 
 class _Walk:
     """Widened inputs and the token each direction visits at each step."""
 
     def __init__(self, args: ScanArguments):
-        order_facts(args.order, args.tokens)  # refuses entries out of range
         present = [tensor for tensor in args.tensors() if tensor is not None]
         wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in present) else torch.float32
         self.u, self.delta, self.A, self.B, self.C, self.D, self.bias = (
-            None if tensor is None else tensor.to(wide) for tensor in args.tensors()
+            None if tensor is None else tensor.to(wide) for tensor in args[:7]
         )
         if args.shared_input:
             self.u = self.u.unsqueeze(2).expand(self.delta.shape)
         self.args = args
         device = self.u.device
         raster = torch.arange(args.tokens, device=device).expand(args.directions, -1)
-        self.order = raster if args.order is None else args.order.long()
+        self.order = raster if args.order is None else args.order.table.long()
         self.batches = torch.arange(args.batch, device=device)[:, None]
         self.direction = torch.arange(args.directions, device=device)
 
@@ -147,4 +141,4 @@ class _Walk:
         return (token >= 0).view(1, -1, *[1] * (rows.dim() - 2))
 
 
-BACKEND = Backend("reference", scan, scan_backward, why_not=lambda args: None)
+BACKEND = reference_backend(scan, scan_backward)

@@ -12,14 +12,14 @@ inputs, of float32 twice as many.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vssm_kernels.direction_sum import sum_directions
 from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
-from vssm_kernels.orders import order_facts, output_rows
+from vssm_kernels.orders import output_rows
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
 
@@ -28,7 +28,7 @@ try:
 
     from vssm_kernels.selective_scan import triton_chunk_kernels as chunk_kernels
     from vssm_kernels.selective_scan import triton_kernels as kernels
-except ImportError:  # why_no_triton says so
+except ImportError:  # why_no_triton reports it
     triton = None
 
 
@@ -89,24 +89,24 @@ def _many(sequences: int, channels: int, block_c: int) -> bool:
 
 
 class _Chunks(NamedTuple):
-    """How a sequence is cut."""
+    """How a sequence is cut into chunks that programs walk at the same time."""
 
     steps: int  # of each chunk but the last
     count: int
 
 
 def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
-    programs = args.batch * args.directions * cdiv(args.channels, launch.block_c)
+    programs = max(1, args.batch * args.directions * cdiv(args.channels, launch.block_c))
     worth = programs * (3 * args.steps + CUT_STEPS) <= PROGRAMS * args.steps
     # Tokens that are visited twice are written in turn, by one program.
-    cut = worth and args.C is not None and not order_facts(args.order, args.tokens).repeats
+    cut = worth and args.C is not None and not args.repeats
     count = min(CHUNKS, CUT_PROGRAMS // programs) if cut else 1
     steps = cdiv(cdiv(args.steps, count), CHUNK_UNIT) * CHUNK_UNIT
     return _Chunks(steps, cdiv(args.steps, steps))
 
 
-class _Kept(NamedTuple):
-    """States that a walk forwards keeps for the one back; see `checkpoint_tile` of triton_kernels.py."""
+class _Checkpoints(NamedTuple):
+    """States that a walk forwards saves for the one back; see `checkpoint_tile` of triton_kernels.py."""
 
     states: Tensor
     every: int  # steps; 0 for none
@@ -115,7 +115,7 @@ class _Kept(NamedTuple):
     unit: int  # channels
 
 
-def _kept_shape(args: ScanArguments, forward: _Launch, back: _Launch) -> tuple[int, ...]:
+def _checkpoint_shape(args: ScanArguments, forward: _Launch, back: _Launch) -> tuple[int, ...]:
     """(batch, directions, groups, units, numbers of a unit)."""
     longest = max(forward.unroll, back.unroll)
     groups = cdiv(args.steps, longest) * (longest // back.unroll)
@@ -123,156 +123,201 @@ def _kept_shape(args: ScanArguments, forward: _Launch, back: _Launch) -> tuple[i
     return args.batch, args.directions, groups, units, back.block_n * back.block_c
 
 
-def _kept(states: Tensor, back: _Launch) -> _Kept:
-    return _Kept(states, back.unroll, *states.shape[2:4], back.block_c)
+def _checkpoints(states: Tensor, back: _Launch) -> _Checkpoints:
+    return _Checkpoints(states, back.unroll, *states.shape[2:4], back.block_c)
 
 
-def keeps(args: ScanArguments) -> int:
-    """How many numbers `scan` keeps for the backward: states of few numbers, which else are computed once more."""
+def saves(args: ScanArguments) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """States of few numbers are saved for the backward, which computes others once more."""
+    if args.state > FEW_STATES:
+        return None
     launches = _launches(args.channels, args.state, args.batch * args.directions)
-    return math.prod(_kept_shape(args, *launches)) if args.state <= FEW_STATES else 0
+    return _checkpoint_shape(args, *launches), torch.float32
 
 
-class _Given(NamedTuple):
-    """What both kernels receive of the arguments."""
-
-    operands: tuple[Tensor, ...]
-    strides: tuple[int, ...]
-    switches: dict[str, bool | int]
-
-
-def _given(args: ScanArguments, gradient: Tensor) -> _Given:
-    C = args.B if args.C is None else args.C
-    strides = _strides(args, gradient)
-    operands = (args.u, args.delta, _rates(args), args.B, C, *_small(args))
-    return _Given(operands, strides, _switches(args, gradient, strides))
-
-
-def scan(args: ScanArguments, states: Tensor | None = None) -> Tensor:
-    """The output; `keeps` numbers of states go into `states`."""
-    repeats = order_facts(args.order, args.tokens).repeats
+def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The output, and the states that are saved for the backward; see `saves`."""
+    args = _with_contiguous_rows(args)
     # Rows visited twice are summed in float32.
-    y = output_rows(
-        args.order, args.tokens, args.output_shape, torch.float32 if repeats else args.u.dtype, args.u.device
-    )
+    dtype = torch.float32 if args.repeats else args.u.dtype
+    y = output_rows(args.order, args.output_shape, dtype, args.u.device)
     launch, back = _launches(args.channels, args.state, args.batch * args.directions)
-    unused = args.delta  # a pointer that the kernel does not follow
-    if states is None:
-        kept = _Kept(unused, every=0, groups=0, units=0, unit=launch.block_c)
+    shape_and_dtype = saves(args) if save else None
+    if shape_and_dtype is None:
+        saved = None
+        checkpoints = _Checkpoints(args.delta, every=0, groups=0, units=0, unit=launch.block_c)  # never written
     else:
-        kept = _kept(states.view(_kept_shape(args, launch, back)), back)
-    given = _given(args, unused)
-    _run_forward(args, given, launch, _chunks(args, launch), y, unused, unused, kept, again=False, add=repeats)
-    return saturate(y, args.u.dtype)
+        shape, dtype = shape_and_dtype
+        saved = torch.empty(shape, dtype=dtype, device=args.u.device)
+        checkpoints = _checkpoints(saved, back)
+    _run_forward(args, _operands(args), launch, _chunks(args, launch), checkpoints, y=y, add=args.repeats)
+    return saturate(y, args.u.dtype), saved
 
 
-def scan_backward(args: ScanArguments, gradient: Tensor, states: Tensor | None = None) -> tuple[Tensor | None, ...]:
-    """Gradients, with the states that `scan` kept, or by walking twice."""
-    repeats = order_facts(args.order, args.tokens).repeats
-    batch, tokens, directions, channels = args.delta.shape
+def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients, with the states that `scan` saved, or by walking twice."""
+    args = _with_contiguous_rows(args)
+    batch, tokens, directions, channels = args.row_shape
     again, launch = _launches(channels, args.state, batch * directions)
     device, pitch = args.u.device, _pitch(channels)
     if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
     blocks, again_blocks = cdiv(channels, launch.block_c), cdiv(channels, again.block_c)
-    tile = launch.block_n * launch.block_c
 
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
     def rows(*shape: int, like: Tensor | None = None) -> Tensor:
-        dtype = torch.float32 if repeats or like is None else like.dtype
-        return output_rows(args.order, tokens, shape, dtype, device)
+        dtype = torch.float32 if args.repeats or like is None else like.dtype
+        return output_rows(args.order, shape, dtype, device)
 
-    given = _given(args, gradient)
-    unused = args.delta
-    chunks = _chunks(args, again)
-    shape = _kept_shape(args, again, launch)
-    walk_again = states is None
-    kept = _kept(floats(*shape) if walk_again else states.view(shape), launch)
+    operands, chunks = _operands(args, gradient), _chunks(args, again)
+    shape = _checkpoint_shape(args, again, launch)
+    walk_again = args.states is None or args.states.shape != shape  # saved by another backend: ignored
+    checkpoints = _checkpoints(floats(*shape) if walk_again else args.states, launch)
     dC = rows(again_blocks if walk_again else blocks, batch, tokens, directions, args.state)
     if walk_again:
-        _run_forward(args, given, again, chunks, unused, gradient, dC, kept, again=True, add=repeats)
+        _run_forward(args, operands, again, chunks, checkpoints, dC=dC, add=args.repeats)
 
-    du, ddelta = (rows(*args.delta.shape, like=like) for like in (args.u, args.delta))
+    du, ddelta = (rows(batch, tokens, directions, channels, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
     shares = floats(batch * chunks.count, directions, args.state + 2, pitch)
-    carried = _carried(args, given, again, chunks, gradient) if chunks.count > 1 else unused
     kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
-        *given.operands, kept.states, carried,
-        gradient, du, ddelta, dB, dC, shares, 0.0,
-        tokens, batch, directions, channels, args.state, args.steps, max(1, args.segment), blocks,
-        pitch // launch.vector, kept.groups, kept.units, tile // launch.vector, *chunks,
-        *given.strides,
-        **given.switches, ADD=repeats, CHUNKED=chunks.count > 1, WITH_C=args.C is not None and not walk_again,
+        **operands,
+        checkpoints=checkpoints.states,
+        carried=_carried(args, operands, again, chunks, adjoint=True) if chunks.count > 1 else args.delta,
+        du=du,
+        ddelta=ddelta,
+        dB=dB,
+        dC=dC,
+        shares=shares,
+        zero=0.0,
+        blocks=blocks,
+        pitch=pitch // launch.vector,
+        groups=checkpoints.groups,
+        units=checkpoints.units,
+        unit_size=launch.block_n * launch.block_c // launch.vector,
+        chunk=chunks.steps,
+        chunks=chunks.count,
+        ADD=args.repeats,
+        CHUNKED=chunks.count > 1,
+        WITH_C=args.C is not None and not walk_again,
         **launch.options(),
-    )  # fmt: skip
+    )
     if args.shared_input:
         du = sum_directions(du)
     dA, dD, dbias = shares.sum(0)[..., :channels].split([args.state, 1, 1], dim=1)
-    gradients = (du, ddelta, dA.transpose(1, 2), dB.sum(0), dC.sum(0), dD.squeeze(1), dbias.squeeze(1))
-    return tuple(
-        None if tensor is None else value.to(tensor.dtype).contiguous()
-        for value, tensor in zip(gradients, args.tensors(), strict=True)
-    )
+    gradients = args.cast(du, ddelta, dA.transpose(1, 2), dB.sum(0), dC.sum(0), dD.squeeze(1), dbias.squeeze(1))
+    return tuple(None if found is None else found.contiguous() for found in gradients)
 
 
 def _run_forward(
     args: ScanArguments,
-    given: _Given,
+    operands: dict[str, Any],
     launch: _Launch,
     chunks: _Chunks,
-    y: Tensor,
-    gradient: Tensor,
-    dC: Tensor,
-    kept: _Kept,
+    checkpoints: _Checkpoints,
     *,
-    again: bool,
+    y: Tensor | None = None,
+    dC: Tensor | None = None,
     add: bool,
 ) -> None:
-    """The outputs into y, or again for the backward dC; and the states that are kept."""
+    """The outputs into y, or for the backward the gradient of C into dC; and the states of the checkpoints."""
+    unused = args.delta  # a pointer that the kernel does not follow
     blocks = cdiv(args.channels, launch.block_c)
-    carried = _carried(args, given, launch, chunks) if chunks.count > 1 else kept.states
     kernels.forward_kernel[(args.batch * args.directions * chunks.count * blocks,)](
-        *given.operands,
-        y, gradient, dC, kept.states, carried,
-        args.tokens, args.batch, args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
-        _pitch(args.channels) // launch.vector,
-        kept.groups, kept.units, launch.block_n * kept.unit // launch.vector, *chunks,
-        *given.strides,
-        **given.switches, ADD=add, CHUNKED=chunks.count > 1, CHECKPOINT=kept.every, AGAIN=again,
-        UNIT=kept.unit,
+        **operands,
+        y=unused if y is None else y,
+        dC=unused if dC is None else dC,
+        checkpoints=checkpoints.states,
+        carried=_carried(args, operands, launch, chunks) if chunks.count > 1 else checkpoints.states,
+        blocks=blocks,
+        pitch=_pitch(args.channels) // launch.vector,
+        groups=checkpoints.groups,
+        units=checkpoints.units,
+        unit_size=launch.block_n * checkpoints.unit // launch.vector,
+        chunk=chunks.steps,
+        chunks=chunks.count,
+        ADD=add,
+        CHUNKED=chunks.count > 1,
+        CHECKPOINT=checkpoints.every,
+        AGAIN=y is None,
+        UNIT=checkpoints.unit,
         **launch.options(),
-    )  # fmt: skip
+    )
 
 
 def _carried(
-    args: ScanArguments, given: _Given, launch: _Launch, chunks: _Chunks, gradient: Tensor | None = None
+    args: ScanArguments, operands: dict[str, Any], launch: _Launch, chunks: _Chunks, *, adjoint: bool = False
 ) -> Tensor:
-    """The state that every chunk receives from those before it; of a gradient, the state's gradient from behind it."""
-    u, delta, rates, B, C, _, bias, order = given.operands
-    u_strides, delta_strides, B_strides, C_strides, dy_strides = (given.strides[i : i + 3] for i in range(0, 15, 3))
-    adjoint = gradient is not None
-    if adjoint:
-        u, u_strides, B, B_strides = gradient, dy_strides, C, C_strides
-    blocks, pitch = cdiv(args.channels, launch.block_c), _pitch(args.channels)
-    shape = (args.batch, chunks.count, args.directions, args.state * pitch)
-    ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=args.u.device) for _ in range(3))
+    """The state that every chunk receives from those before it; adjoint, the state's gradient from those after it."""
     known = chunk_kernels.ends_kernel.arg_names
+    given = {name: operand for name, operand in operands.items() if name in known}
+    if adjoint:  # the same walk, from the end, of the output's gradient in place of u and C in place of B
+        for name, other in (("u", "dy"), ("B", "C")):
+            for part in ("", "_batch", "_token", "_direction"):
+                given[name + part] = operands[other + part]
+    blocks, pitch = cdiv(args.channels, launch.block_c), _pitch(args.channels)
+    size = args.state * pitch
+    shape = (args.batch, chunks.count, args.directions, size)
+    ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=args.u.device) for _ in range(3))
     chunk_kernels.ends_kernel[(args.batch * chunks.count * args.directions * blocks,)](
-        u, delta, rates, B, bias, order, ends, decays,
-        args.directions, args.channels, args.state, args.steps, max(1, args.segment), blocks,
-        pitch // launch.vector, *chunks,
-        *u_strides, *delta_strides, *B_strides,
-        **{name: switch for name, switch in given.switches.items() if name in known}, ADJOINT=adjoint,
+        **given,
+        ends=ends,
+        decays=decays,
+        blocks=blocks,
+        pitch=pitch // launch.vector,
+        chunk=chunks.steps,
+        chunks=chunks.count,
+        ADJOINT=adjoint,
         **launch.options(),
-    )  # fmt: skip
+    )
     count = 1 << (chunks.count - 1).bit_length()
     block = CARRY_TILE // count
-    chunk_kernels.carry_kernel[(args.batch * args.directions * cdiv(shape[-1], block),)](
-        ends, decays, carried, args.directions, shape[-1], chunks.count, ADJOINT=adjoint, CHUNKS=count, BLOCK=block
+    chunk_kernels.carry_kernel[(args.batch * args.directions * cdiv(size, block),)](
+        ends=ends,
+        decays=decays,
+        carried=carried,
+        directions=args.directions,
+        size=size,
+        chunks=chunks.count,
+        ADJOINT=adjoint,
+        CHUNKS=count,
+        BLOCK=block,
     )
     return carried
+
+
+def _operands(args: ScanArguments, gradient: Tensor | None = None) -> dict[str, Any]:
+    """What every kernel takes of the arguments: tensors, sizes, strides and switches, by the kernels' names.
+
+    Where a tensor is absent its pointer is that of another, which the kernel does not follow.
+    """
+    dy = args.delta if gradient is None else gradient
+    C = args.B if args.C is None else args.C
+    D, bias = (args.A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
+    strided = {"u": args.u, "delta": args.delta, "B": args.B, "C": C, "dy": dy}
+    strides = {}
+    for name, tensor in strided.items():
+        direction = 0 if name == "u" and args.shared_input else tensor.stride(2)
+        batch_stride, token_stride = tensor.stride()[:2]
+        strides |= {f"{name}_batch": batch_stride, f"{name}_token": token_stride, f"{name}_direction": direction}
+    return {
+        **strided,
+        "A": _rates(args),
+        "D": D,
+        "bias": bias,
+        "order": args.A if args.order is None else args.order.table,
+        "tokens": args.tokens,
+        "batch": args.batch,
+        "directions": args.directions,
+        "channels": args.channels,
+        "state": args.state,
+        "steps": args.steps,
+        "segment": max(1, args.segment),
+        **strides,
+        **_switches(args, dy, list(strides.values())),
+    }
 
 
 def _pitch(channels: int) -> int:
@@ -288,22 +333,8 @@ def _rates(args: ScanArguments) -> Tensor:
     return rates.contiguous()
 
 
-def _small(args: ScanArguments) -> list[Tensor]:
-    """D, bias and order, each replaced by any tensor where it is absent (the kernel does not read it then)."""
-    D, bias = (args.A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
-    return [D, bias, args.A if args.order is None else args.order.contiguous()]
-
-
-def _strides(args: ScanArguments, gradient: Tensor) -> tuple[int, ...]:
-    """(batch, token, direction) strides of u, delta, B, C and the gradient; the last dimension is contiguous."""
-    u = (*args.u.stride()[:2], 0) if args.shared_input else args.u.stride()[:3]
-    B = args.B.stride()[:3]
-    C = B if args.C is None else args.C.stride()[:3]
-    return (*u, *args.delta.stride()[:3], *B, *C, *gradient.stride()[:3])
-
-
-def _switches(args: ScanArguments, gradient: Tensor, strides: tuple[int, ...]) -> dict[str, bool | int]:
-    rows = [_place(tensor) for tensor in (args.u, args.delta, gradient)]
+def _switches(args: ScanArguments, dy: Tensor, strides: list[int]) -> dict[str, bool | int]:
+    rows = [_place(tensor) for tensor in (args.u, args.delta, dy)]
     states = [_place(tensor) for tensor in (args.B, args.C) if tensor is not None]
     row = max(math.prod(args.output_shape[2:]), *strides[1::3])  # the longest step from token to token
     return {
@@ -337,16 +368,11 @@ def _place(tensor: Tensor) -> int:
 def _with_contiguous_rows(args: ScanArguments) -> ScanArguments:
     rows = {"u": args.u, "delta": args.delta, "B": args.B, "C": args.C}
     broken = {name: t for name, t in rows.items() if t is not None and t.stride(-1) != 1 and t.shape[-1] > 1}
-    return args.replace(**{name: t.contiguous() for name, t in broken.items()}) if broken else args
+    return args._replace(**{name: t.contiguous() for name, t in broken.items()}) if broken else args
 
 
 def _why_not(args: ScanArguments | None) -> str | None:
     return why_no_triton(*(() if args is None else args.tensors()))
 
 
-BACKEND = triton_backend(
-    lambda args, *kept: scan(_with_contiguous_rows(args), *kept),
-    lambda args, *given: scan_backward(_with_contiguous_rows(args), *given),
-    _why_not,
-    keeps=keeps,
-)
+BACKEND = triton_backend(scan, scan_backward, _why_not, saves)

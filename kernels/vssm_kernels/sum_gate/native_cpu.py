@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vssm_kernels.buffers import address, floats
 from vssm_kernels.compiler import Strides, float_rows, load_library, run_tasks, why_no_library
-from vssm_kernels.dispatch import Backend, why_not_cpu, why_not_plain
+from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.saturation import saturate
-from vssm_kernels.sum_gate.autograd import Kernels, differentiable
-from vssm_kernels.sum_gate.reference import GateArguments
+from vssm_kernels.sum_gate.arguments import GateArguments
 
 _SOURCE = Path(__file__).with_name("native.c")
 
@@ -29,47 +29,60 @@ class _CArguments(ctypes.Structure):
     ]
 
 
-def gate(args: GateArguments) -> Tensor:
-    """(batch, tokens, channels), in y's dtype."""
-    return differentiable(Kernels(_forward, _backward), args)
-
-
-def _forward(args: GateArguments, save: bool) -> tuple[Tensor, Tensor | None]:
-    """The output, and the sum in float32."""
-    z, scale, y = args.z, args.scale, args.y.float().contiguous()
-    out = torch.empty(*y.shape[:2], y.shape[3])
-    summed = torch.empty_like(out) if save and z is not None else None
-    _run("vssm_gate_forward", out.shape, z, scale, directions=y.shape[2], y=y, out=out, summed=summed)
+def gate(args: GateArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The output in y's dtype, and the sum in float32 where there is a gate and more than one direction."""
+    y = args.y.float().contiguous()
+    batch, tokens, directions, channels = y.shape
+    out = floats(batch, tokens, channels)
+    summed = floats(batch, tokens, 1, channels) if save and args.saved(torch.float32) else None
+    _run("vssm_gate_forward", args, out.shape, directions, y=y, out=out, summed=summed)
     return saturate(out, args.y.dtype), summed
 
 
-def _backward(gradient: Tensor, summed: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    out = {"dsum": torch.empty(summed.shape), "dz": torch.empty(summed.shape)}
-    _run("vssm_gate_backward", summed.shape, z, scale, summed=summed, gradient=gradient.float().contiguous(), **out)
-    return out["dsum"].to(gradient.dtype), out["dz"].to(z.dtype)
+def gate_backward(args: GateArguments, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the sum over the directions, (batch, tokens, 1, channels), and of z."""
+    if args.z is None:
+        return (gradient if args.scale == 1.0 else gradient * args.scale).unsqueeze(2), None
+    shape = args.z.shape
+    summed, gradient = args.y.float().contiguous(), gradient.float().contiguous()
+    dsum, dz = floats(*summed.shape), floats(*shape)
+    _run("vssm_gate_backward", args, shape, 1, summed=summed, gradient=gradient, dsum=dsum, dz=dz)
+    return dsum, dz.to(args.z.dtype)
 
 
 def _run(
-    name: str, shape: torch.Size, z: Tensor | None, scale: float, *, directions: int = 1, **buffers: Tensor | None
+    name: str,
+    args: GateArguments,
+    shape: tuple[int, ...],
+    directions: int,
+    *,
+    y: Tensor | None = None,
+    **buffers: Tensor | None,
 ) -> None:
-    """Call a C function over all tokens of (batch, tokens, channels); no pointer where a buffer is None."""
+    """Call a C function over all tokens; `shape` is (batch, tokens, channels)."""
     batch, tokens, channels = shape
-    sz = Strides()
+    size = batch * tokens * channels
+    z, sz = args.z, Strides()
     if z is not None:
-        buffers["z"] = z = float_rows(z)
+        z = float_rows(z)
         sz = Strides(z.stride(0), z.stride(1), 0)
-    addresses = {name: buffer.data_ptr() for name, buffer in buffers.items() if buffer is not None}
-    c_args = _CArguments(tokens, directions, channels, scale, sz=sz, **addresses)
+    c_args = _CArguments(
+        tokens=tokens,
+        directions=directions,
+        channels=channels,
+        scale=args.scale,
+        y=address("y", y, size * directions),
+        z=address("z", z, size, rows=True),
+        sz=sz,
+        **{name: address(name, buffer, size) for name, buffer in buffers.items()},
+    )
     run_tasks(load_library(_SOURCE), name, c_args, tasks=batch * tokens)
 
 
 def _why_not(args: GateArguments | None) -> str | None:
-    if args is not None:
-        if (reason := why_not_cpu(args.y) or why_not_plain(args.y, args.z)) is not None:
-            return reason
-        if any(tensor is not None and tensor.dtype == torch.float64 for tensor in (args.y, args.z)):
-            return "computes in float32; float64 inputs ask for more"
+    if args is not None and (reason := why_not_cpu(*args.tensors())) is not None:
+        return reason
     return why_no_library(_SOURCE)
 
 
-BACKEND = Backend("native", gate, None, _why_not)
+BACKEND = Backend("native", gate, gate_backward, _why_not, lambda args: args.saved(torch.float32))

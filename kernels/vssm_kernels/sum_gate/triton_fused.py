@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.direction_sum import TILE, sum_directions, tile_grid
-from vssm_kernels.gpu import triton_backend, why_no_triton, why_not_by_hand
-from vssm_kernels.sum_gate.autograd import Kernels, differentiable
-from vssm_kernels.sum_gate.reference import GateArguments
+from vssm_kernels.gpu import triton_backend, why_no_triton
+from vssm_kernels.sum_gate.arguments import GateArguments
 
 try:
     import triton
@@ -16,7 +15,7 @@ try:
 
     from vssm_kernels.direction_sum import direction_sum, tile
     from vssm_kernels.triton_math import saturate, sigmoid
-except ImportError:  # why_no_triton says so
+except ImportError:  # why_no_triton reports it
     triton = None
 
 if triton is not None:
@@ -39,7 +38,7 @@ if triton is not None:
         gradient, summed, z, dsum, dz, scale, rows, channels, z_token,
         ROWS: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        """dsum, the gradient that every direction receives, and dz."""
+        """dsum, the gradient of the sum over directions, and dz."""
         row, c, mask = tile(rows, channels, ROWS, CHANNELS)
         place = row * channels + c
         dout = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32) * scale
@@ -52,12 +51,8 @@ if triton is not None:
         tl.store(dz + place, (dout * total * slope).to(dz.dtype.element_ty), mask=mask)
 
 
-def gate(args: GateArguments) -> Tensor:
-    """(batch, tokens, channels), in y's dtype."""
-    return differentiable(Kernels(_forward, _backward), args)
-
-
-def _forward(args: GateArguments, save: bool) -> tuple[Tensor, Tensor | None]:
+def gate(args: GateArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The output, and the sum over directions, both in y's dtype."""
     y, z, scale = args.y.contiguous(), args.z, args.scale
     if z is None:
         total = sum_directions(y)
@@ -65,21 +60,26 @@ def _forward(args: GateArguments, save: bool) -> tuple[Tensor, Tensor | None]:
     z = _even_rows(z)
     batch, tokens, directions, channels = y.shape
     out = torch.empty(z.shape, dtype=y.dtype, device=y.device)
-    summed = torch.empty_like(out) if save and directions > 1 else None
+    summed = None
+    if save and directions > 1:
+        summed = torch.empty(batch, tokens, 1, channels, dtype=y.dtype, device=y.device)
     rows = batch * tokens
     forward_kernel[tile_grid(rows, channels)](
         y, z, out, summed, scale, rows, channels, z.stride(1), DIRECTIONS=directions, **TILE
     )
-    return out, y.squeeze(2) if directions == 1 else summed
+    return out, summed
 
 
-def _backward(gradient: Tensor, summed: Tensor, z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    z = _even_rows(z)
+def gate_backward(args: GateArguments, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the sum over the directions, (batch, tokens, 1, channels), and of z."""
+    if args.z is None:
+        return (gradient if args.scale == 1.0 else gradient * args.scale).unsqueeze(2), None
+    z, summed = _even_rows(args.z), args.y.contiguous()
     dsum = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
     dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    rows, channels = summed[..., 0].numel(), summed.shape[2]
+    rows, channels = z[..., 0].numel(), z.shape[2]
     backward_kernel[tile_grid(rows, channels)](
-        gradient.contiguous(), summed.contiguous(), z, dsum, dz, scale, rows, channels, z.stride(1), **TILE
+        gradient.contiguous(), summed, z, dsum, dz, args.scale, rows, channels, z.stride(1), **TILE
     )
     return dsum, dz
 
@@ -92,9 +92,7 @@ def _even_rows(z: Tensor) -> Tensor:
 
 
 def _why_not(args: GateArguments | None) -> str | None:
-    if args is None:
-        return why_no_triton()
-    return why_not_by_hand(args.y, args.z)
+    return why_no_triton(*(() if args is None else args.tensors()))
 
 
-BACKEND = triton_backend(gate, None, _why_not)
+BACKEND = triton_backend(gate, gate_backward, _why_not, lambda args: args.saved(args.y.dtype))

@@ -1,4 +1,4 @@
-"""The arguments of the norm of summed directions, checked once."""
+"""The arguments of the norm, with or without the sum over directions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from vssm_kernels.saturation import saturate
 
 
 class NormArguments(NamedTuple):
@@ -20,24 +22,55 @@ class NormArguments(NamedTuple):
     merge: bool
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """The differentiable ones."""
+        """The differentiable tensors, in the order in which `backward` returns their gradients."""
         return self.x, self.weight, self.bias
 
     @property
     def device(self) -> torch.device:
         return self.x.device
 
+    @property
+    def directions(self) -> int:
+        return self.x.shape[-2] if self.merge else 1
 
-def check_shapes(args: NormArguments) -> None:
-    """Raise with got, expected and what to do, for anything that the backends could not read."""
-    x, weight, bias = args.x, args.weight, args.bias
-    if x.dim() < 1 + args.merge or not x.is_floating_point():
-        expected = "(..., directions, channels)" if args.merge else "(..., channels)"
-        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats {expected}")
-    channels = x.shape[-1:]
-    if weight is not None and weight.shape != channels:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected {tuple(channels)}, the channels of x")
-    if bias is not None and bias.shape != channels:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(channels)}, the channels of x")
-    if not args.eps > 0:
-        raise ValueError(f"eps is {args.eps}; expected a positive number, as rows of zeros are divided by its root")
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return (*self.x.shape[:-2], self.x.shape[-1]) if self.merge else tuple(self.x.shape)
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        return self.dtype
+
+    def saved(self, dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype] | None:
+        """Shape and dtype of the sums, as one direction, that a forward saves where x is not the sum itself."""
+        return ((*self.x.shape[:-2], 1, self.x.shape[-1]), dtype) if self.directions > 1 else None
+
+    def for_backward(self, sums: Tensor | None) -> NormArguments:
+        """With the sums, which are smaller than x, as its only direction."""
+        if sums is None and self.directions > 1:
+            sums = self.summed()
+        return self if sums is None else NormArguments(sums, *self[1:])
+
+    def summed(self) -> Tensor:
+        """The sum over the directions as one direction, rounded to x's dtype."""
+        wide = torch.promote_types(self.x.dtype, torch.float32)
+        return saturate(self.x.sum(-2, keepdim=True, dtype=wide), self.x.dtype)
+
+    def check(self) -> None:
+        """Raise ValueError, with got and expected, for anything that the backends could not read."""
+        x = self.x
+        if x.dim() < 1 + self.merge or not x.is_floating_point():
+            expected = "(..., directions, channels)" if self.merge else "(..., channels)"
+            raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats {expected}")
+        channels = x.shape[-1:]
+        for name, tensor in (("weight", self.weight), ("bias", self.bias)):
+            if tensor is None:
+                continue
+            if tensor.shape != channels:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}; expected {tuple(channels)}, the channels of x"
+                )
+            if tensor.device != x.device:
+                raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
+        if not self.eps > 0:
+            raise ValueError(f"eps is {self.eps}; expected a positive number, as rows of zeros are divided by its root")

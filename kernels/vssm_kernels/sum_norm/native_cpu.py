@@ -8,15 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vssm_kernels.buffers import address, floats
 from vssm_kernels.compiler import load_library, run_tasks, why_no_library
-from vssm_kernels.dispatch import Backend, why_not_cpu, why_not_plain
-from vssm_kernels.saturation import saturate
+from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.sum_norm import reference
 from vssm_kernels.sum_norm.arguments import NormArguments
-from vssm_kernels.sum_norm.autograd import Kernels, differentiable
 
 _SOURCE = Path(__file__).with_name("native.c")
-_SHARES = 64  # tasks of the backward at most, whatever the number of threads
+_SHARES_MAX = 64  # tasks of the backward, whatever the number of threads
 
 
 class _CArguments(ctypes.Structure):
@@ -29,76 +28,84 @@ class _CArguments(ctypes.Structure):
     ]
 
 
-def norm(args: NormArguments) -> Tensor:
-    """(..., channels), in args.dtype."""
-    if args.center and not args.merge:  # torch's own layer norm is compiled, and faster than this one
+def norm(args: NormArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The output in args.dtype and, where there are several directions, their sum in float32."""
+    if _is_torchs_own(args):
         return reference.norm(args)
-    return differentiable(Kernels(_forward, _backward), args)
+    x, directions, sums = args.x, args.directions, None
+    if directions > 1 and x.dtype != torch.float32:  # the sum is rounded to x's dtype
+        sums, directions = args.summed().float(), 1
+        x = sums
+    x, shape = x.float().contiguous(), x.shape
+    y = floats(*shape[:-2], shape[-1]) if args.merge else floats(*shape)
+    merged = None
+    if save and directions > 1:
+        merged = sums = floats(*shape[:-2], 1, shape[-1])
+    _run("vssm_norm_forward", args, x, directions, y=y, merged=merged)
+    return y.to(args.dtype), sums if save else None
 
 
-def _forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
-    """The output, and where asked for the rows that were normed, in float32."""
-    x = args.x
-    if args.merge and x.dtype != torch.float32:  # the sum is rounded to x's dtype
-        x = saturate(x.sum(-2, keepdim=True, dtype=torch.float32), x.dtype)
-    x = x.float().contiguous()
-    directions = x.shape[-2] if args.merge else 1
-    y = torch.empty((*x.shape[:-2], x.shape[-1]) if args.merge else x.shape)
-    merged = {"merged": torch.empty_like(y)} if save and directions > 1 else {}
-    how = {"eps": args.eps, "center": args.center, "weight": args.weight, "bias": args.bias}
-    _run("vssm_norm_forward", x, directions=directions, **how, tasks=y.numel() // y.shape[-1], y=y, **merged)
-    return y.to(args.dtype), x.view(y.shape) if directions == 1 else merged.get("merged")
+def norm_backward(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of x, of one direction where it has any, and of weight and bias."""
+    x, dy = args.x.float().contiguous(), gradient.float().contiguous()
+    channels = x.shape[-1]
+    shares = min(_SHARES_MAX, x.numel() // channels)
+    dx, dweight, dbias = floats(*x.shape), *floats(2, shares, channels, zero=True)
+    _run("vssm_norm_backward", args, x, 1, shares, dy=dy, dx=dx, dweight=dweight, dbias=dbias)
+    dweight = None if args.weight is None else dweight.sum(0).to(args.weight.dtype)
+    return dx, dweight, None if args.bias is None else dbias.sum(0).to(args.bias.dtype)
 
 
-def _backward(
-    gradient: Tensor, rows: Tensor, weight: Tensor | None, eps: float, center: bool, has_bias: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradients of the normed rows, and of weight and bias, (2, channels)."""
-    channels = rows.shape[-1]
-    shares = min(_SHARES, rows.numel() // channels)
-    dx, parameters = torch.empty(rows.shape), torch.zeros(2, shares, channels)
-    out = {"dx": dx, "dweight": parameters[0], "dbias": parameters[1]}
-    how = {"eps": eps, "center": center, "weight": weight, "shares": shares}
-    _run("vssm_norm_backward", rows, **how, tasks=shares, dy=gradient.float().contiguous(), **out)
-    return dx, parameters.sum(1)
+def _is_torchs_own(args: NormArguments) -> bool:
+    """Torch's layer norm is compiled too, and faster than this one where there is nothing to sum."""
+    return args.center and not args.merge
 
 
 def _run(
     name: str,
+    args: NormArguments,
     x: Tensor,
-    *,
-    eps: float,
-    center: bool,
-    weight: Tensor | None,
-    tasks: int,
-    bias: Tensor | None = None,
-    directions: int = 1,
+    directions: int,
     shares: int = 0,
-    **buffers: Tensor,
+    *,
+    dweight: Tensor | None = None,
+    dbias: Tensor | None = None,
+    **rows: Tensor | None,
 ) -> None:
+    """Call a C function over all rows, or shares of them; no pointer where a buffer is None."""
     channels = x.shape[-1]
-    pointers = {
-        "x": x,
-        "weight": torch.ones(channels) if weight is None else weight.float().contiguous(),
-        "bias": torch.zeros(channels) if bias is None else bias.float().contiguous(),
-        **buffers,
-    }
-    addresses = {name: tensor.data_ptr() for name, tensor in pointers.items()}
-    rows = x.numel() // (directions * channels)
-    c_args = _CArguments(rows, directions, channels, center, shares, eps, **addresses)
-    run_tasks(load_library(_SOURCE), name, c_args, tasks)
+    size = x.numel() // directions
+    weight, bias = (None if tensor is None else tensor.float().contiguous() for tensor in (args.weight, args.bias))
+    if weight is None:
+        weight = torch.ones(channels, dtype=torch.float32, device="cpu")
+    if bias is None:
+        bias = floats(channels, zero=True)
+    c_args = _CArguments(
+        rows=size // channels,
+        directions=directions,
+        channels=channels,
+        center=args.center,
+        shares=shares,
+        eps=args.eps,
+        x=address("x", x, size * directions),
+        weight=address("weight", weight, channels),
+        bias=address("bias", bias, channels),
+        dweight=address("dweight", dweight, shares * channels),
+        dbias=address("dbias", dbias, shares * channels),
+        **{name: address(name, tensor, size) for name, tensor in rows.items()},
+    )
+    run_tasks(load_library(_SOURCE), name, c_args, tasks=shares or size // channels)
 
 
 def _why_not(args: NormArguments | None) -> str | None:
     if args is not None:
-        tensors = args.tensors()
-        if (reason := why_not_cpu(args.x) or why_not_plain(*tensors)) is not None:
+        if (reason := why_not_cpu(*args.tensors())) is not None:
             return reason
         if args.x.numel() == 0:
             return "there is nothing to norm"
-        if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors):
-            return "computes in float32; float64 inputs ask for more"
     return why_no_library(_SOURCE)
 
 
-BACKEND = Backend("native", norm, None, _why_not)
+BACKEND = Backend(
+    "native", norm, norm_backward, _why_not, lambda args: args.saved(torch.float32), is_recorded=_is_torchs_own
+)

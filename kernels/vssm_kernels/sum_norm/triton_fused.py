@@ -13,20 +13,19 @@ import functools
 import torch
 from torch import Tensor
 
-from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton, why_not_by_hand
+from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
 from vssm_kernels.sum_norm.arguments import NormArguments
-from vssm_kernels.sum_norm.autograd import Kernels, differentiable
 
 try:
     import triton
     import triton.language as tl
 
     from vssm_kernels.triton_math import saturate
-except ImportError:  # why_no_triton says so
+except ImportError:  # why_no_triton reports it
     triton = None
 
 _TILE = 2048  # elements of a program's tile of rows, each padded to a power of two channels
-_SHARES = 1024  # programs of the backward at most, the same on every device
+_SHARES_MAX = 1024  # programs of the backward at most, the same on every device
 _STAGES = 2  # tiles that a program of the backward has in flight
 
 if triton is not None:
@@ -105,43 +104,39 @@ if triton is not None:
             tl.store(shares + CHANNELS, tl.sum(dbias, 0), mask=c < CHANNELS)
 
 
-def norm(args: NormArguments) -> Tensor:
-    """(..., channels), in args.dtype."""
-    return differentiable(Kernels(forward, backward), args)
-
-
-def forward(args: NormArguments, save: bool) -> tuple[Tensor, Tensor | None]:
-    """The output, and where asked for the rows that were normed."""
-    directions, channels = args.x.shape[-2] if args.merge else 1, args.x.shape[-1]
-    shape = (*args.x.shape[:-2], channels) if args.merge else args.x.shape
-    x, row_stride, direction_stride = _rows(args.x, directions)
-    y = torch.empty(shape, dtype=args.dtype, device=x.device)
-    merged = torch.empty(shape, dtype=x.dtype, device=x.device) if save and directions > 1 else None
+def norm(args: NormArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The output in args.dtype and, where there are several directions, their sum in x's dtype."""
+    x, row_stride, direction_stride = _rows(args.x, args.directions)
+    channels = x.shape[-1]
+    y = torch.empty(args.output_shape, dtype=args.dtype, device=x.device)
+    sums = None
+    if save and args.directions > 1:
+        sums = torch.empty(*args.x.shape[:-2], 1, channels, dtype=x.dtype, device=x.device)
     rows, tile = y.numel() // channels, _tile(channels)
     forward_kernel[(cdiv(rows, tile["ROWS"]),)](
-        x, args.weight, args.bias, y, merged, rows, row_stride, direction_stride, args.eps,
-        DIRECTIONS=directions, CENTER=args.center, **tile,
+        x, args.weight, args.bias, y, sums, rows, row_stride, direction_stride, args.eps,
+        DIRECTIONS=args.directions, CENTER=args.center, **tile,
     )  # fmt: skip
-    return y, x if merged is None else merged
+    return y, sums
 
 
-def backward(
-    gradient: Tensor, x: Tensor, weight: Tensor | None, eps: float, center: bool, has_bias: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the normed rows, (..., channels), and of weight and bias, (1 or 2, channels) in float32."""
-    gradient, (x, row_stride, _) = gradient.contiguous(), _rows(x, 1)
-    channels = gradient.shape[-1]
+def norm_backward(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of x, of one direction where it has any, and of weight and bias."""
+    gradient, (x, row_stride, _) = gradient.contiguous(), _rows(args.x, 1)
+    has_bias, channels = args.bias is not None, x.shape[-1]
     rows, tile = gradient.numel() // channels, _tile(channels)
     tiles = cdiv(rows, tile["ROWS"])
-    turns = max(1, cdiv(tiles, _SHARES))
+    turns = max(1, cdiv(tiles, _SHARES_MAX))
     programs = cdiv(tiles, turns)
-    dx = torch.empty(gradient.shape, dtype=x.dtype, device=x.device)
+    dx = torch.empty(args.x.shape, dtype=x.dtype, device=x.device)
     shares = torch.empty(programs, 1 + has_bias, channels, dtype=torch.float32, device=x.device)
     backward_kernel[(programs,)](
-        gradient, x, weight, dx, shares, rows, turns, row_stride, eps,
-        CENTER=center, HAS_BIAS=has_bias, STAGES=_STAGES, **tile,
+        gradient, x, args.weight, dx, shares, rows, turns, row_stride, args.eps,
+        CENTER=args.center, HAS_BIAS=has_bias, STAGES=_STAGES, **tile,
     )  # fmt: skip
-    return dx, shares.sum(0)
+    sums = shares.sum(0)
+    dweight = None if args.weight is None else sums[0].to(args.weight.dtype)
+    return dx, dweight, sums[1].to(args.bias.dtype) if has_bias else None
 
 
 def _rows(x: Tensor, directions: int) -> tuple[Tensor, int, int]:
@@ -167,7 +162,7 @@ def _why_not(args: NormArguments | None) -> str | None:
         return why_no_triton()
     if any(tensor is not None and tensor.stride(0) != 1 for tensor in (args.weight, args.bias)):
         return "reads contiguous weights and biases only"
-    return why_not_by_hand(*args.tensors())
+    return why_no_triton(*args.tensors())
 
 
-BACKEND = triton_backend(norm, None, _why_not)
+BACKEND = triton_backend(norm, norm_backward, _why_not, lambda args: args.saved(args.x.dtype))

@@ -1,0 +1,6 @@
+# The embedded scenes at 512 pixels, for segmentors of full size: a check of the whole path, without any download.
+_base_ = './shapes_segmentation.py'
+
+train_dataloader = dict(batch_size=16, num_workers=8, dataset=dict(image_size=512))
+val_dataloader = dict(num_workers=8, dataset=dict(image_size=512))
+test_dataloader = val_dataloader

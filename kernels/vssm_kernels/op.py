@@ -1,0 +1,270 @@
+"""One way for every op: what runs, how torch differentiates it, and what compilers see of it.
+
+An op is called with its arguments, a NamedTuple of checked values: first the tensors that can be differentiated, in
+the order in which a backward returns their gradients, then everything else. It runs in one of three ways:
+
+- Eagerly, on plain tensors: a backend's forward, and where a gradient may be asked for an autograd function around it.
+  What is made of torch's own operations, as every reference is, autograd records operation by operation instead.
+- Where a compiler, a trace, a mode or a tensor subclass has to see what happens: as the operator `vssm::<name>` of
+  torch, or as the reference, where compilers fuse that well.
+- Under transforms that only torch's own operations know, those of torch.func and forward-mode derivatives: the
+  reference.
+
+Second derivatives go through the reference in all three, which is slow and right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from vssm_kernels.dispatch import Backend, BackendRegistry, is_plain, registries
+from vssm_kernels.orders import ScanTable, checked
+
+_SCAN_TABLE = ["Tensor? {}", "SymInt? {}_tokens", "bool? {}_repeats", "bool? {}_covers"]
+_SCHEMA = {
+    "Tensor": ["Tensor {}"],
+    "Tensor | None": ["Tensor? {}"],
+    "ScanTable": _SCAN_TABLE,
+    "ScanTable | None": _SCAN_TABLE,
+    "bool": ["bool {}"],
+    "int": ["SymInt {}"],
+    "float": ["float {}"],
+    "torch.dtype": ["ScalarType {}"],
+}
+
+
+class Op(BackendRegistry):
+    """An op: its backends, and the ways to run one.
+
+    Args:
+        name: its operators are vssm::<name> and vssm::<name>_backward.
+        arguments: a NamedTuple class. It has `tensors()`, the differentiable ones, `device`, `output_shape`,
+            `output_dtype`, and `for_backward(saved)`: the arguments that a backward receives, given what the forward
+            saved. In these the first tensor may be the sum over its directions, as one direction.
+        backends: fastest first; the last one is the reference, which takes everything.
+        fused: whether compilers make as good a kernel of the reference, so that they are given that; True where that
+            holds for all arguments, and there are no operators then.
+        saves_sums: whether forwards save the sums over the directions of the first tensor; else they save numbers
+            that only their own backend reads.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Any,
+        backends: Sequence[Backend],
+        *,
+        fused: Callable[[Any], bool] | bool = False,
+        saves_sums: bool = False,
+    ):
+        super().__init__(name, backends)
+        registries.append(self)
+        self.arguments, self.saves_sums = arguments, saves_sums
+        self.fused = fused if callable(fused) else lambda args: fused
+        kinds = {field: kind.__forward_arg__ for field, kind in arguments.__annotations__.items()}
+        self.is_table = [kind.startswith("ScanTable") for kind in kinds.values()]
+        self.tensor_count = sum(kind.startswith("Tensor") for kind in kinds.values())
+        self.schema = ", ".join(part.format(field) for field, kind in kinds.items() for part in _SCHEMA[kind])
+        if fused is not True:
+            self.operator, self.backward_operator = _define_operators(self)
+
+    @property
+    def reference(self) -> Backend:
+        return self.backends[-1]
+
+    def __call__(self, args: Any) -> Tensor:
+        """Run the op on checked arguments."""
+        if torch.compiler.is_compiling():
+            return self._traced(args)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return self.reference.forward(args, False)[0]
+        if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+            return self._traced(args)
+        needs_gradient = False
+        for tensor in args.tensors():
+            if tensor is not None:
+                if not is_plain(tensor):
+                    return self._traced(args)
+                needs_gradient |= tensor.requires_grad
+        if torch._C._is_any_autocast_enabled():
+            with without_autocast(args.device):
+                return self._eager(args, needs_gradient)
+        return self._eager(args, needs_gradient)
+
+    def _eager(self, args: Any, needs_gradient: bool) -> Tensor:
+        backend = self.choose(args)
+        if not (needs_gradient and torch.is_grad_enabled()) or backend.is_recorded(args):
+            return backend.forward(args, False)[0]
+        return _Eager.apply(self, backend, *args)[0]
+
+    def _traced(self, args: Any) -> Tensor:
+        if self.fused(args):
+            return self.reference.forward(args, False)[0]
+        return self.operator(*self.flatten(args), needs_gradient(args.tensors()))[0]
+
+    def flatten(self, args: Any) -> list[Any]:
+        """The fields of the arguments as operators take them, a ScanTable as four."""
+        flat = []
+        for field, is_table in zip(args, self.is_table, strict=True):
+            if not is_table:
+                flat.append(field)
+            elif field is None:
+                flat += [None] * len(_SCAN_TABLE)
+            else:
+                flat += [field.table, field.tokens, field.repeats, field.covers]
+        return flat
+
+    def unflatten(self, flat: Sequence[Any]) -> Any:
+        rest, fields = iter(flat), []
+        for is_table in self.is_table:
+            field = next(rest)
+            if is_table:
+                facts = [next(rest) for _ in _SCAN_TABLE[1:]]
+                field = None if field is None else ScanTable(field, *facts)
+            fields.append(field)
+        return self.arguments(*fields)
+
+
+def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd may ask for the gradient of one of them, so that an op must save what its backward takes."""
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast off: kernels choose their dtypes themselves, and it would round the matrix products among them."""
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+class _Eager(torch.autograd.Function):
+    """An op on plain tensors. Returns the output and what is saved: second derivatives pass through saved sums."""
+
+    @staticmethod
+    def forward(ctx, op, backend, *fields):
+        args = op.arguments(*fields)
+        output, saved = backend.forward(args, True)
+        ctx.run_backward = backend.backward
+        _save(ctx, op, args, saved)
+        return output, saved
+
+    @staticmethod
+    def backward(ctx, gradient, dsaved):
+        if gradient is not None and not torch._C._has_storage(gradient):
+            ctx.run_backward = ctx.op.reference.backward  # many gradients at once, as of a vectorized jacobian
+        gradients = _gradients(ctx, gradient, dsaved)
+        return None, None, *gradients, *[None] * (len(ctx.op.is_table) - len(gradients))
+
+
+def _save(ctx: Any, op: Op, args: Any, saved: Tensor | None) -> None:
+    """Put what the backward needs into an autograd context."""
+    ctx.op, ctx.shape, ctx.dtype = op, args[0].shape, args[0].dtype
+    args = args.for_backward(saved)
+    ctx.save_for_backward(*args[: op.tensor_count])
+    ctx.others = args[op.tensor_count :]
+    if saved is not None and not op.saves_sums:
+        ctx.mark_non_differentiable(saved)
+    ctx.set_materialize_grads(False)  # no zeros for what is saved
+
+
+def _gradients(ctx: Any, gradient: Tensor | None, dsaved: Tensor | None) -> list[Tensor | None]:
+    """The gradients of the differentiable arguments; with `create_graph` by the reference, recorded by autograd."""
+    # Once: under activation checkpointing a second look at saved_tensors would recompute.
+    args = ctx.op.arguments(*ctx.saved_tensors, *ctx.others)
+    if gradient is None:
+        gradients = [None] * len(args.tensors())
+    else:
+        backward = ctx.op.reference.backward if torch.is_grad_enabled() else ctx.run_backward
+        if torch._C._is_any_autocast_enabled():
+            with without_autocast(gradient.device):
+                gradients = list(backward(args, gradient))
+        else:
+            gradients = list(backward(args, gradient))
+    if dsaved is not None:
+        gradients[0] = dsaved if gradients[0] is None else gradients[0] + dsaved
+    if gradients[0] is not None:
+        gradients[0] = gradients[0].to(ctx.dtype)
+        if gradients[0].shape != ctx.shape:  # every direction has the gradient of their sum
+            gradients[0] = gradients[0].expand(ctx.shape)
+    return gradients
+
+
+def _define_operators(op: Op) -> tuple[Any, Any]:
+    """The operators of torch for all devices, of the forward and of the backward, as compilers see them.
+
+    Like torch.library.custom_op, without what that does after every call: looking for outputs that share memory with
+    inputs costs 0.1 ms for ten tensors, more than a kernel's launch.
+    """
+
+    def run(gradient: Tensor | None, flat: Sequence[Any], save: bool) -> Any:
+        args = op.unflatten(flat)
+        order = getattr(args, "order", None)
+        if order is not None and order.tokens is None:  # a compiler could not read it
+            args = args._replace(order=checked(order.table, args.tokens))
+        with without_autocast(args.device):
+            backend = op.choose(args)
+            if gradient is None:
+                return backend.forward(args, save)
+            return backend.backward(args, gradient.expand(args.output_shape))
+
+    def forward(*flat):
+        output, saved = run(None, flat[:-1], flat[-1])
+        return output, output.new_empty(0) if saved is None else saved
+
+    def fake_forward(*flat):
+        args, first = op.unflatten(flat[:-1]), flat[0]
+        output = first.new_empty(args.output_shape, dtype=args.output_dtype)
+        shape_and_dtype = op.choose(args).saves(args) if flat[-1] else None
+        if shape_and_dtype is None:
+            return output, output.new_empty(0)
+        return output, first.new_empty(shape_and_dtype[0], dtype=shape_and_dtype[1])
+
+    def backward(gradient, *flat):
+        return [found.contiguous() for found in run(gradient, flat, False) if found is not None]
+
+    def fake_backward(gradient, *flat):
+        tensors = [tensor for tensor in op.unflatten(flat).tensors() if tensor is not None]
+        return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+
+    def setup_context(ctx, inputs, output):
+        args = op.unflatten(inputs[:-1])
+        saves = inputs[-1] and op.choose(args).saves(args) is not None
+        ctx.run_backward = run_backward_operator
+        ctx.set_materialize_grads(False)
+        if not op.saves_sums or not saves:
+            ctx.mark_non_differentiable(output[1])
+        _save(ctx, op, args, output[1] if saves else None)
+
+    def run_backward_operator(args, gradient):
+        for dim, stride in enumerate(gradient.stride()):
+            if stride == 0:  # directions that are summed share one gradient, which compilers would write for each
+                gradient = gradient.narrow(dim, 0, 1)
+        found = iter(operators[1](gradient, *op.flatten(args)))
+        return [None if tensor is None else next(found) for tensor in args.tensors()]
+
+    def autograd_backward(ctx, gradient, dsaved):
+        gradients = _gradients(ctx, gradient, dsaved)
+        return *gradients, *[None] * (flat_count + 1 - len(gradients))
+
+    flat_count = op.schema.count(",") + 1
+    operators = []
+    for name, schema, function, fake in (
+        (f"vssm::{op.name}", f"({op.schema}, bool save) -> (Tensor, Tensor)", forward, fake_forward),
+        (f"vssm::{op.name}_backward", f"(Tensor gradient, {op.schema}) -> Tensor[]", backward, fake_backward),
+    ):
+        torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(name, "default", function)
+        torch.library.register_fake(name, fake)
+        operators.append(getattr(torch.ops.vssm, name.removeprefix("vssm::")).default)
+    torch.library.register_autograd(f"vssm::{op.name}", autograd_backward, setup_context=setup_context)
+    return tuple(operators)

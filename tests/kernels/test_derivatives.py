@@ -1,0 +1,157 @@
+"""Every way in which torch differentiates or transforms: each op gives what its reference gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from on_backends import DEVICE
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from vssm_kernels import ScanTable, causal_conv1d, selective_scan, sum_gate, sum_norm, use_backend
+from vssm_kernels.testing import assert_close
+
+ORDER = ScanTable.of(torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 2, 0]]), 5, DEVICE)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+# name: (function of tensors, their shapes); the scan's A is minus the exponential of what is given.
+OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "scan": (
+        lambda u, delta, A, B, C, D, bias, weight: selective_scan(
+            u, delta, -A.exp(), B, C, D, delta_bias=bias, delta_weight=weight, order=ORDER, segment=4, merge=True
+        ),
+        [(2, 5, 3), (2, 5, 2, 1), (2, 3, 2), (2, 5, 2, 2), (2, 5, 2, 2), (2, 3), (2, 3), (2, 3, 1)],
+    ),
+    "states": (
+        lambda u, delta, A, B: selective_scan(u, delta, -A.exp(), B, None, order=ORDER),
+        [(2, 5, 2, 3), (2, 5, 2, 3), (2, 3, 2), (2, 5, 2, 2)],
+    ),
+    "convolution": (
+        lambda x, weight, bias: causal_conv1d(x, weight, bias, ORDER, silu=True),
+        [(2, 5, 3), (2, 3, 4), (2, 3)],
+    ),
+    "gate": (lambda y, z: sum_gate(y, z, 0.5), [(2, 5, 3, 4), (2, 5, 4)]),
+    "gate of one direction": (sum_gate, [(2, 5, 1, 4), (2, 5, 4)]),
+    "sum": (lambda y: sum_gate(y * y, None, 0.5), [(2, 5, 3, 4)]),
+    "norm": (lambda x, weight, bias: sum_norm(x, weight, bias, eps=1e-5, merge=True), [(2, 5, 3, 4), (4,), (4,)]),
+    "rms norm": (lambda x, weight: sum_norm(x, weight, eps=1e-5, center=False, merge=True), [(2, 5, 3, 4), (4,)]),
+    "plain norm": (lambda x, weight, bias: sum_norm(x, weight, bias, eps=1e-5), [(2, 5, 4), (4,), (4,)]),
+}
+every_op = pytest.mark.parametrize("name", OPS)
+
+
+def leaves(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    op, shapes = OPS[name]
+    return op, [normal(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+
+
+def both_ways(run: Callable[[], list[Tensor]]) -> None:
+    """The same numbers from the backend that is chosen, and from plain operations of torch."""
+    found = run()
+    with use_backend("reference"):
+        expected = run()
+    for number, (one, want) in enumerate(zip(found, expected, strict=True)):
+        assert_close(one, want, f"result {number}")
+
+
+@every_op
+def test_second_derivatives(name):
+    """The gradient of a gradient's norm, and of the output too, by all that the op is given."""
+    op, tensors = leaves(name)
+
+    def run():
+        output = op(*tensors)
+        gradients = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in gradients)
+        return [*gradients, *torch.autograd.grad(penalty + output.sum(), tensors)]
+
+    both_ways(run)
+
+
+@every_op
+def test_second_derivatives_of_a_part(name):
+    """By the first tensor alone, which a backend may have summed over directions before it saved it."""
+    op, tensors = leaves(name)
+
+    def run():
+        (gradient,) = torch.autograd.grad(op(*tensors).square().sum(), tensors[:1], create_graph=True)
+        return list(torch.autograd.grad(gradient.square().sum(), tensors, allow_unused=True, materialize_grads=True))
+
+    both_ways(run)
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if name not in ("norm", "plain norm")])
+def test_third_derivatives(name):
+    """Not of layer norms: torch's own are wrong (2.15), and they are the reference."""
+    op, tensors = leaves(name)
+    first = tensors[0]
+
+    def run():
+        (one,) = torch.autograd.grad(op(*tensors).square().sum(), first, create_graph=True)
+        (two,) = torch.autograd.grad(one.square().sum(), first, create_graph=True)
+        return list(torch.autograd.grad(two.square().sum(), first))
+
+    both_ways(run)
+
+
+@every_op
+def test_under_activation_checkpointing(name):
+    op, tensors = leaves(name)
+
+    def run():
+        output = torch.utils.checkpoint.checkpoint(op, *tensors, use_reentrant=False)
+        return [output, *torch.autograd.grad(output.square().sum(), tensors)]
+
+    both_ways(run)
+
+
+@every_op
+def test_forward_mode(name):
+    op, tensors = leaves(name)
+    tangents = [normal(*tensor.shape, seed=10 + i) for i, tensor in enumerate(tensors)]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(tensor, tangent) for tensor, tangent in zip(tensors, tangents, strict=True)]
+        output, found = forward_ad.unpack_dual(op(*duals))
+    _, by_func = torch.func.jvp(op, tuple(tensor.detach() for tensor in tensors), tuple(tangents))
+    cotangent = normal(*output.shape, seed=30)
+    gradients = torch.autograd.grad(op(*tensors), tensors, cotangent)
+    along = sum((gradient * tangent).sum() for gradient, tangent in zip(gradients, tangents, strict=True))
+    assert_close(found, by_func)
+    assert_close((found * cotangent).sum(), along, tolerance=1e-4)
+
+
+@every_op
+def test_vmap_and_functional_gradients(name):
+    op, tensors = leaves(name)
+    tensors = [tensor.detach() for tensor in tensors]
+    stacked = torch.stack([tensors[0], 2 * tensors[0]])
+    found = torch.func.vmap(lambda first: op(first, *tensors[1:]))(stacked)
+    assert_close(found[1], op(stacked[1], *tensors[1:]))
+
+    def loss(first):
+        return op(first, *tensors[1:]).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss))(stacked)
+    leaf = stacked[1].clone().requires_grad_()
+    assert_close(per_sample[1], torch.autograd.grad(loss(leaf), leaf)[0])
+    hessian = torch.func.hessian(loss)(tensors[0])
+    assert hessian.shape == tensors[0].shape * 2 and torch.isfinite(hessian).all()
+
+
+@every_op
+def test_batched_gradients(name):
+    """torch.autograd.functional.jacobian with vectorize hands a backward many gradients at once."""
+    op, tensors = leaves(name)
+    tensors = [tensor.detach() for tensor in tensors]
+
+    def function(first):
+        return op(first, *tensors[1:]).sum(0)
+
+    slow = torch.autograd.functional.jacobian(function, tensors[0])
+    assert_close(torch.autograd.functional.jacobian(function, tensors[0], vectorize=True), slow)

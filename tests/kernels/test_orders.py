@@ -1,0 +1,91 @@
+"""Tables of scan orders: their facts, and that nothing reaches the memory of one that is in use."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vssm_kernels import ScanTable, causal_conv1d
+from vssm_kernels.orders import checked
+
+
+def convolved(order: torch.Tensor | ScanTable) -> list[float]:
+    """The tokens 1, 2, 3 where the order of one direction visits them."""
+    return causal_conv1d(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.ones(1, 1, 1), None, order).flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("table", "tokens", "repeats", "covers"),
+    [
+        ([[0, 1, 2], [2, 1, 0]], 3, False, True),
+        ([[0, 1, 2], [2, 1, 0]], 4, False, False),
+        ([[0, 0, 1]], 2, True, True),
+        ([[0, -1, -1]], 2, False, False),
+        ([[-1, 1, -1, 0]], 2, False, True),
+        ([[0, 1], [0, 0]], 2, True, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_facts(table, tokens, repeats, covers, dtype):
+    made = ScanTable.of(torch.tensor(table, dtype=dtype), tokens)
+    assert (made.repeats, made.covers, made.tokens) == (repeats, covers, tokens)
+    assert made.table.dtype == torch.int32 and made.table.tolist() == table
+
+
+@pytest.mark.parametrize("entry", [-2, 3])
+def test_entries_out_of_range_are_refused(entry):
+    with pytest.raises(ValueError, match=r"order holds entries from .*expected token indices 0 to 2, or -1"):
+        ScanTable.of(torch.tensor([[0, 1, entry]]), 3)
+
+
+def test_a_change_through_numpy_has_no_effect():
+    order = torch.tensor([[0, 1, -1]], dtype=torch.int32)
+    made = ScanTable.of(order, 3)
+    assert convolved(order) == convolved(made) == [1, 2, 0]
+    order.numpy()[:] = 10**6
+    assert convolved(order) == convolved(made) == [1, 2, 0]
+
+
+def test_a_change_in_place_is_checked():
+    order = torch.tensor([[0, 1, -1]], dtype=torch.int32)
+    assert convolved(order) == [1, 2, 0]
+    order[0, 2] = 2
+    assert convolved(order) == [1, 2, 3]
+    order[0, 0] = 7
+    with pytest.raises(ValueError, match="entries from 1 to 7"):
+        convolved(order)
+
+
+def test_a_plain_tensor_is_read_once():
+    order = torch.tensor([[2, 0, 1]], dtype=torch.int32)
+    assert checked(order, 3) is checked(order, 3)
+    assert checked(order, 3) is not checked(order, 4)
+
+
+def test_inference_tensors_are_read_at_every_use():
+    """They have no version, so a change would go unnoticed; and what is made of them serves outside that mode."""
+    with torch.inference_mode():
+        order = torch.tensor([[0, 1, -1]], dtype=torch.int32)
+        assert convolved(order) == [1, 2, 0]
+        order[0, 0] = 7
+    with pytest.raises(ValueError, match="entries from -1 to 7"):
+        convolved(order)
+    with torch.inference_mode():
+        order[0, 0] = 2
+        made = ScanTable.of(order, 3)
+    assert not made.table.is_inference() and convolved(made) == [0, 2, 3]
+
+
+def test_a_table_for_another_number_of_tokens_is_refused():
+    with pytest.raises(ValueError, match="order walks 4 tokens, but the input has 3"):
+        convolved(ScanTable.of(torch.tensor([[0, 1]]), 4))
+
+
+def test_every_op_is_a_module_too():
+    """Its function hides its package under the package's name."""
+    import vssm_kernels.selective_scan.reference as reference
+    import vssm_kernels.sum_norm.native_cpu
+    from vssm_kernels import sum_norm
+
+    assert vssm_kernels.selective_scan.reference is reference
+    assert vssm_kernels.sum_norm.native_cpu.BACKEND.name == "native" and vssm_kernels.sum_norm is sum_norm
