@@ -57,7 +57,7 @@ def test_of_a_model(kind: tuple[str, dict]) -> None:
     apart = given.tokens if given.tokens.dim() == 3 else given.tokens[:, None].expand(-1, given.order.directions, -1)
     chosen = len(given.tokens) // 3
     row = hidden_attention(given, chosen)
-    visits = (given.order == chosen).sum(1, keepdim=True)  # the skip D is added at each visit of a direction
+    visits = (given.order.table == chosen).sum(1, keepdim=True)  # the skip D is added at each visit of a direction
     attended = torch.einsum("kcs,skc->c", row, apart) + (given.scan.D * visits * apart[chosen]).sum(0)
     with torch.no_grad():
         torch.testing.assert_close(
