@@ -1,4 +1,4 @@
-"""A training that was killed continues to the same weights and the same loss."""
+"""A training that was killed and resumed ends with the same weights and loss."""
 
 import os
 import signal

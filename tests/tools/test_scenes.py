@@ -1,4 +1,4 @@
-"""Detection and segmentation through the tools: train, resume, evaluate, predict, on a handful of embedded scenes."""
+"""Detection and segmentation with the tools: train, resume, evaluate and predict a few embedded scenes."""
 
 import itertools
 import json
@@ -114,7 +114,7 @@ def config_of(folder: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def work(task: str, folder: Path, config_of: Callable[[str], Path]) -> Path:
-    """Where a training of two epochs, with validation, left its files."""
+    """The work directory of a training of two epochs with validation."""
     assert cli.train([str(config_of(task)), "--work-dir", str(folder / task)]) == 0
     return folder / task
 

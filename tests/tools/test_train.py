@@ -35,7 +35,7 @@ def test_train_then_evaluate(train, run, config, tmp_path):
 
 
 def _a_full_disk_loses_nothing(run, config, work):
-    """A limit on the size of files stands for the full disk: the next checkpoint cannot be written."""
+    """A limit on file sizes simulates a full disk: the next checkpoint cannot be written."""
     limited = (
         "import resource, runpy, sys; "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({10**6}, resource.RLIM_INFINITY)); "

@@ -78,7 +78,7 @@ def test_a_direction_attends_to_what_it_has_passed() -> None:
 
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.4, 0.9), (0.5, 0.5), (1.0, 1.0)])
 def test_class_token_of_vim_is_not_on_the_map(place: tuple[float, float]) -> None:
-    """The chosen patch is the brightest among its own: walking forwards, nothing comes after it."""
+    """In the forward direction no patch after the chosen one contributes, in the backward direction none before."""
     torch.manual_seed(0)
     model = timm.create_model("vim_tiny", **VIM[1])
     _, (row, column), maps = attention_maps(model, torch.randn(3, 64, 96), place, 0)

@@ -1,4 +1,4 @@
-"""Receptive fields: measured against models whose field is known."""
+"""Receptive fields of models whose field is known."""
 
 from pathlib import Path
 

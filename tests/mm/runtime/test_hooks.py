@@ -18,7 +18,7 @@ SCHEDULES = Path(__file__).resolve().parents[3] / "configs/_base_/schedules"
 
 
 class Poison(Hook):
-    """Makes the weights useless before a step."""
+    """Makes the weights infinite before a step."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == 5:

@@ -31,7 +31,7 @@ def test_parameters_outside_the_backbone_are_trained_too():
 
 
 def with_head(**backbone):
-    """In the place of a detector: a backbone under its head, whose parameters have names like a backbone's."""
+    """Stands for a detector: a backbone, and a head whose parameters have names like a backbone's."""
     head = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 2)])})
     return torch.nn.ModuleDict({"blocks": head, "backbone": VSSMBackbone(**backbone)})
 

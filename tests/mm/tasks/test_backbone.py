@@ -313,7 +313,7 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing_and_says_why(tmp_path: P
 
 
 def test_pretrained_weights_come_with_init_weights_only(tmp_path: Path) -> None:
-    """Here from a file; without one, timm downloads the published weights at the same moment."""
+    """Here from a file; without one, timm downloads the published weights at this point."""
     torch.save({"model": official_weights("vmamba_tiny_s1l8")}, file := tmp_path / "vmamba.pth")
     backbone = VSSMBackbone("vmamba_tiny", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     stem = official_weights("vmamba_tiny_s1l8")["patch_embed.0.weight"]
