@@ -27,7 +27,7 @@ SCOPES = ("mmengine", "mmdet", "mmseg")
 # Arguments that name weights or settings kept elsewhere. They are dropped: the checkpoint has the weights.
 FROM_ELSEWHERE = {"cache_dir", "checkpoint_path", "init_cfg", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 # Far beyond real descriptions: a Cascade Mask R-CNN has 11 levels, 600 values and no number above 2000.
-MAX_DEPTH, MAX_VALUES, MAX_TEXT, MAX_INTEGER = 40, 20_000, 200, 1_000_000
+MAX_DEPTH, MAX_VALUES, MAX_TEXT, MAX_INTEGER = 40, 20_000, 200, 100_000
 # Words, numbers and orders such as windows(4). Slashes, colons, quotes and file endings are left out; so are dots that
 # are no decimal points, and names between double underscores.
 TEXT = re.compile(r"(?!.*__)(?:[\w +,=-]|(?<=\d)\.(?=\d)|\(\d+\))*")

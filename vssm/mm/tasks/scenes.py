@@ -1,6 +1,6 @@
 """Prediction with detectors and segmentors: objects or a class map, drawn and as plain values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,21 +49,19 @@ class ScenePredictor:
 
     Args:
         model: of mmdet or mmseg.
-        pipeline: for tests, as in a config.
+        pipeline: from an image, see `_image`, to the model's input.
         names: of the classes.
         colours: of the classes.
     """
 
     model: nn.Module
-    pipeline: Sequence[dict]
+    pipeline: Callable[[dict], dict]
     names: Sequence[str]
     colours: Sequence[Colour]
 
     def __call__(self, image: Image.Image, picture: Path) -> dict:
         """Predict an RGB image, draw the result, and return it as plain values: ``objects`` or ``classes``."""
-        steps = [dict(type="LoadImageFromNDArray"), *(s for s in self.pipeline if not s["type"].startswith("Load"))]
-        pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])
-        data = Compose(steps)({"img": pixels, "img_id": 0})
+        data = self.pipeline(_image(image))
         with torch.inference_mode():
             (sample,) = self.model.test_step({key: [value] for key, value in data.items()})
         if "pred_instances" in sample:
@@ -119,7 +117,9 @@ def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> SceneP
     weights = models.weights_in(saved.get("state_dict"), str(path))
     model = described.build_model(lambda: _build(described.model, described.scope), weights)
     load_training(model, saved, path)
-    return _predictor(model, described.pipeline, {"classes": described.classes, "palette": described.palette}, labels)
+    pipeline = described.build(lambda: _pipeline(described.pipeline))
+    described.build(lambda: pipeline(_image(Image.new("RGB", (32, 32)))))
+    return _predictor(model, pipeline, {"classes": described.classes, "palette": described.palette}, labels)
 
 
 def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None) -> ScenePredictor:
@@ -132,7 +132,7 @@ def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None)
         raise ConfigError(f"--model {config_file} says nothing of weights: give them with --checkpoint")
     model = _build(to_plain(config.model), scope)
     load_weights(model, path)
-    return _predictor(model, to_plain(config.test_dataloader.dataset.pipeline), _described(config), labels)
+    return _predictor(model, _pipeline(config.test_dataloader.dataset.pipeline), _described(config), labels)
 
 
 def is_part(name: str) -> bool:
@@ -145,17 +145,28 @@ def is_part(name: str) -> bool:
     """
     if name in OPERATORS:
         return True
+    found = []
     for registry in part_registries():
         registry.import_from_location()
-        module = f"{getattr(registry.module_dict.get(name), '__module__', '')}."
-        if module.startswith(PACKAGES):
-            return not module.startswith(tuple(f"{each}." for each in REACHING_OUT))
-    return False
+        if name in registry.module_dict:
+            found.append(f"{getattr(registry.module_dict[name], '__module__', '')}.")
+    refused = tuple(f"{module}." for module in REACHING_OUT)
+    return bool(found) and all(module.startswith(PACKAGES) and not module.startswith(refused) for module in found)
 
 
 def _build(model: dict, scope: str) -> nn.Module:
     init_default_scope(scope)
     return MODELS.build(ConfigDict(model))
+
+
+def _pipeline(steps: Sequence[dict]) -> Callable[[dict], dict]:
+    """A test pipeline that starts from an image in memory: steps that read images or annotations are left out."""
+    return Compose([dict(type="LoadImageFromNDArray"), *(s for s in steps if not s["type"].startswith("Load"))])
+
+
+def _image(image: Image.Image) -> dict:
+    """An RGB image as the first step of a pipeline takes it: blue, green, red."""
+    return {"img": np.ascontiguousarray(np.asarray(image)[..., ::-1]), "img_id": 0}
 
 
 def _described(config: Config) -> dict:
@@ -166,14 +177,18 @@ def _described(config: Config) -> dict:
 
 
 def _predictor(
-    model: nn.Module, pipeline: Sequence[dict], described: dict, labels: Sequence[str] | None
+    model: nn.Module, pipeline: Callable[[dict], dict], described: dict, labels: Sequence[str] | None
 ) -> ScenePredictor:
-    count = next(iter(classes_of_heads(model).values()))
+    heads = classes_of_heads(model)
+    if not heads:
+        raise ConfigError(f"a {type(model).__name__} has no head with classes; expected a detector or a segmentor")
+    count = next(iter(heads.values()))
     names = labels or described.get("classes") or [f"class {i}" for i in range(count)]
     if len(names) != count:
         raise ConfigError(f"the model has {count} classes, but there are {len(names)} labels")
-    palette = described.get("palette") or ()
-    colours = [tuple(colour) for colour in palette] if len(palette) == count else distinct_colours(count)
+    palette = described.get("palette")  # mmdet says "random" where there is none
+    fits = isinstance(palette, list | tuple) and len(palette) == count
+    colours = [tuple(colour) for colour in palette] if fits else distinct_colours(count)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model if device == "cuda" else revert_sync_batchnorm(model)
     return ScenePredictor(model.to(device).eval(), pipeline, names, colours)
