@@ -170,6 +170,7 @@ def test_nothing_in_a_resumed_file_is_run_or_removed(make_runner, tmp_path):
         ("meta", "seed", [1]),
         ("message_hub", "log_scalars", {"loss": 3}),
         ("message_hub", "runtime_info", {"keep_ckpt_ids": ["../x"]}),
+        ("message_hub", "log_scalars", [1]),
         ("message_hub", "resumed_keys", None),
     ],
 )

@@ -86,8 +86,8 @@ class PlainCheckpointHook(CheckpointHook):
             scalars[name] = HistoryBuffer(plain["values"].tolist(), plain["counts"].tolist(), plain["max_length"])
 
     def _remove_outdated(self) -> None:
-        best = getattr(self, "best_ckpt_path", None)
-        self.file_backend.remove_all(keep={self.last_ckpt, best})
+        saved = self.last_ckpt, getattr(self, "best_ckpt_path", None)
+        self.file_backend.remove_all(keep={Path(path).resolve() for path in saved if path})
 
 
 class _RemoveLater(LocalBackend):
@@ -103,14 +103,14 @@ class _RemoveLater(LocalBackend):
         self.outdated: list[Path] = []
 
     def remove(self, filepath: str) -> None:
-        self.outdated.append(Path(filepath))
+        self.outdated.append(Path(filepath).resolve())
 
     def rmtree(self, dir_path: str) -> None:
         """Nothing: checkpoints are files."""
 
-    def remove_all(self, keep: set[str | None]) -> None:
+    def remove_all(self, keep: set[Path]) -> None:
         for path in self.outdated:
-            if str(path) not in keep and path.resolve().parent == self.folder:
+            if path not in keep and path.parent == self.folder:
                 path.unlink(missing_ok=True)
         self.outdated.clear()
 
@@ -127,15 +127,15 @@ def check_bookkeeping(checkpoint: dict, path: str | Path) -> None:
     """
     meta, hub = checkpoint["meta"], checkpoint["message_hub"]
     meta.pop("config", None)
-    information = hub.get("runtime_info") if isinstance(hub, dict) else None
+    parts = {name: hub.get(name) if isinstance(hub, dict) else None for name in HUB}
     counts = [meta.get("epoch"), meta.get("iter"), meta.get("seed", 0) or 0]
-    ids = information.get("keep_ckpt_ids", []) if isinstance(information, dict) else None
-    sound = {
-        "meta.epoch, meta.iter and meta.seed": all(isinstance(count, int) and count >= 0 for count in counts),
-        "message_hub": isinstance(information, dict) and all(isinstance(hub.get(name), dict) for name in HUB),
-        "message_hub.runtime_info.keep_ckpt_ids": isinstance(ids, list) and all(isinstance(i, int) for i in ids),
-        "message_hub.log_scalars": isinstance(hub, dict) and all(map(_is_history, hub.get("log_scalars", {}).values())),
-    }
+    sound = {"meta.epoch, meta.iter and meta.seed": all(isinstance(count, int) and count >= 0 for count in counts)}
+    sound |= {f"message_hub.{name}": isinstance(part, dict) for name, part in parts.items()}
+    if all(sound.values()):
+        ids = parts["runtime_info"].get("keep_ckpt_ids", [])
+        histories = parts["log_scalars"].values()
+        sound["message_hub.runtime_info.keep_ckpt_ids"] = isinstance(ids, list) and all(type(i) is int for i in ids)
+        sound["message_hub.log_scalars"] = all(map(_is_history, histories))
     for place, right in sound.items():
         if not right:
             raise CheckpointError(f"{path}: {place} is not what tools/train.py writes; nothing was loaded")
