@@ -107,7 +107,9 @@ class _Outline:
         unpickler.outline = self
         unpickler.load()
 
-    def storage(self, saved_id: Any) -> _Storage:
+    def storage(self, saved_id: Any) -> _Storage | _Nothing:
+        if saved_id[0] == "module":  # a class with its source, in old files of whole models, which torch refuses
+            return _Nothing()
         kind, storage_type, key, _, numel = saved_id[:5]
         if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(numel, int) or numel < 0:
             raise FileError("a storage in it is not declared as torch.save does")
@@ -137,7 +139,7 @@ class _Unpickler(pickle._Unpickler):
 
     outline: _Outline
 
-    def persistent_load(self, saved_id: Any) -> _Storage:
+    def persistent_load(self, saved_id: Any) -> _Storage | _Nothing:
         return self.outline.storage(saved_id)
 
     def find_class(self, module: str, name: str) -> Any:
