@@ -107,9 +107,9 @@ class _Outline:
         unpickler.outline = self
         unpickler.load()
 
-    def storage(self, saved_id: Any) -> _Storage | _Nothing:
+    def storage(self, saved_id: Any) -> _Storage | type[_Nothing]:
         if saved_id[0] == "module":  # a class with its source, in old files of whole models, which torch refuses
-            return _Nothing()
+            return _Nothing
         kind, storage_type, key, _, numel = saved_id[:5]
         if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(numel, int) or numel < 0:
             raise FileError("a storage in it is not declared as torch.save does")
@@ -139,7 +139,7 @@ class _Unpickler(pickle._Unpickler):
 
     outline: _Outline
 
-    def persistent_load(self, saved_id: Any) -> _Storage | _Nothing:
+    def persistent_load(self, saved_id: Any) -> _Storage | type[_Nothing]:
         return self.outline.storage(saved_id)
 
     def find_class(self, module: str, name: str) -> Any:
