@@ -76,12 +76,14 @@ def refusal(path: Path) -> str:
         ([tensor(Stored(), 10, 1000) for _ in range(100)], "tensors are declared with 4,000,000 bytes"),
         (tensor(Stored(), -1, -4), "not declared as torch.save does"),
         (tensor(Stored(), "4"), "not declared as torch.save does"),
+        (tensor(Stored(numel=1 << 100_000), 4), "not declared as torch.save does"),
+        (tensor(Stored(), *[1 << 60] * 100_000), "not declared as torch.save does"),
         (tensor([1.0] * 4, 4), "not declared as torch.save does"),
         (Rebuilt(bytearray, 10**12), "bytearray; expected dense tensors"),
         (Rebuilt(torch.Tensor, 10**6, 10**6), "it holds torch.Tensor|it holds torch._tensor.Tensor"),
         (Rebuilt(torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (9,), (1,), False), "torch._utils"),
     ],
-    ids=range(14),
+    ids=range(16),
 )  # fmt: skip
 def test_declarations_that_do_not_hold(value: object, told: str, tmp_path: Path) -> None:
     write(tmp_path / "file.pth", {"weight": value})

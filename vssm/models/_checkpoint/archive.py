@@ -111,7 +111,7 @@ class _Outline:
         if saved_id[0] == "module":  # a class with its source, in old files of whole models, which torch refuses
             return _Nothing
         kind, storage_type, key, _, numel = saved_id[:5]
-        if kind != "storage" or not isinstance(storage_type, _StorageType) or not isinstance(numel, int) or numel < 0:
+        if kind != "storage" or not isinstance(storage_type, _StorageType) or not _are_sizes([numel]):
             raise FileError("a storage in it is not declared as torch.save does")
         declared = numel * storage_type.itemsize
         if declared > self.held(key):
@@ -120,7 +120,7 @@ class _Outline:
         return _Storage(storage_type.itemsize)
 
     def tensor(self, storage: Any, offset: Any, size: Any, *_: Any) -> _Nothing:
-        if not isinstance(storage, _Storage) or not all(isinstance(side, int) and side >= 0 for side in size):
+        if not isinstance(storage, _Storage) or not _are_sizes(size):
             raise FileError("a tensor in it is not declared as torch.save does")
         self.tensor_bytes += math.prod(size) * storage.itemsize
         return _Nothing()
@@ -132,6 +132,11 @@ class _Outline:
             raise FileError(
                 f"its tensors are declared with {max(self.tensor_bytes, declared):,} bytes, and the file has {size:,}"
             )
+
+
+def _are_sizes(numbers: Any) -> bool:
+    """Whether these can be the sizes of a tensor: integers of 64 bits, as many as torch allows."""
+    return len(numbers) <= 64 and all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers)
 
 
 class _Unpickler(pickle._Unpickler):
