@@ -79,11 +79,15 @@ def refusal(path: Path) -> str:
         (tensor(Stored(numel=1 << 100_000), 4), "not declared as torch.save does"),
         (tensor(Stored(), *[1 << 60] * 100_000), "not declared as torch.save does"),
         (tensor([1.0] * 4, 4), "not declared as torch.save does"),
+        (Rebuilt(
+            torch._tensor._rebuild_from_type_v2, torch._utils._rebuild_tensor_v2, torch.nn.Parameter,
+            (Stored(), 0, (10**6, 10**6), (0, 0), False, OrderedDict()), {},
+         ), "tensors are declared with 4,000,000,000,000 bytes"),
         (Rebuilt(bytearray, 10**12), "bytearray; expected dense tensors"),
         (Rebuilt(torch.Tensor, 10**6, 10**6), "it holds torch.Tensor|it holds torch._tensor.Tensor"),
         (Rebuilt(torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (9,), (1,), False), "torch._utils"),
     ],
-    ids=range(16),
+    ids=range(17),
 )  # fmt: skip
 def test_declarations_that_do_not_hold(value: object, told: str, tmp_path: Path) -> None:
     write(tmp_path / "file.pth", {"weight": value})
@@ -139,7 +143,10 @@ def test_what_is_no_file(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_good_files_are_read(zipped: bool, tmp_path: Path) -> None:
     layer = torch.nn.Linear(3, 2)
+    (noted := torch.ones(2)).note = "an attribute"
+    layer.bias.note = "an attribute"
     value = {
+        "noted": [noted, layer.bias],
         "layer": layer.state_dict(),
         "tied": [layer.weight] * 5,
         "empty": torch.zeros(0, 3),

@@ -30,12 +30,9 @@ _ITEMSIZES = {
     "ComplexDoubleStorage": 16,
 }
 _TENSORS = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
-# Allowed by torch beside objects of the files themselves: parameters, and tensors that carry attributes.
-_WRAPPERS = {
-    "torch._tensor._rebuild_from_type_v2",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-}
+# Take a tensor that is rebuilt already; _WITH_ATTRIBUTES takes the function and arguments that rebuild it.
+_PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
+_WITH_ATTRIBUTES = "torch._tensor._rebuild_from_type_v2"
 
 
 def check_archive(path: str | Path) -> None:
@@ -153,10 +150,21 @@ class _Unpickler(pickle._Unpickler):
             return self.outline.tensor
         if module.partition(".")[0] == "torch" and name.endswith("Storage"):
             return _StorageType(name)
-        rebuilt = full.startswith(("torch._utils.", "torch._tensor.")) and full not in _WRAPPERS
+        if full == _WITH_ATTRIBUTES:
+            return lambda function, kind, arguments, *_: function(*arguments)
+        rebuilt = full.startswith(("torch._utils.", "torch._tensor.")) and full not in _PARAMETERS
         if rebuilt or name == "bytearray" or (module.startswith("torch") and name.endswith("Tensor")):
-            raise FileError(f"it holds {full}; expected dense tensors and plain values")
+            return _refusal(full)
         return _Nothing
+
+
+def _refusal(name: str) -> Callable[..., None]:
+    """Stands for a constructor: it may be named, as the type of a tensor with attributes, but not called."""
+
+    def refuse(*_: Any) -> None:
+        raise FileError(f"it holds {name}; expected dense tensors and plain values")
+
+    return refuse
 
 
 class _StorageType:
