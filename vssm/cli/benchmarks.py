@@ -1,7 +1,7 @@
 """Measure kernels, models, detectors and segmentors: python tools/benchmark.py {kernels,models,heads} [--help].
 
 Every kernel is compared with the reference before it is timed. Times are medians, with rotating buffers, after a
-warm-up; peers run in the same call, so that ratios hold whatever the machine.
+warm-up; peers run in the same call, so that ratios do not depend on the state of the machine.
 
     python tools/benchmark.py kernels --cases vim_tiny vmamba_s1_stage1 --csv kernels.csv
     python tools/benchmark.py kernels --cases vmamba_s1_stage1 --orders all --csv orders.csv

@@ -191,5 +191,5 @@ def check_classes_of_map(classes: NDArray[np.uint8], number: int, ignored: int, 
 
 
 def _some(items: Sequence[Any]) -> str:
-    told = ", ".join(str(item) for item in items[:5])
-    return told if len(items) <= 5 else f"{told} and {len(items) - 5} more"
+    first = ", ".join(str(item) for item in items[:5])
+    return first if len(items) <= 5 else f"{first} and {len(items) - 5} more"

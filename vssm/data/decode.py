@@ -13,7 +13,7 @@ from vssm.files import check_regular
 
 # What Pillow raises on files that are truncated, corrupt, huge or no images at all; FileError is a ValueError.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-# From here on Pillow warns, and from twice as many on it refuses: decoded, so many pixels take 0.3 to 0.7 GB.
+# Above this Pillow warns, above twice as many it refuses. Decoded, this many pixels take 0.3 to 0.7 GB.
 MAX_PIXELS = 89_478_485
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the model in it, taken as data from a stranger: checked before anything is built.
+"""The description of a model in a checkpoint, which a stranger may have written: checked before anything is built.
 
 A configuration file is code that its user chose to run; a checkpoint is data that anybody may have written. mmengine
 imports whatever a ``type`` names, some classes of mmcv and mmdet evaluate strings, and timm fetches models by address.
@@ -24,7 +24,7 @@ from vssm.models import CheckpointError
 Built = TypeVar("Built")
 
 SCOPES = ("mmengine", "mmdet", "mmseg")
-# Arguments that name weights or settings kept elsewhere. They are dropped: the checkpoint has the weights.
+# Arguments that name weights or settings in other places. They are dropped: the checkpoint has the weights.
 FROM_ELSEWHERE = {"cache_dir", "checkpoint_path", "init_cfg", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 # Far beyond real descriptions: a Cascade Mask R-CNN has 11 levels, 600 values and no number above 2000.
 MAX_DEPTH, MAX_VALUES, MAX_TEXT, MAX_INTEGER = 40, 20_000, 200, 100_000
@@ -86,17 +86,17 @@ class Description:
         except ConfigError:
             raise
         except Exception as error:  # anything can be wrong with the arguments in a stranger's file
-            told = (str(error).strip() or "no reason given").splitlines()[0]
+            reason = (str(error).strip() or "no reason given").splitlines()[0]
             raise CheckpointError(
-                f"{self.source}: what it describes cannot be built ({type(error).__name__}: {told[:MAX_TEXT]})"
+                f"{self.source}: what it describes cannot be built ({type(error).__name__}: {reason[:MAX_TEXT]})"
             ) from error
 
 
 def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool] = lambda name: False) -> Description:
-    """Check what a checkpoint of a training says of its model.
+    """Check the description of the model in a checkpoint of a training.
 
     Args:
-        checkpoint: what the file holds.
+        checkpoint: the content of the file.
         source: the file, for errors.
         is_type: whether a detector, a segmentor or their pipelines may have parts of this type.
 
@@ -105,7 +105,7 @@ def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool
     """
     meta = checkpoint["meta"] if is_training(checkpoint) else {}
     scope, backbone, transform = meta.get("scope", "mmengine"), meta.get("backbone"), meta.get("transform")
-    model, pipeline, told = None, None, meta.get("dataset_meta") or {}
+    model, pipeline, dataset = None, None, meta.get("dataset_meta") or {}
     if scope not in SCOPES:
         raise CheckpointError(f"{source}: scope is {_shown(scope)}; expected one of {', '.join(SCOPES)}")
     if backbone is not None:
@@ -119,10 +119,10 @@ def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool
         _expect(isinstance(model, dict) and "type" in model, source, "meta.model")
         steps = isinstance(pipeline, list) and all(isinstance(step, dict) and "type" in step for step in pipeline)
         _expect(steps, source, "meta.pipeline")
-    _expect(isinstance(told, dict), source, "meta.dataset_meta")
+    _expect(isinstance(dataset, dict), source, "meta.dataset_meta")
     return Description(
         str(source), scope, backbone, transform, model, pipeline,
-        _classes(told.get("classes"), source), _palette(told.get("palette"), source),
+        _classes(dataset.get("classes"), source), _palette(dataset.get("palette"), source),
     )  # fmt: skip
 
 

@@ -35,10 +35,12 @@ class SafeRunner(Runner):
         try:
             return super().from_cfg(cfg)
         except (KeyError, TypeError, ValueError) as error:
-            told = str(error).strip("'\"")
-            if not re.search("is not in the .* registry|unexpected keyword|missing .* required|all None or not", told):
+            reason = str(error).strip("'\"")
+            if not re.search(
+                "is not in the .* registry|unexpected keyword|missing .* required|all None or not", reason
+            ):
                 raise
-            raise ConfigError(f"the config cannot be built: {told.partition('. Please check')[0]}") from error
+            raise ConfigError(f"the config cannot be built: {reason.partition('. Please check')[0]}") from error
 
     def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
         """Build mmengine's logger, and send the library's messages to its handlers.
