@@ -350,8 +350,8 @@ def downstream(sources: Sources, family: Family) -> str:
                 [
                     f"`{recipe.model}`",
                     f"[{recipe.kind['task']}](../{recipe.path})",
-                    f"{numbers['parameters'] / 1e6:.1f} M",
-                    numbers["gflops"],
+                    f"{numbers['parameters'] / 1e6:.1f} M" if "parameters" in numbers else None,
+                    numbers.get("gflops"),
                     published.get("flops"),
                     f"{published['score']} ({numbers['where']})" if published else "none",
                     f"<{numbers['weights']}>" if "weights" in numbers else None,
