@@ -23,7 +23,7 @@ def to_channels_last(image: Tensor, in_chans: int) -> Tensor:
             f"the input has shape {tuple(image.shape)}; expected (batch, {in_chans} channels, height, width): convert "
             f"the images, or build the model with in_chans"
         )
-    return image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return image.permute(0, 2, 3, 1).contiguous()
 
 
 @register_notrace_module  # reads shapes
