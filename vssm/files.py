@@ -1,6 +1,7 @@
 """Files: only regular ones are opened, and what is written is whole or absent."""
 
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -50,6 +51,15 @@ def make_directory(directory: Path, option: str) -> None:
         raise ConfigError(
             f"the directory {directory} cannot be written: {error.strerror}; choose another with {option}"
         ) from error
+
+
+def file_stem(text: str) -> str:
+    """A name for a file or folder from any text: its small letters and digits, joined by underscores.
+
+    >>> file_stem("Windows(4), plain")
+    'windows_4_plain'
+    """
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def replace_atomically(temporary: str | Path, final: str | Path) -> None:

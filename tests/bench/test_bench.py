@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, checks before it times, and writes what it measured with."""
+"""The benchmark checks before it times, and writes results with the conditions of measurement."""
 
 import csv
 from itertools import product

@@ -1,4 +1,4 @@
-"""Operations: counted by hand for small cases, and compared with what papers publish at 224 pixels."""
+"""Operations, compared with hand counts for small cases and with published figures at 224 pixels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A study's rows are summed up truly, from memory or from their file, and become a table."""
+"""Summaries and tables of a study's rows, from memory and from a file."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Bad data of detection and segmentation: one sentence each, before anything is trained."""
+"""Bad data of detection and segmentation: one sentence each, before training."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def coco(tmp_path: Path) -> dict:
 
 @pytest.fixture
 def check(tmp_path: Path, coco: dict) -> Callable[..., None]:
-    """Check what `coco` has become."""
+    """Check the current content of `coco`."""
 
     def call(classes: tuple[str, ...] = CLASSES, empty_left_out: bool = False) -> None:
         file = tmp_path / "train.json"
@@ -120,7 +120,7 @@ def test_an_unlisted_image(check: Callable, coco: dict) -> None:
 
 
 def test_classes_that_the_file_has_not(check: Callable) -> None:
-    """mmdet would number the classes that are left, and train and score wrong labels."""
+    """mmdet numbers the remaining classes, and would train and score wrong labels."""
     with pytest.raises(DataError) as caught:
         check(classes=("person", "disc"))
     for part in ("no category for person", "disc, star", "metainfo"):

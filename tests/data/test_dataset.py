@@ -1,4 +1,4 @@
-"""Every source of images gives the same samples; what is wrong with one is said in a sentence."""
+"""Every source of images gives the same samples; each fault is one sentence."""
 
 import io
 import logging

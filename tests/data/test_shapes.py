@@ -57,7 +57,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
 def test_several_processes_draw_the_same_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = fingerprint(ensure_shapes(tmp_path / "alone", **SMALL))
     monkeypatch.setattr("vssm.data.shapes._LEAST_PIXELS_PER_WORKER", 5 * SMALL["image_size"] ** 2)
-    monkeypatch.setattr("vssm.data.shapes._cores", lambda: 2)
+    monkeypatch.setattr("vssm.data.shapes.available_cores", lambda: 2)
     assert fingerprint(ensure_shapes(tmp_path / "together", **SMALL)) == alone
 
 

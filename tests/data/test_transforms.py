@@ -1,4 +1,4 @@
-"""The published recipes are what the configs build; transforms are made from plain data; wrong data are named."""
+"""Configs build the published recipes; transforms are built from plain data; wrong data are named."""
 
 import importlib.metadata
 import logging

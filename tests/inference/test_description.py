@@ -1,4 +1,4 @@
-"""What a checkpoint says of its model is data: plain, known and bounded, or refused before anything is built."""
+"""The description of a model in a checkpoint is plain, known and bounded, or refused before anything is built."""
 
 import copy
 import socket
@@ -70,7 +70,7 @@ def test_what_is_refused(case: int) -> None:
 
 
 def test_values_that_share_their_parts_are_counted_each_time() -> None:
-    """A list that holds a list ten times, which holds a list ten times, and so on, is small in a file."""
+    """Thirty nested lists of ten references each are small in a file, and 10**30 values when walked through."""
     value = [1]
     for _ in range(30):
         value = [value] * 10
@@ -104,7 +104,7 @@ def test_what_is_let_through(value: object) -> None:
 
 
 def classifier(**changes: object) -> dict:
-    """A checkpoint that is sound but for its changes."""
+    """A valid checkpoint with some changes."""
     meta = {"backbone": {"model_name": "test_vit"}, "transform": {"type": "TimmTransform", "input_size": 32}}
     meta |= {"dataset_meta": {"classes": ["a/b", "c: \x1b[2J"]}, "scope": "mmengine"} | changes
     return {"meta": meta, "message_hub": {}, "state_dict": {"weight": torch.zeros(1)}}

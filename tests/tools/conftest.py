@@ -1,4 +1,4 @@
-"""A training that takes seconds: timm's test_vit on a handful of embedded images."""
+"""The small training with augmentation, mixup, schedule and averaged weights; commands as a user calls them."""
 
 import os
 import subprocess
@@ -7,30 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_training import ROOT, write_config
 
-ROOT = Path(__file__).resolve().parents[2]
-
-CONFIG = """
-_base_ = {base!r}
-_set = dict(type='ShapesDataset', root={data!r}, train=32, val=20, image_size=32, seed=0)
-_transform = dict(type='TimmTransform', input_size=32)
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(model_name='test_vit', num_classes=10, img_size=32, drop_path_rate=0.1),
-    data_preprocessor=dict(type='ClassificationPreprocessor', mixup=dict(mixup_alpha=0.8, num_classes=10)))
-train_dataloader = dict(
-    batch_size=8, num_workers=1, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(split='train', transform=dict(is_training=True, auto_augment='rand-m9', **_transform), **_set))
-val_dataloader = dict(
-    batch_size=10, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(split='val', transform=_transform, **_set))
-test_dataloader = val_dataloader
-train_cfg = dict(by_epoch=True, max_epochs=3)
-optim_wrapper = dict(
-    constructor='GroupMatcherOptimWrapperConstructor', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
+# All that is random, and a schedule.
+MORE = """
+model['backbone']['drop_path_rate'] = 0.1
+model['data_preprocessor'] = dict(type='ClassificationPreprocessor', mixup=dict(mixup_alpha=0.8, num_classes=10))
+train_dataloader['num_workers'] = 1
+train_dataloader['dataset']['transform'] = dict(
+    type='TimmTransform', input_size=32, is_training=True, auto_augment='rand-m9')
+train_cfg['max_epochs'] = 3
 param_scheduler = dict(type='CosineAnnealingLR', T_max=12, by_epoch=False)
 auto_scale_lr = dict(base_batch_size=16)
-default_hooks = dict(logger=dict(interval=1), ema=dict(type='EMAHook', momentum=0.1))
+default_hooks['ema'] = dict(type='EMAHook', momentum=0.1)
 """
 
 
@@ -42,10 +31,7 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(tmp_path: Path, shapes_root: Path) -> Path:
     """The configuration file of the small training."""
-    path = tmp_path / "small.py"
-    base = str(ROOT / "configs/_base_/default_runtime.py")
-    path.write_text(CONFIG.format(base=base, data=str(shapes_root)))
-    return path
+    return write_config(tmp_path / "small.py", shapes_root, MORE)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What tools/train.py says of missing and bad data of detection and segmentation: one sentence, no traceback."""
+"""Missing and bad data of detection and segmentation end tools/train.py with one sentence, not a traceback."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ SEGMENTOR = CONFIGS / "segmentation/vmamba/upernet_vmamba_demo_shapes.py"
 
 @pytest.fixture
 def error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., str]:
-    """Train in an empty directory; give the sentence that the training ends with."""
+    """Train in an empty directory; returns the sentence with which the training ends."""
     monkeypatch.chdir(tmp_path)
 
     def call(config: Path, *options: str) -> str:

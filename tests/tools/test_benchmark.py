@@ -1,4 +1,4 @@
-"""tools/benchmark.py understands the documents' commands, and finds what is published."""
+"""tools/benchmark.py accepts the documents' commands and finds published figures."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""tools/compare.py whole: two small models, two seeds, on the CPU; and the table that a document takes from it."""
+"""tools/compare.py from start to end: two small models and two seeds on the CPU, and its table in a document."""
 
 import csv
 import importlib

@@ -1,12 +1,11 @@
 """Two processes train as one process does with the same total batch."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from small_training import ROOT, logged
 
-ROOT = Path(__file__).resolve().parents[2]
 # What is random for each image or each process is off; the order of the images is the same.
 PLAIN = [
     "model.backbone.drop_path_rate=0.0",
@@ -19,8 +18,7 @@ PLAIN = [
 
 
 def losses(work_dir: Path) -> list[float]:
-    (log,) = work_dir.glob("*/vis_data/scalars.json")
-    return [values["loss"] for values in map(json.loads, log.read_text().splitlines()) if "loss" in values]
+    return [values["loss"] for values in logged(work_dir) if "loss" in values]
 
 
 def train_as_one_and_as_two(run, config, tmp_path, **environment):

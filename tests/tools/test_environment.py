@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Commands:
-    """Stands in for running commands: notes them, makes what `python -m venv` would, fails where told."""
+    """Replaces running commands: records them, creates what `python -m venv` would, fails on request."""
 
     def __init__(self):
         self.seen = []
@@ -44,7 +44,7 @@ class Commands:
 
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
-    """The script, working on a copy of the files it reads, with its commands noted instead of run."""
+    """The script on a copy of the files it reads, with its commands recorded instead of run."""
     spec = importlib.util.spec_from_file_location("environment", ROOT / "tools" / "environment.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""From a classifier that tools/train.py trained to a segmentor that starts from it, by the README's commands."""
+"""Trains a classifier and then a segmentor that starts from it, by the README's commands."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -27,7 +27,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """An image of each kind that used to be read wrongly: colour, one channel, 16 bit, alpha."""
+    """Images of several kinds: colour, one channel, 16 bit, alpha."""
     noise = numpy.random.default_rng(0).integers(0, 255, (40, 60, 4), dtype=numpy.uint8)
     paths = [tmp_path / f"{name}.png" for name in ("colour", "grey", "deep", "clear")]
     arrays = noise[..., :3], noise[..., 0], noise[..., 0].astype(numpy.uint16) * 257, noise

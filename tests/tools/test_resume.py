@@ -1,13 +1,11 @@
-"""A training that was killed continues to the same weights and the same loss."""
+"""A training that was killed and resumed ends with the same weights and loss."""
 
-import json
 import os
 import signal
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
+from small_training import ROOT, logged
 
 KILLER = """
 import os, signal
@@ -27,13 +25,7 @@ class KillAtStep(Hook):
 
 def losses(work_dir: Path) -> dict[int, float]:
     """The last logged loss of each step."""
-    logged = {}
-    for path in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        for line in path.read_text().splitlines():
-            values = json.loads(line)
-            if "loss" in values:
-                logged[values["step"]] = values["loss"]
-    return logged
+    return {values["step"]: values["loss"] for values in logged(work_dir) if "loss" in values}
 
 
 def test_resume_after_kill_in_the_middle_of_an_epoch(train, run, config, tmp_path):

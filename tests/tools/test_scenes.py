@@ -1,4 +1,4 @@
-"""Detection and segmentation through the tools: train, resume, evaluate, predict, on a handful of embedded scenes."""
+"""Detection and segmentation with the tools: train, resume, evaluate and predict a few embedded scenes."""
 
 import itertools
 import json
@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.mask import decode
+from small_training import ROOT, logged
 
 from vssm import cli
 from vssm.cli.arguments import test_parser as parser_of_test
@@ -17,7 +18,6 @@ from vssm.cli.prediction import load_predictor, predict_files
 from vssm.cli.training import run_test
 from vssm.models import CheckpointError
 
-ROOT = Path(__file__).resolve().parents[2]
 _count = itertools.count()
 
 CONFIG = """
@@ -114,16 +114,14 @@ def config_of(folder: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def work(task: str, folder: Path, config_of: Callable[[str], Path]) -> Path:
-    """Where a training of two epochs, with validation, left its files."""
+    """The work directory of a training of two epochs with validation."""
     assert cli.train([str(config_of(task)), "--work-dir", str(folder / task)]) == 0
     return folder / task
 
 
 def validated(work: Path) -> dict[str, float]:
     """The last validation's metrics."""
-    (log,) = sorted(work.glob("*/vis_data/scalars.json"))[-1:]
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
-    return [values for values in entries if "loss" not in values][-1]
+    return [values for values in logged(work) if "loss" not in values][-1]
 
 
 def evaluate(config: Path, checkpoint: Path, folder: Path, *options: str) -> dict[str, float]:

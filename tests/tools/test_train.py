@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,12 +14,6 @@ def sentence(done) -> str:
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
-
-
-@pytest.mark.parametrize("tool", ["train", "test", "predict"])
-def test_help(run, tool):
-    done = run(ROOT / f"tools/{tool}.py", "--help")
-    assert done.returncode == 0 and "usage" in done.stdout
 
 
 def test_train_then_evaluate(train, run, config, tmp_path):
@@ -42,7 +35,7 @@ def test_train_then_evaluate(train, run, config, tmp_path):
 
 
 def _a_full_disk_loses_nothing(run, config, work):
-    """A limit on the size of files stands for the full disk: the next checkpoint cannot be written."""
+    """A limit on file sizes simulates a full disk: the next checkpoint cannot be written."""
     limited = (
         "import resource, runpy, sys; "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({10**6}, resource.RLIM_INFINITY)); "

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from families import CLASSES
 from PIL import Image
 
 import vssm  # noqa: F401
@@ -46,7 +47,7 @@ def test_matrix_times_input_is_the_output(order: OrderFunction, apart: bool) -> 
     assert attended.abs().max() > 1e-2, "a matrix of zeros proves nothing"
 
 
-@pytest.mark.parametrize("kind", [VIM, VMAMBA], ids=lambda kind: kind[0])
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
 def test_of_a_model(kind: tuple[str, dict]) -> None:
     """Inside a model too; the gate is left out, as it is not part of the scan."""
     torch.manual_seed(0)
@@ -56,7 +57,8 @@ def test_of_a_model(kind: tuple[str, dict]) -> None:
     apart = given.tokens if given.tokens.dim() == 3 else given.tokens[:, None].expand(-1, given.order.directions, -1)
     chosen = len(given.tokens) // 3
     row = hidden_attention(given, chosen)
-    attended = torch.einsum("kcs,skc->c", row, apart) + (given.scan.D * apart[chosen]).sum(0)
+    visits = (given.order.table == chosen).sum(1, keepdim=True)  # the skip D is added at each visit of a direction
+    attended = torch.einsum("kcs,skc->c", row, apart) + (given.scan.D * visits * apart[chosen]).sum(0)
     with torch.no_grad():
         torch.testing.assert_close(
             attended, given.scan(given.tokens[None], given.order.table, merge=True)[0, chosen], rtol=1e-4, atol=1e-5
@@ -76,7 +78,7 @@ def test_a_direction_attends_to_what_it_has_passed() -> None:
 
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.4, 0.9), (0.5, 0.5), (1.0, 1.0)])
 def test_class_token_of_vim_is_not_on_the_map(place: tuple[float, float]) -> None:
-    """The chosen patch is the brightest among its own: walking forwards, nothing comes after it."""
+    """In the forward direction no patch after the chosen one contributes, in the backward direction none before."""
     torch.manual_seed(0)
     model = timm.create_model("vim_tiny", **VIM[1])
     _, (row, column), maps = attention_maps(model, torch.randn(3, 64, 96), place, 0)

@@ -1,4 +1,4 @@
-"""The picture of a comparison shows scores and costs where they belong."""
+"""The picture of a comparison shows scores and costs at the right places."""
 
 import numpy as np
 import pytest

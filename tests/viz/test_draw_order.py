@@ -1,4 +1,4 @@
-"""The picture of an order: every registered one can be drawn, and shows where a walk begins and what is empty."""
+"""The picture of an order: every registered one can be drawn, with its start and its empty steps."""
 
 from pathlib import Path
 

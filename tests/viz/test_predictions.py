@@ -1,4 +1,4 @@
-"""The picture of predictions: written as asked, right and wrong told apart."""
+"""The picture of predictions: size, file, and marks for right and wrong."""
 
 from pathlib import Path
 

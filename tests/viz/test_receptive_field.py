@@ -1,4 +1,4 @@
-"""Receptive fields: measured against models whose field is known."""
+"""Receptive fields of models whose field is known."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from families import CLASSES
 from PIL import Image
 from torch import Tensor, nn
 
@@ -28,18 +29,13 @@ def test_a_convolution_sees_its_kernel() -> None:
     assert area_share(field, 0.9) == 9 / (12 * 16)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("vim_tiny", {"embed_dim": 32, "depth": 2}), ("vmamba_tiny", {"dims": (16, 32), "depths": (1, 1)})],
-)
+@pytest.mark.parametrize(("name", "size"), CLASSES, ids=lambda value: str(value)[:20])
 def test_a_scan_sees_the_whole_image(name: str, size: dict) -> None:
     torch.manual_seed(0)
     field = receptive_field(timm.create_model(name, **size), torch.randn(2, 3, 64, 96))
     assert field.shape == (64, 96) and field.sum() == pytest.approx(1)
     blocks = field.reshape(4, 16, 6, 16).sum((1, 3))
-    assert (blocks > 0).all(), "cross and bidirectional scans reach every patch"
-    if name == "vmamba_tiny":
-        assert np.unravel_index(blocks.argmax(), blocks.shape) in {(r, c) for r in (1, 2) for c in (2, 3)}
+    assert (blocks > 0).all(), "scans in several directions reach every patch"
 
 
 def test_one_direction_sees_only_what_came_before() -> None:

@@ -173,7 +173,7 @@ def published(name: str) -> dict[str, object]:
         for kind, models in numbers.get("downstream", {}).items():
             for model, entry in models.items():
                 entries[Path(kinds[kind]["file"].format(family=family.name, model=model)).stem] = entry
-    stated = entries.get(name, {}).get("published")
-    if stated is None:
+    if name not in entries:
         return {}
+    stated = entries[name].get("published", {})
     return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}

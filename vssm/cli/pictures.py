@@ -1,7 +1,7 @@
 """tools/visualize.py: draws scan orders, receptive fields and hidden attention."""
 
 import argparse
-import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +13,7 @@ from vssm import inference
 from vssm.data import ensure_shapes, read_rgb
 from vssm.data.transforms import Transform
 from vssm.errors import ConfigError, UserError
-from vssm.files import make_directory
-from vssm.inference.description import describe
+from vssm.files import file_stem, make_directory
 from vssm.inference.predictor import model_arguments
 from vssm.models import CheckpointError
 from vssm.scan import order_named, order_names
@@ -37,54 +36,63 @@ def draw_orders(arguments: argparse.Namespace) -> None:
     make_directory(arguments.out, "--out")
     for name in arguments.names or order_names():
         order = order_named(name)(*arguments.grid)
-        file = arguments.out / f"{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.png"
+        file = arguments.out / f"{file_stem(name)}.png"
         print(draw_order(order, *arguments.grid, title=name, path=file))
 
 
 def draw_erf(arguments: argparse.Namespace) -> None:
     make_directory(arguments.out.parent, "--out")
-    initial, trained, transform = load_models(arguments)
-    files = embedded_images(arguments.data, arguments.images, transform)
-    images = torch.stack([transform(read_rgb(str(file), str(file))) for file in files])
-    fields = [("weights as they start", receptive_field(initial, images))]
-    if trained is not None:
-        fields.append((f"trained: {arguments.checkpoint.name}", receptive_field(trained, images)))
-    title = f"effective receptive field of {model_name(arguments)}"
+    models = load_models(arguments.model, arguments.checkpoint)
+    files = embedded_images(arguments.data, arguments.images, models.transform)
+    images = torch.stack([models.transform(read_rgb(str(file), str(file))) for file in files])
+    fields = [("initial weights", receptive_field(models.initial, images))]
+    if models.trained is not None:
+        fields.append((f"trained: {arguments.checkpoint.name}", receptive_field(models.trained, images)))
+    title = f"effective receptive field of {models.name}"
     print(draw_receptive_fields(fields, title, path=arguments.out))
 
 
 def draw_hidden_attention(arguments: argparse.Namespace) -> None:
     make_directory(arguments.out.parent, "--out")
-    initial, trained, transform = load_models(arguments)
-    model = trained or initial
-    file = arguments.image or embedded_images(arguments.data, 1, transform)[0]
-    image = transform(read_rgb(str(file), str(file)))
+    models = load_models(arguments.model, arguments.checkpoint)
+    model = models.trained or models.initial
+    file = arguments.image or embedded_images(arguments.data, 1, models.transform)[0]
+    image = models.transform(read_rgb(str(file), str(file)))
     memory = memory_needed(scan_input(model, image, arguments.layer))
     name, token, maps = attention_maps(model, image, tuple(arguments.place), arguments.layer)
-    title = f"hidden attention of {model_name(arguments)}, {name}"
+    title = f"hidden attention of {models.name}, {name}"
     print(draw_attention(visible(image), token, maps, title, path=arguments.out))
     print(f"largest tensor: {memory / 2**20:.1f} MiB")
 
 
-def load_models(arguments: argparse.Namespace) -> tuple[nn.Module, nn.Module | None, Transform]:
-    """The model with initial weights, with the checkpoint's weights (None without one), and its transform."""
+@dataclass(frozen=True)
+class Models:
+    """What is pictured.
+
+    Args:
+        name: of the timm model.
+        initial: the model with initial weights.
+        trained: with the checkpoint's weights; None without one.
+        transform: from an RGB image to the models' input.
+    """
+
+    name: str
+    initial: nn.Module
+    trained: nn.Module | None
+    transform: Transform
+
+
+def load_models(name: str | None, checkpoint: Path | None) -> Models:
+    """The named model, or the model of a checkpoint, with initial weights and with those of the checkpoint."""
+    if checkpoint is None:
+        arguments, trained, transform = model_arguments(None, name), None, None
+    else:
+        predictor = inference.load_predictor(name, checkpoint)
+        arguments, trained, transform = predictor.arguments, predictor.model.cpu(), predictor.transform
     torch.manual_seed(0)
-    initial = inference.create_model(**arguments_of_model(arguments))
-    if arguments.checkpoint is None:
-        return initial, None, create_transform(**resolve_data_config({}, model=initial))
-    predictor = inference.load_predictor(arguments.model, arguments.checkpoint)
-    return initial, predictor.model.cpu(), predictor.transform
-
-
-def arguments_of_model(arguments: argparse.Namespace) -> dict:
-    """Arguments of `vssm.inference.create_model`: those of the checkpoint, or the named model."""
-    saved = inference.read_checkpoint(arguments.checkpoint) if arguments.checkpoint else {}
-    described = describe(saved, arguments.checkpoint) if inference.is_training(saved) else None
-    return model_arguments(described, arguments.model)
-
-
-def model_name(arguments: argparse.Namespace) -> str:
-    return arguments_of_model(arguments)["model_name"]
+    initial = inference.create_model(**arguments)
+    transform = transform or create_transform(**resolve_data_config({}, model=initial))
+    return Models(arguments["model_name"], initial, trained, transform)
 
 
 def embedded_images(data: Path, count: int, transform: Transform) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vssm import inference
 from vssm.data import read_rgb
 from vssm.files import make_directory
-from vssm.inference.predictor import Predictor, read_labels
+from vssm.inference.predictor import Predictor, predictor_of, read_labels
 from vssm.viz import draw_predictions
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ def load_predictor(
         ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be downloaded, a wrong number of
             labels.
     """
-    saved = inference.read_checkpoint(checkpoint) if checkpoint and name is None else {}
     if name is not None and name.endswith(".py"):
         from vssm.mm.tasks import scenes
 
         return scenes.of_config(name, checkpoint, read_labels(labels))
+    saved = inference.read_checkpoint(checkpoint) if checkpoint else {}
     if inference.is_training(saved) and saved["meta"]["backbone"] is None:
         from vssm.mm.tasks import scenes
 
         return scenes.of_training(saved, checkpoint, read_labels(labels))
-    return inference.load_predictor(name, checkpoint, labels)
+    return predictor_of(saved, name, checkpoint, labels)
 
 
 def predict_files(predictor: "Predictor | ScenePredictor", paths: Sequence[Path], picture: Path) -> list[dict]:

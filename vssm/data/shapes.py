@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from vssm.data.layouts import IMAGE_FOLDER, Layout
 from vssm.data.scene import draw_scene
 from vssm.data.silhouettes import KINDS
+from vssm.machine import available_cores
 
 _logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _draw_split(drawing: _Drawing, progress: Progress, done: int, total: int) ->
     for name in drawing.layout.folders(drawing.split):
         (drawing.folder / name).mkdir(parents=True, exist_ok=True)
     # The loader only spreads the drawing over processes: each item is already written when it arrives.
-    workers = min(_cores(), len(drawing) * drawing.parameters.image_size**2 // _LEAST_PIXELS_PER_WORKER)
+    workers = min(available_cores(), len(drawing) * drawing.parameters.image_size**2 // _LEAST_PIXELS_PER_WORKER)
     records = []
     for record in DataLoader(drawing, batch_size=None, num_workers=workers):
         records.append(record)
@@ -175,13 +175,6 @@ class _Drawing(Dataset):
         random = np.random.default_rng([self.parameters.seed, self.part, index])
         scene = draw_scene(random, index % len(KINDS), self.parameters.image_size)
         return self.layout.write(self.folder, self.split, index, scene, random)
-
-
-def _cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

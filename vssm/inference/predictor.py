@@ -1,6 +1,6 @@
 """A classifier with its evaluation transform and the names of its classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,13 @@ class Predictor:
         model: a timm model.
         transform: from an RGB image to (channels, height, width).
         labels: names of the classes.
+        arguments: of `vssm.inference.create_model`, for the same model with initial weights.
     """
 
     model: nn.Module
     transform: Transform
     labels: Sequence[str]
+    arguments: Mapping[str, object]
 
     def __call__(self, image: Image.Image, count: int = 5) -> list[tuple[str, float]]:
         """The best classes of an image with their probabilities, best first."""
@@ -57,7 +59,11 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
         ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be downloaded, a wrong number of
             labels.
     """
-    saved = read_checkpoint(checkpoint) if checkpoint else {}
+    return predictor_of(read_checkpoint(checkpoint) if checkpoint else {}, name, checkpoint, labels)
+
+
+def predictor_of(saved: dict, name: str | None, checkpoint: Path | None, labels: Path | None = None) -> Predictor:
+    """The same with a checkpoint that is read already: `saved`, empty for none."""
     described = describe(saved, checkpoint) if is_training(saved) else None
     arguments = model_arguments(described, name)
     names = read_labels(labels)
@@ -74,7 +80,7 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
             load_weights(model, checkpoint)
         transform = create_transform(**resolve_data_config({}, model=model))
     labels = class_names(model.num_classes, names)
-    return Predictor(model.to("cuda" if torch.cuda.is_available() else "cpu"), transform, labels)
+    return Predictor(model.to("cuda" if torch.cuda.is_available() else "cpu"), transform, labels, arguments)
 
 
 def model_arguments(described: Description | None, name: str | None) -> dict:

@@ -53,7 +53,7 @@ def memory_needed(given: ScanInput) -> int:
 
 @torch.no_grad()
 def hidden_attention(given: ScanInput, token: int) -> Tensor:
-    """One row of the hidden attention: how much each token's input counts in the output of `token`.
+    """One row of the hidden attention: how much each token's input contributes to the output of `token`.
 
     The skip D is not part of it. Memory: see memory_needed, twice.
 

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
 
 from vssm.errors import ConfigError
+from vssm.machine import available_cores
 
 # The variable in which each launcher passes a process its rank on its machine.
 LOCAL_RANK = {"pytorch": "LOCAL_RANK", "slurm": "SLURM_LOCALID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}
@@ -53,8 +54,3 @@ def _start_on_cpu(launcher: str, config: Config) -> None:
         raise ConfigError(f"--launcher {launcher} needs GPUs, and there is none here: use torchrun on the CPU")
     torch.distributed.init_process_group("gloo")
     config.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +14,10 @@ from mmengine.registry import DATASETS
 
 from vssm.bench import Execution, benchmark_model, environment
 from vssm.errors import ConfigError, TrainingError
+from vssm.files import file_stem, write_atomically
 from vssm.inference.saved import to_plain
+from vssm.machine import available_cores
 from vssm.mm.runtime.config import check_config, check_names, load_config, read_config
-from vssm.mm.runtime.distributed import available_cores
 
 OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
 MEASURED = ("size", "batch", "seconds")
@@ -97,7 +97,7 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
         config.merge_from_dict(options or {})
         check_config(config)
         runs[label] = config
-    if len({_folder_name(label) for label in runs}) < len(runs):
+    if len({file_stem(label) for label in runs}) < len(runs):
         raise ConfigError(f"{path}: labels must differ in letters or digits, as folders are named after them")
     return Study(file.title, runs, tuple(seeds or file.seeds), to_plain(file.measured))
 
@@ -148,7 +148,7 @@ def train_study(study: Study, directory: Path, command: Sequence[str], parallel:
             sentence = f"{training}: failed"
         else:
             results[training] = {"top1": top1, "seconds": seconds}
-            _write(training.folder / RESULT, json.dumps({**results[training], **training.stamp}))
+            write_atomically(training.folder / RESULT, json.dumps({**results[training], **training.stamp}))
             sentence = f"{training}: {top1:.1f} % ({seconds:.0f} s)"
         report(len(results) + len(failures), len(trainings), sentence)
     if failures:
@@ -208,10 +208,10 @@ def last_accuracy(folder: Path) -> float | None:
 
 def _prepare(study: Study, directory: Path) -> list[Training]:
     """Write the complete configs of the runs, for their trainings and for readers who repeat one."""
-    folders = {label: directory / _folder_name(label) for label in study.runs}
+    folders = {label: directory / file_stem(label) for label in study.runs}
     for label, config in study.runs.items():
         folders[label].mkdir(parents=True, exist_ok=True)
-        _write(folders[label] / "config.py", config.pretty_text)
+        write_atomically(folders[label] / "config.py", config.pretty_text)
     commit = environment(torch.device("cpu"))["commit"]
     return [
         Training(label, seed, folder / "config.py", folder / f"seed_{seed}", commit)
@@ -277,13 +277,3 @@ def _failure(training: Training, code: int) -> str:
     end = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-LOG_LINES:])
     what = f"failed with exit code {code}" if code else "logged no accuracy/top1: has the recipe a validation?"
     return f"the training {training} {what}; the end of {log}:\n{end}"
-
-
-def _folder_name(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)

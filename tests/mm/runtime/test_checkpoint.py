@@ -1,4 +1,4 @@
-"""Checkpoints: plain, whole, kept until replaced, and refused where they do not fit."""
+"""Checkpoints: plain values, written whole, removed after their successor, and refused if they do not fit."""
 
 import errno
 import pickle

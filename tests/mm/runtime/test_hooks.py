@@ -14,11 +14,11 @@ from vssm.errors import ConfigError, TrainingError
 from vssm.mm.runtime.config import load_config
 from vssm.mm.runtime.hooks import EpochHook
 
-SCHEDULES = Path(__file__).resolve().parents[2] / "configs/_base_/schedules"
+SCHEDULES = Path(__file__).resolve().parents[3] / "configs/_base_/schedules"
 
 
 class Poison(Hook):
-    """Makes the weights useless before a step."""
+    """Makes the weights infinite before a step."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == 5:

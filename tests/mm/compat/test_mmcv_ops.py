@@ -16,7 +16,7 @@ from vssm.mm.compat import mmcv_ops
 mmcv_ops.install()
 ops = pytest.importorskip("mmcv.ops")
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -134,7 +134,7 @@ def test_batched_nms_keeps_classes_apart(split_thr):
 
 
 def plain_bilinear(image: Tensor, y: float, x: float) -> Tensor:
-    """image (channels, height, width); outside by more than a pixel it is zero, else the border goes on."""
+    """image (channels, height, width); zero beyond one pixel outside, and the border value up to there."""
     height, width = image.shape[-2:]
     if not (-1 <= y <= height and -1 <= x <= width):
         return image.new_zeros(len(image))
@@ -316,7 +316,7 @@ def test_other_operators_name_the_package_when_called():
 
 
 def test_compiled_operators_come_first(tmp_path):
-    """A fresh process, with a package that stands for the compiled mmcv."""
+    """In a new process, with a stand-in for the compiled mmcv."""
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv/__init__.py").touch()
     (tmp_path / "mmcv/_ext.py").write_text("compiled = True\n")
@@ -326,7 +326,7 @@ def test_compiled_operators_come_first(tmp_path):
 
 
 def test_classification_needs_no_mm_packages():
-    """A fresh process, with the extra `train` alone."""
+    """In a new process, with the packages of the extra `train` only."""
     absent = ("mmcv", "mmdet", "mmseg", "pycocotools", "ftfy", "regex")
     code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import vssm.cli.training, vssm.mm.tasks.scenes"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,10 +1,11 @@
 """Parameter groups and precision."""
 
-from itertools import pairwise
+import re
 
 import pytest
 import timm
 import torch
+from families import CLASSES
 
 from vssm.errors import ConfigError
 from vssm.mm.runtime.config import set_precision
@@ -20,25 +21,6 @@ def groups_by_name(model, **paramwise):
     return {names[id(p)]: group for group in wrapper.optimizer.param_groups for p in group["params"]}
 
 
-def test_weight_decay_follows_the_model():
-    model = timm.create_model("vim_tiny", depth=2, num_classes=3)
-    groups = groups_by_name(model)
-    assert set(groups) == {name for name, _ in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        excluded = parameter.ndim <= 1 or name.endswith(".bias") or name in model.no_weight_decay()
-        assert groups[name]["weight_decay"] == (0.0 if excluded else 0.05), name
-
-
-def test_layer_decay_follows_the_group_matcher():
-    model = timm.create_model("vim_tiny", depth=3, num_classes=3)
-    groups = groups_by_name(model, layer_decay=0.5)
-    rates = [groups[name]["lr"] for name in ("head.weight", *(f"blocks.{i}.norm.weight" for i in (2, 1, 0)))]
-    assert rates[0] == 1e-3
-    for later, earlier in pairwise(rates[1:]):
-        assert earlier == later / 2
-    assert groups["patch_embed.proj.weight"]["lr"] < rates[-1]
-
-
 def test_parameters_outside_the_backbone_are_trained_too():
     model = torch.nn.ModuleDict(
         {"backbone": timm.create_model("test_vit", num_classes=0), "head": torch.nn.Linear(4, 2)}
@@ -49,45 +31,52 @@ def test_parameters_outside_the_backbone_are_trained_too():
 
 
 def with_head(**backbone):
-    """In the place of a detector: a backbone under its head, whose parameters have names like a backbone's."""
+    """Stands for a detector: a backbone, and a head whose parameters have names like a backbone's."""
     head = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 2)])})
     return torch.nn.ModuleDict({"blocks": head, "backbone": VSSMBackbone(**backbone)})
 
 
-@pytest.mark.parametrize("output_norm", [True, False])
-@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
-def test_detectors_have_the_layers_of_their_backbone(name, output_norm):
-    """The head and the output norms have the full rate; the backbone's last block one step less, with or without."""
-    size = {"depth": 3} if name == "vim_tiny" else {"dims": (16, 32), "depths": (2, 1)}
-    model = with_head(name=name, output_norm=output_norm, **size)
+every_class = pytest.mark.parametrize(("name", "small"), CLASSES, ids=lambda value: str(value)[:20])
+
+
+@every_class
+@pytest.mark.parametrize("kind", ["classifier", "detector", "detector without output norms"])
+def test_layer_decay_follows_the_blocks_of_the_backbone(name, small, kind):
+    """The stem and each block are a layer; heads and output norms have the full rate."""
+    if kind == "classifier":
+        model, prefix = timm.create_model(name, num_classes=3, **small), ""
+    else:
+        model, prefix = with_head(name=name, output_norm=kind == "detector", **small), "backbone.model."
     groups = groups_by_name(model, layer_decay=0.5)
     assert set(groups) == {n for n, _ in model.named_parameters()}
-    if name == "vim_tiny":
-        layers = ["pos_embed", *(f"blocks.{i}.norm.weight" for i in range(3))]
-    else:
-        layers = [
-            "stem.conv1.weight",
-            "stages.0.blocks.0.norm.weight",
-            "stages.0.blocks.1.norm.weight",
-            "stages.1.downsample.conv.weight",  # one layer with the block that follows
-        ]
-    rates = [groups[f"backbone.model.{n}"]["lr"] for n in layers]
-    assert rates == [1e-3 * 0.5 ** (len(layers) - i) for i in range(len(layers))]
+    backbone = model.get_submodule(prefix.rstrip("."))
+    blocks = [n for n, _ in backbone.named_modules() if re.fullmatch(r"(stages\.\d+\.)?blocks\.\d+", n)]
+    stem = [n for n, _ in backbone.named_parameters() if re.match(backbone.group_matcher()["stem"], n)]
+    for layer, starts in enumerate([tuple(stem), *((f"{block}.",) for block in blocks)]):
+        rates = {
+            group["lr"] for n, group in groups.items() if n.startswith(tuple(f"{prefix}{start}" for start in starts))
+        }
+        assert rates == {1e-3 * 0.5 ** (len(blocks) + 1 - layer)}, starts
     full = {n for n, group in groups.items() if group["lr"] == 1e-3}
-    assert full == {n for n in groups if n.startswith("blocks.") or "outnorm" in n}
+    if kind == "classifier":
+        assert full and all(n.startswith(("head.", "norm.")) for n in full)
+    else:
+        assert full == {n for n in groups if n.startswith("blocks.") or "outnorm" in n}
 
 
+@every_class
 @pytest.mark.parametrize("layer_decay", [None, 0.9])
-@pytest.mark.parametrize("name", ["vim_tiny", "vmamba_tiny"])
-def test_detectors_have_the_weight_decay_of_their_backbone(name, layer_decay):
-    size = {"depth": 2} if name == "vim_tiny" else {"dims": (16, 32), "depths": (1, 1)}
-    model = with_head(name=name, **size)
+@pytest.mark.parametrize("kind", ["classifier", "detector"])
+def test_weight_decay_follows_the_backbone(name, small, layer_decay, kind):
+    if kind == "classifier":
+        model, prefix = timm.create_model(name, num_classes=3, **small), ""
+    else:
+        model, prefix = with_head(name=name, **small), "backbone.model."
     groups = groups_by_name(model, layer_decay=layer_decay)
-    listed = {f"backbone.model.{n}" for n in model["backbone"].model.no_weight_decay()}
+    listed = {f"{prefix}{n}" for n in model.get_submodule(prefix.rstrip(".")).no_weight_decay()}
     assert listed <= set(groups) and any(n.endswith(".D") for n in listed)
     for n, parameter in model.named_parameters():
-        excluded = parameter.ndim <= 1 or n in listed
-        assert groups[n]["weight_decay"] == (0.0 if excluded else 0.05), n
+        assert groups[n]["weight_decay"] == (0.0 if parameter.ndim <= 1 or n in listed else 0.05), n
 
 
 def test_frozen_parameters_are_in_no_group():

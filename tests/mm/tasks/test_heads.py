@@ -1,4 +1,4 @@
-"""mmdet's and mmseg's own heads on small backbones: losses, gradients, predictions; and what their runner adds."""
+"""mmdet's and mmseg's heads on small backbones: losses, gradients, predictions, and the runner's additions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +111,7 @@ def objects() -> DetDataSample:
 
 
 def class_map() -> SegDataSample:
-    """Three classes and pixels that do not count."""
+    """Three classes, and ignored pixels."""
     shape = {"img_shape": (64, 64), "ori_shape": (64, 64)}
     sample = SegDataSample(metainfo=shape)
     numbers = torch.arange(64 * 64).reshape(1, 64, 64) * 3 // (64 * 64)

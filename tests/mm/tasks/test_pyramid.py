@@ -20,7 +20,7 @@ def test_sizes_follow_the_strides(num_outs: int, size: tuple[int, int]) -> None:
 
 
 def test_every_map_sees_its_own_place() -> None:
-    """One place of the input changes the places of each map that lie over it, and neighbours by the 3 x 3 only."""
+    """One position of the input changes the positions of each map over it, and their neighbours by the 3 x 3."""
     torch.manual_seed(0)
     neck = SimpleFeaturePyramid(in_channels=16, out_channels=8, num_outs=4)
     x = torch.randn(1, 16, 8, 8)

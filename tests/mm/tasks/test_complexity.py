@@ -9,7 +9,7 @@ from mmengine.config import Config
 from vssm.mm.runtime.config import load_config
 from vssm.mm.tasks.complexity import BOX_REGIONS, MASK_REGIONS, benchmark_config, build_model, model_flops
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def tiny(recipe: str) -> Config:

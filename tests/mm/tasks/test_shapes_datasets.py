@@ -1,4 +1,4 @@
-"""The embedded set under mmdet's and mmseg's data sets and transforms, and what their metrics say of it."""
+"""The embedded set in mmdet's and mmseg's data sets, transforms and metrics."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from vssm.mm.runtime.seeding import keep_epoch_seed, seed_albumentations
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
-BASES = Path(__file__).resolve().parents[2] / "configs/_base_/datasets"
+BASES = Path(__file__).resolve().parents[3] / "configs/_base_/datasets"
 DETECTION, SEGMENTATION = "shapes_detection_albu.py", "shapes_segmentation_albu.py"
 
 
@@ -95,7 +95,7 @@ def test_without_the_background_classes_are_numbered_from_the_first_shape(config
 
 @pytest.mark.parametrize("config", [DETECTION, SEGMENTATION], indirect=True)
 def test_workers_draw_other_augmentations_each_epoch_and_the_same_by_seed(config: Config) -> None:
-    """Albumentations' own generators would repeat themselves in each worker and epoch, and in no second run."""
+    """Albumentations' own generators repeat in each worker and epoch, and differ between runs with one seed."""
     config.train_dataloader.dataset.pipeline[2].transforms = [dict(type="RandomBrightnessContrast", p=1.0)]
     dataset = _FirstOnly(DATASETS.build(config.train_dataloader.dataset))
 
@@ -162,7 +162,7 @@ def test_iou_metric_of_the_truth_is_one_hundred(config: Config) -> None:
 
 
 def test_an_empty_image_is_a_sample_without_boxes(root: Path, tmp_path: Path) -> None:
-    """mmdet's pipeline with an image that has no objects: used as background where it is not left out."""
+    """An image without objects in mmdet's pipeline is background, unless it is left out."""
     config = Config.fromfile(BASES / "shapes_detection.py")
     with DefaultScope.overwrite_default_scope("mmdet"):
         options = dict(root=str(tmp_path), train=10, val=10, image_size=32)

@@ -1,4 +1,4 @@
-"""The checks of detection and segmentation data, on data sets as configs name them."""
+"""The checks of detection and segmentation data, for data sets of configs."""
 
 import json
 from collections.abc import Iterator

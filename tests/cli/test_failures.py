@@ -6,11 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_training import write_config
 
 from vssm import cli
 from vssm.cli.run import run_tool
 
 _count = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shapes")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, shapes_root: Path) -> Path:
+    return write_config(tmp_path / "small.py", shapes_root)
 
 
 @pytest.fixture
