@@ -1,4 +1,4 @@
-"""A fuzz of every op over torch's ambient modes, shapes, strides, options and dtypes, against plain torch without modes.
+"""A fuzz of every op over torch's ambient modes, shapes, strides, options and dtypes, against torch without modes.
 
 Kernels write to memory by address, so a mode that changed what an allocation returns would corrupt it. Run it under
 AddressSanitizer and UBSan with the command in CONTRIBUTING.md; VSSM_FUZZ_CASES asks for more cases, VSSM_FUZZ_SEED for
