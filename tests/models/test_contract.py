@@ -71,12 +71,12 @@ class Branches(Backbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.half = PatchStem(3, 4, 4), PatchStem(4, 6, 2)
+        self.stem, self.coarse = PatchStem(3, 4, 4), PatchStem(4, 6, 2)
         self.head = nn.Linear(6, 5)
         self.num_features = self.head_hidden_size = 6
         self.feature_info = [
             {"num_chs": 4, "reduction": 4, "module": "stem"},
-            {"num_chs": 6, "reduction": 8, "module": "half"},
+            {"num_chs": 6, "reduction": 8, "module": "coarse"},
         ]
 
     @classmethod
@@ -85,7 +85,7 @@ class Branches(Backbone):
 
     def forward_intermediates(self, image: Tensor, **_: Any) -> list[Tensor]:
         fine = self.stem(image).permute(0, 3, 1, 2)
-        return [fine, self.half(fine).permute(0, 3, 1, 2)]
+        return [fine, self.coarse(fine).permute(0, 3, 1, 2)]
 
     def forward_features(self, image: Tensor) -> Tensor:
         return self.forward_intermediates(image)[-1].permute(0, 2, 3, 1)
