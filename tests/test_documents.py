@@ -175,6 +175,7 @@ def test_what_was_edited_by_hand_or_is_left_over_is_found_and_mended(cards, hous
         ("model_cards/results.yaml", "\nfamilies:\n", "\nfamilies:\n  nobody: {models: {}}\n", "no family 'nobody'"),
         ("configs/recipes.yaml", "models: [", "models: [nothing, ", "no model 'nothing'"),
         ("configs/recipes.yaml", "recipes: [", "recipes: [nothing, ", "no kind 'nothing'"),
+        ("configs/recipes.yaml", "drop_path: 0", "drop_paht: 0", "no key 'drop_paht'; known: drop_path"),
         ("README.md", "table: models", "table: nothing", "unknown table"),
     ],
 )

@@ -159,12 +159,12 @@ def models(sources: Sources, *of: Family) -> str:
                 continue
             model = entries[variant.name]
             names = ", ".join(f"`{name}`" for name in (variant.name, *variant.aliases))
-            published = model["published"]
+            published = model.get("published", {})
             parity = "recorded outputs reproduced" if "parity" in model else "same code, no record"
             size = f"{model['parameters'] / 1e6:.2f} M"
             flops = [f"{model['gflops']:.2f}", published.get("flops")]
             pixels = family.default_cfgs[variant.name].default.input_size[-1]
-            rows.append([names, size, pixels, *flops, published["top1"], parity])
+            rows.append([names, size, pixels, *flops, published.get("top1"), parity])
     return markdown(head, rows)
 
 
@@ -350,8 +350,8 @@ def downstream(sources: Sources, family: Family) -> str:
                 [
                     f"`{recipe.model}`",
                     f"[{recipe.kind['task']}](../{recipe.path})",
-                    f"{numbers['parameters'] / 1e6:.1f} M",
-                    numbers["gflops"],
+                    f"{numbers['parameters'] / 1e6:.1f} M" if "parameters" in numbers else None,
+                    numbers.get("gflops"),
                     published.get("flops"),
                     f"{published['score']} ({numbers['where']})" if published else "none",
                     f"<{numbers['weights']}>" if "weights" in numbers else None,

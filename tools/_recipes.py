@@ -20,6 +20,7 @@ COCO_IMAGES = 117_266
 # units of a forward pass: for the estimate of hours.
 RATE, PASSES = 5e12, 3
 WIDTH = 100
+CHANGES = ("drop_path", "images", "notes", "config")  # that rows of recipes.yaml make
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Recipe:
     """One config: a kind of recipe for a model.
 
     Args:
+        path: of the config, from the root of the repository.
         name: of the kind.
         kind: what all recipes of it share, from configs/recipes.yaml.
         family, model: what is trained.
@@ -35,6 +37,7 @@ class Recipe:
         measured: results of trainings with this config.
     """
 
+    path: str
     name: str
     kind: dict[str, Any]
     family: Family
@@ -44,12 +47,8 @@ class Recipe:
     measured: list[dict[str, Any]]
 
     @property
-    def path(self) -> str:
-        """Of the config, from the root of the repository."""
-        return path_of(self.kind, self.family.name, self.model)
-
-    @property
     def classifies(self) -> bool:
+        """Whether the model is the whole, and not the backbone of a detector or segmentor."""
         return "channels" not in self.kind
 
     @property
@@ -78,11 +77,8 @@ class Recipe:
         return f"Command: torchrun {several}--nproc-per-node {gpus or 8} tools/train.py {self.path} --launcher pytorch"
 
     def cost(self) -> str:
-        if not self.published:
-            hours = self.kind["cost"]
-        elif self.classifies:
-            hours = "hours are not published and have not been measured here"
-        else:
+        hours = self.kind.get("cost", "hours are not published and have not been measured here")
+        if self.published and not self.classifies and "gflops" in self.numbers:
             hours = f"about {self.hours():.0f} hours on A100 cards (an estimate from its FLOPs)"
         images = self.changes.get("images", self.kind["images"])
         plural = "s" if self.kind["gpus"] > 1 else ""
@@ -149,34 +145,38 @@ def channels_of(model: str) -> list[int]:
     return timm.create_model(model, features_only=True, device="meta").feature_info.channels()
 
 
-def path_of(kind: dict[str, Any], family: str, model: str) -> str:
-    """Of a config, from the root of the repository."""
-    return "configs/" + kind["file"].format(family=family, model=model)
-
-
 def recipes(file: Path, results: dict[str, Any]) -> Iterator[Recipe]:
     """Every recipe of configs/recipes.yaml, for every model that has it, kind by kind.
 
     Raises:
-        ValueError: a row names a kind, a family or a model that is not there.
+        ValueError: a row names a kind, a family, a model or a change that is not there.
     """
     table = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for family, rows in table["recipes"].items():
-        changes: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in rows:
-            for name in row["recipes"]:
-                for model in row["models"]:
-                    check(f"configs/recipes.yaml, {family}", name in table["kinds"], f"kind {name!r}")
-                    check("configs/recipes.yaml", family in FAMILIES, f"family {family!r}")
-                    check(f"configs/recipes.yaml, {family}", model in FAMILIES[family].models, f"model {model!r}")
-                    add_row(changes.setdefault((name, model), {}), row)
-        names, models = list(table["kinds"]), list(FAMILIES[family].models)
-        for name, model in sorted(changes, key=lambda key: (names.index(key[0]), models.index(key[1]))):
-            kind = table["kinds"][name]
-            path = path_of(kind, family, model)
-            numbers = numbers_of(FAMILIES[family], name, model, results)
+    kinds = table["kinds"]
+    for name, rows in table["recipes"].items():
+        check("configs/recipes.yaml", name in FAMILIES, f"family {name!r}")
+        family = FAMILIES[name]
+        models = list(family.models)
+        changes = sums_of(rows, list(kinds), models, f"configs/recipes.yaml, {name}")
+        for kind, model in sorted(changes, key=lambda key: (list(kinds).index(key[0]), models.index(key[1]))):
+            path = "configs/" + kinds[kind]["file"].format(family=name, model=model)
+            numbers = numbers_of(family, kind, model, results)
             measured = [row for row in results["measured"] if path in row["command"].split()]
-            yield Recipe(name, kind, FAMILIES[family], model, changes[name, model], numbers, measured)
+            yield Recipe(path, kind, kinds[kind], family, model, changes[kind, model], numbers, measured)
+
+
+def sums_of(rows: list[dict[str, Any]], kinds: list[str], models: list[str], where: str) -> dict[tuple[str, str], dict]:
+    """The sum of a family's rows for each kind and model. Raises ValueError for an unknown name."""
+    sums: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        for key in row:
+            check(where, key in ("recipes", "models", *CHANGES), f"key {key!r}; known: {', '.join(CHANGES)}")
+        for kind in row["recipes"]:
+            check(where, kind in kinds, f"kind {kind!r}")
+            for model in row["models"]:
+                check(where, model in models, f"model {model!r}")
+                add_row(sums.setdefault((kind, model), {}), row)
+    return sums
 
 
 def check(where: str, known: bool, what: str) -> None:

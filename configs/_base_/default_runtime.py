@@ -13,6 +13,7 @@ default_hooks = dict(
     epoch=dict(type='EpochHook'),
     throughput=dict(type='ThroughputHook'),
     finite_loss=dict(type='FiniteLossHook'),
+    interrupt=dict(type='InterruptHook', seconds=25),
     progress=dict(type='ProgressBarHook'))
 
 val_cfg = dict()

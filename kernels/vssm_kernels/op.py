@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from vssm_kernels.dispatch import Backend, BackendRegistry, is_plain, registries
-from vssm_kernels.orders import ScanTable, checked
+from vssm_kernels.orders import ScanTable, as_scan_table
 
 _SCAN_TABLE = ["Tensor? {}", "SymInt? {}_tokens", "bool? {}_repeats", "bool? {}_covers"]
 _SCHEMA = {
@@ -209,8 +209,9 @@ def _define_operators(op: Op) -> tuple[Any, Any]:
     def run(gradient: Tensor | None, flat: Sequence[Any], save: bool) -> Any:
         args = op.unflatten(flat)
         order = getattr(args, "order", None)
-        if order is not None and order.tokens is None:  # a compiler could not read it
-            args = args._replace(order=checked(order.table, args.tokens))
+        if order is not None:  # a compiler could not read its table, or a trace is run with another number of tokens
+            order = order.table if order.tokens is None else order
+            args = args._replace(order=as_scan_table(order, args.directions, args.tokens, args.device))
         with without_autocast(args.device):
             backend = op.choose(args)
             if gradient is None:

@@ -19,7 +19,9 @@ from vssm.mm.tasks.complexity import SIZES, build_model, data_samples, model_flo
 
 ROWS = {recipe.path: recipe for recipe in RECIPES if recipe.published and not recipe.classifies}
 # The smallest of each kind of recipe.
-KINDS = {recipe.name: recipe.path for recipe in sorted(ROWS.values(), key=lambda row: -row.numbers["parameters"])}
+KINDS = {
+    recipe.name: recipe.path for recipe in sorted(ROWS.values(), key=lambda row: -row.numbers.get("parameters", 0))
+}
 
 every_recipe = pytest.mark.parametrize("recipe", ROWS, ids=ident)
 every_kind = pytest.mark.parametrize("recipe", KINDS.values(), ids=list(KINDS))
@@ -38,6 +40,22 @@ def image_size(config: Config) -> tuple[int, int]:
 def test_what_is_no_recipe_trains_on_the_embedded_set():
     others = {*configs("detection"), *configs("segmentation")} - set(ROWS)
     assert others and all(path.endswith("_shapes.py") for path in others)
+
+
+@every_recipe
+def test_numbers_are_in_the_results(recipe):
+    sentence = "count them (python tools/benchmark.py heads CONFIG), and write them to model_cards/results.yaml"
+    assert {"parameters", "gflops"} <= set(ROWS[recipe].numbers), sentence
+
+
+def test_results_are_those_of_recipes():
+    stated = {
+        (family.name, kind, model)
+        for family in SOURCES.families
+        for kind, models in SOURCES.numbers(family).get("downstream", {}).items()
+        for model in models
+    }
+    assert stated == {(row.family.name, row.name, row.model) for row in ROWS.values()}
 
 
 @every_recipe

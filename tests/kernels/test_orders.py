@@ -81,6 +81,17 @@ def test_a_table_for_another_number_of_tokens_is_refused():
         convolved(ScanTable.of(torch.tensor([[0, 1]]), 4))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_does_not_hold_for_another_number_of_tokens():
+    """A traced model keeps the table of the size that it was traced with; beyond it there is no memory to read."""
+    order = ScanTable.of(torch.arange(6)[None], 6)
+    weight = torch.ones(1, 1, 2)
+    traced = torch.jit.trace(lambda x: causal_conv1d(x, weight, None, order), torch.randn(1, 6, 1), check_trace=False)
+    assert traced(torch.ones(2, 6, 1)).sum() == 22
+    with pytest.raises(Exception, match="order walks 6 tokens, but the input has 3"):
+        traced(torch.ones(2, 3, 1))
+
+
 def test_every_op_is_a_module_too():
     """Its function hides its package under the package's name."""
     import vssm_kernels.selective_scan.reference as reference

@@ -133,6 +133,24 @@ def test_exports(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
 
 
+@every_class
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "dynamic",
+    [
+        {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC},
+        {2: torch.export.Dim.AUTO},
+        {3: 32 * torch.export.Dim("columns", min=1, max=8)},
+    ],
+    ids=["both", "height", "multiples in width"],
+)
+def test_export_for_several_sizes_is_refused(kind: tuple[str, dict], dynamic: dict, strict: bool) -> None:
+    """A scan order is a constant: a program that announced a range of sizes would be wrong for all but one."""
+    model, x = small(kind).eval(), images(2, 3, 64, 96)
+    with pytest.raises(Exception, match="exported for one height and width: declare only the batch dynamic"):
+        torch.export.export(model, (x,), dynamic_shapes=(dynamic,), strict=strict)
+
+
 def declared_strides(name: str) -> tuple[int, ...]:
     family = next(family for family in FAMILIES.values() if name in family.models)
     return family.models[name].strides or family.strides

@@ -2,11 +2,16 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from vssm.errors import ConfigError
+from mmengine.dist import is_main_process
+
+from vssm.cli.faults import explain
+from vssm.errors import ConfigError, TrainingError, UserError
 from vssm.files import make_directory
-from vssm.inference import latest_checkpoint
+from vssm.inference.saved import intact_training, latest_checkpoint, read_checkpoint
 from vssm.mm.runtime.config import (
     Config,
     autocast,
@@ -16,9 +21,10 @@ from vssm.mm.runtime.config import (
     without_validation,
 )
 from vssm.mm.runtime.distributed import start_processes
-from vssm.mm.runtime.hooks import ProgressBarHook
+from vssm.mm.runtime.lock import locked
 from vssm.mm.tasks.runner import TaskRunner
 from vssm.mm.tasks.tta import use_tta
+from vssm.models import CheckpointError
 
 
 def run_training(arguments: argparse.Namespace) -> None:
@@ -32,15 +38,13 @@ def run_training(arguments: argparse.Namespace) -> None:
         if "base_batch_size" not in config.get("auto_scale_lr", {}):
             raise ConfigError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
         config.auto_scale_lr.enable = True
-    if arguments.resume is not None:
-        set_resume(config, arguments.resume)
-    runner = TaskRunner.from_cfg(config)
-    try:
+    resume = arguments.resume or ("auto" if config.get("resume") and not config.get("load_from") else None)
+    with locked(config.work_dir) if is_main_process() else nullcontext(), faults_of_training(config):
+        replaced = None if resume is None else set_resume(config, resume)
+        runner = TaskRunner.from_cfg(config)
+        if replaced:
+            runner.logger.warning(replaced)
         runner.train()
-    finally:
-        for hook in runner.hooks:
-            if isinstance(hook, ProgressBarHook):
-                hook.stop(runner)
 
 
 def run_test(arguments: argparse.Namespace) -> dict[str, float]:
@@ -74,8 +78,46 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
     return config
 
 
-def set_resume(config: Config, resume: str) -> None:
-    """Resume from a checkpoint; with "auto" and no checkpoint yet, start from the beginning."""
-    path = latest_checkpoint(config.work_dir) if resume == "auto" else Path(resume)
+@contextmanager
+def faults_of_training(config: Config) -> Iterator[None]:
+    """Turn what a user can mend into one sentence, which ends with the last good checkpoint.
+
+    Raises:
+        TrainingError: in place of a fault that `explain` knows.
+    """
+    try:
+        yield
+    except Exception as error:
+        sentence = None if isinstance(error, UserError) else explain(error, config.work_dir)
+        if sentence is None:
+            raise
+        path = latest_checkpoint(config.work_dir)
+        after = f"the newest checkpoint is {path}: continue with --resume" if path else "no checkpoint had been written"
+        raise TrainingError(f"{sentence}; {after}") from error
+
+
+def set_resume(config: Config, resume: str) -> str | None:
+    """Resume from a checkpoint; with "auto" from the newest that is whole, or from the beginning if there is none yet.
+
+    Returns:
+        A warning if another checkpoint than the newest is taken.
+
+    Raises:
+        CheckpointError: the file is damaged; another one beside it that is whole is offered. With "auto", all are.
+    """
+    work_dir = Path(config.work_dir)
+    asked = latest_checkpoint(work_dir) if resume == "auto" else Path(resume)
+    path, replaced = asked, None
+    if asked is not None:
+        try:
+            read_checkpoint(asked)
+        except CheckpointError as error:
+            path = intact_training(asked.parent, besides=asked)
+            if path is None:
+                raise
+            if resume != "auto":
+                raise CheckpointError(f"{error}; to go on from the checkpoint before it: --resume {path}") from error
+            replaced = f"{error}; going on from {path}, the one before it"
     config.resume = path is not None
     config.load_from = None if path is None else str(path)
+    return replaced

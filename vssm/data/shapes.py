@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 
@@ -148,10 +149,11 @@ def _draw_split(drawing: _Drawing, progress: Progress, done: int, total: int) ->
     """Draw one split; `done` of `total` images of the set are already drawn."""
     for name in drawing.layout.folders(drawing.split):
         (drawing.folder / name).mkdir(parents=True, exist_ok=True)
-    # The loader only spreads the drawing over processes: each item is already written when it arrives.
+    # The loader only spreads the drawing over processes: each item is already written when it arrives. Its generator is
+    # its own, so that the numbers that follow are the same whether the set had to be drawn or not.
     workers = min(available_cores(), len(drawing) * drawing.parameters.image_size**2 // _LEAST_PIXELS_PER_WORKER)
     records = []
-    for record in DataLoader(drawing, batch_size=None, num_workers=workers):
+    for record in DataLoader(drawing, batch_size=None, num_workers=workers, generator=torch.Generator()):
         records.append(record)
         progress(done + len(records), total)
     drawing.layout.finish(drawing.folder, drawing.split, records)

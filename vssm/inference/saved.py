@@ -6,28 +6,63 @@ import numpy
 from torch import nn
 
 from vssm import models
+from vssm.files import check_regular
 from vssm.models import CheckpointError
+
+# The name of the newest checkpoint stands in NOTE; a training that a signal stopped has written INTERRUPTED.
+NOTE = "last_checkpoint"
+INTERRUPTED = "interrupted.pth"
+# No note that a training writes is longer (bytes).
+LONGEST_NOTE = 10_000
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The checkpoint from which a training resumes.
+    """The newest checkpoint of a training, whole or not; None if there is none."""
+    return next(iter(checkpoints_of(work_dir)), None)
+
+
+def checkpoints_of(work_dir: str | Path) -> list[Path]:
+    """The checkpoints from which a training can resume, the newest first.
 
     Args:
         work_dir: where a training wrote its checkpoints.
 
     Returns:
-        The file that ``last_checkpoint`` names; if that note is missing or truncated, the newest ``epoch_*`` or
-        ``iter_*`` file; None if there is none.
+        The file that ``last_checkpoint`` names, if that note can be read; then the ``epoch_*``, ``iter_*`` and
+        interrupted ones from the newest to the oldest.
     """
     work_dir = Path(work_dir)
-    note = work_dir / "last_checkpoint"
-    if note.is_file():
-        # Only the name counts: the directory may have been moved.
-        named = work_dir / Path(note.read_text(errors="replace").strip()).name
-        if named.is_file():
-            return named
-    files = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
-    return max(files, key=lambda path: path.stat().st_mtime, default=None)
+    # Only the name counts: the directory may have been moved.
+    named = Path(read_note(work_dir / NOTE)).name
+    files = [
+        path
+        for path in work_dir.glob("*.pth")
+        if path.name in (named, INTERRUPTED) or path.name.startswith(("epoch_", "iter_"))
+    ]
+    return sorted(files, key=lambda path: (path.name == named, path.stat().st_mtime), reverse=True)
+
+
+def read_note(path: Path) -> str:
+    """The text of a small file of bookkeeping; empty if it is missing, damaged, or no regular file."""
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            return file.read(LONGEST_NOTE).decode().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def intact_training(work_dir: str | Path, besides: Path | None = None) -> Path | None:
+    """The newest checkpoint in a directory, other than `besides`, that a training can go on from."""
+    for path in checkpoints_of(work_dir):
+        if besides is None or path.resolve() != besides.resolve():
+            try:
+                checkpoint = read_checkpoint(path)
+            except CheckpointError:
+                continue
+            if is_training(checkpoint) and "optimizer" in checkpoint:
+                return path
+    return None
 
 
 def read_checkpoint(path: str | Path) -> dict:

@@ -8,7 +8,7 @@ from operator import mul
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, get_device_dtype
+from timm.layers import ClassifierHead, get_device_dtype, to_2tuple
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Stage(nn.Module):
     """Downsampling, then blocks on one size of map: (batch, height, width, channels) in and out.
 
     Args:
-        downsample: its attribute `stride` says how many times smaller its output is.
+        downsample: its attribute `stride` says how many times smaller its output is; once, where it has none.
         blocks: map to map.
         channels: of the blocks.
     """
@@ -30,7 +30,7 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
         self.channels = channels
-        self.stride = getattr(downsample, "stride", 1)
+        self.stride = to_2tuple(getattr(downsample, "stride", 1))[0]
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:

@@ -88,6 +88,8 @@ class InvertedDownsample(nn.Module):
     torch.Size([1, 4, 3, 8])
     """
 
+    stride = 2
+
     def __init__(
         self,
         in_channels: int,

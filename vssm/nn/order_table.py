@@ -47,7 +47,18 @@ class OrderTable:
 
 
 def concrete(size: int) -> int:
-    """The plain integer behind a size that torch.compile may hold as a symbol: it then compiles for this very size."""
+    """The plain integer behind a size that torch.compile may hold as a symbol: it then compiles for this very size.
+
+    Raises ValueError where torch.export is told that the size is dynamic: the program would be right for one alone.
+    """
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import has_static_value  # here: it takes a second to import
+
+        if not has_static_value(size):
+            raise ValueError(
+                "a scan order is a constant for each image size, so a model is exported for one height and width: "
+                "declare only the batch dynamic, and export once for each size"
+            )
     return len(range(size))
 
 

@@ -14,11 +14,11 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
     torch's activation checkpointing stops recomputing at the last tensor that it needs: where the function ends in a
     linear layer, the layer's input is recomputed and the layer itself is not run again. Under torch.compile this is a
-    plain call, because the compiler decides what to save.
+    plain call, because the compiler decides what to save; under torch.func too, which does not support checkpointing.
 
     >>> x = torch.randn(3, requires_grad=True)
     >>> recomputed(torch.sin, x).sum().backward()
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -60,7 +60,7 @@ class SelectiveScan(nn.Module):
         channels = self.x_proj.shape[2]
         nn.init.uniform_(self.x_proj, -(channels**-0.5), channels**-0.5)
         nn.init.uniform_(self.dt_proj, -(self.rank**-0.5), self.rank**-0.5)
-        step = torch.rand(self.dt_bias.shape, device=self.dt_bias.device)
+        step = torch.rand(self.dt_bias.shape, dtype=torch.float32, device=self.dt_bias.device)
         step = torch.exp(math.log(STEP_MIN) + step * (math.log(STEP_MAX) - math.log(STEP_MIN))).clamp(min=STEP_FLOOR)
         self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
         rates = torch.arange(1, self.state + 1, dtype=torch.float32, device=self.A_log.device)

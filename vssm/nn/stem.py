@@ -1,15 +1,17 @@
 """From an image (batch, channels, height, width) to the first channels-last map.
 
-Each stem names its first convolution in `first_conv`, for other numbers of input channels.
+Each stem names its first convolution in `first_conv`, for other numbers of input channels, and in `stride` the pixels
+per position of its map.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, register_notrace_module
+from timm.layers import ConvNormAct, register_notrace_module, to_2tuple
 from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
@@ -23,7 +25,7 @@ def to_channels_last(image: Tensor, in_chans: int) -> Tensor:
             f"the input has shape {tuple(image.shape)}; expected (batch, {in_chans} channels, height, width): convert "
             f"the images, or build the model with in_chans"
         )
-    return image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return image.permute(0, 2, 3, 1).contiguous()
 
 
 @register_notrace_module  # reads shapes
@@ -176,6 +178,7 @@ class BatchNormStem(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
+        self.stride = math.prod(stride for *_, stride in layers) * to_2tuple(getattr(projection, "stride", 1))[0]
         convs, width = [], in_chans
         for channels, kernel_size, stride in layers:
             convs.append(ConvNormAct(width, channels, kernel_size, stride, norm_kwargs={"eps": eps}, **dd))
@@ -201,6 +204,7 @@ class ResidualStem(nn.Module):
     """
 
     first_conv = "conv1.conv"
+    stride = 4
 
     def __init__(
         self,

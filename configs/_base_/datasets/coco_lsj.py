@@ -1,5 +1,5 @@
-# COCO with large-scale jitter (arXiv 2012.07177): resized by 0.1 to 2, then cut to 1024 x 1024; the preprocessor fills
-# up what is smaller. Evaluated at 1024 pixels, filled up too. Source: det/projects/ViTDet/configs/common of hustvl/Vim.
+# COCO with large-scale jitter (arXiv 2012.07177): resized by 0.1 to 2, then cropped to 1024 x 1024; the preprocessor
+# pads smaller images. Evaluated at 1024 pixels, padded as well. Source: det/projects/ViTDet/configs/common of hustvl/Vim.
 # 8 processes of 8 images.
 _base_ = './coco_instance.py'
 

@@ -4,7 +4,7 @@ _base_ = './imagenet_deit.py'
 
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
-    # 0.4 stands for the record: timm leaves the colour jitter out because RandAugment is on.
+    # Without effect, as officially: timm leaves the colour jitter out because RandAugment is on.
     dataset=dict(transform=dict(color_jitter=0.4)))
 val_dataloader = dict(batch_size=128)
 test_dataloader = val_dataloader

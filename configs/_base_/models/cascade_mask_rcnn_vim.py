@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN as in ViTDet (arXiv 2203.16527): a simple pyramid of the last map, convolutional heads with
-# LayerNorm, boxes refined whatever their class. Source: det/configs/common/models/mask_rcnn_vimdet.py of hustvl/Vim.
+# LayerNorm, class-agnostic refinement of boxes. Source: det/configs/common/models/mask_rcnn_vimdet.py of hustvl/Vim.
 # Official: no class token. Here: it stays in the middle of the tokens, where the ImageNet weights have it.
 _base_ = './cascade_mask_rcnn.py'
 

@@ -1,7 +1,7 @@
-# UPerNet on four depths of Vim, brought to strides 4 to 32 as in BEiT (arXiv 2106.08254), evaluated on overlapping
+# UPerNet on four depths of Vim, resized to strides 4 to 32 as in BEiT (arXiv 2106.08254), evaluated on overlapping
 # windows. Source: seg/configs/vim/upernet of hustvl/Vim.
-# Official: vim_tiny's maps are the outputs of single mixers, and there is no class token. Here: the maps are those of
-# the stream that all blocks add to, as official for vim_small; the class token stays where the ImageNet weights have it.
+# Official: vim_tiny's maps are the outputs of single mixers, and there is no class token. Here: the maps are the
+# residual stream, as official for vim_small; the class token stays where the ImageNet weights have it.
 _base_ = 'mmseg::_base_/models/upernet_beit.py'
 
 model = dict(

@@ -1,6 +1,7 @@
-# Vim's recipe for ADE20K, after BEiT's: 60000 steps of 32 images, 1500 of warm-up, AdamW linearly to zero; layer by
-# layer lower rates towards the stem. Source: seg/configs and seg/scripts of hustvl/Vim. Official: the layers are looked
-# for under a name that Vim's do not have, so that all but the embeddings train at the full rate. Here: as meant.
+# Vim's recipe for ADE20K, after BEiT's: 60000 steps of 32 images, 1500 of warm-up, AdamW linearly to zero; rates
+# decrease layer by layer towards the stem. Source: seg/configs and seg/scripts of hustvl/Vim. Official: the code looks
+# for layers under a name that Vim's do not have, so all but the embeddings train at the full rate. Here: the decrease
+# that was meant.
 _base_ = './ade20k_160k.py'
 
 train_cfg = dict(max_iters=60000, val_interval=6000)

@@ -1,5 +1,5 @@
 # ViTDet's recipe (arXiv 2203.16527), which Vim follows: 184375 steps of 64 images, about 100 epochs, 250 of warm-up,
-# AdamW at 1e-4, ten times less from step 163889 and again from 177546; layer by layer lower rates towards the stem.
+# AdamW at 1e-4, ten times less from step 163889 and again from 177546; rates decrease layer by layer towards the stem.
 # Source: det/projects/ViTDet/configs/COCO of hustvl/Vim. Official: float16. Here: bfloat16, as it cannot overflow.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 

@@ -32,13 +32,17 @@ class ConvArguments(NamedTuple):
         return self.x.shape[1]
 
     @property
+    def directions(self) -> int:
+        return self.weight.shape[0]
+
+    @property
     def width(self) -> int:
         return self.weight.shape[2]
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         batch, tokens, channels = self.x.shape
-        return batch, tokens, self.weight.shape[0], channels
+        return batch, tokens, self.directions, channels
 
     @property
     def output_dtype(self) -> torch.dtype:

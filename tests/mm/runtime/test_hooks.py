@@ -3,16 +3,14 @@
 import math
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from timm.scheduler import CosineLRScheduler
 
-from vssm.errors import ConfigError, TrainingError
+from vssm.errors import TrainingError
 from vssm.mm.runtime.config import load_config
-from vssm.mm.runtime.hooks import EpochHook
 
 SCHEDULES = Path(__file__).resolve().parents[3] / "configs/_base_/schedules"
 
@@ -38,24 +36,6 @@ def test_throughput_is_logged(make_runner):
     runner.train()
     speeds, _ = runner.message_hub.get_scalar("train/images_per_second").data
     assert len(speeds) == 4 and (speeds > 0).all()
-
-
-def test_random_state_depends_on_the_epoch(make_runner):
-    runner = make_runner()
-    runner._train_loop = runner.build_train_loop(runner._train_loop)
-    hook, drawn = EpochHook(), {}
-    for epoch in (0, 1, 0):
-        runner.train_loop._epoch = epoch
-        hook.before_train_epoch(runner)
-        values = (numpy.random.rand(), torch.rand(()).item())
-        assert drawn.setdefault(epoch, values) == values
-    assert drawn[0] != drawn[1]
-
-
-def test_persistent_workers_are_refused(make_runner):
-    runner = make_runner(train_dataloader__num_workers=1, train_dataloader__persistent_workers=True)
-    with pytest.raises(ConfigError, match="persistent_workers"):
-        runner.train()
 
 
 def rates(schedulers: list[dict], epochs: int, steps: int) -> list[float]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
@@ -11,11 +12,15 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from vssm.errors import TrainingError
-from vssm.inference.saved import latest_checkpoint, to_plain
+from vssm.files import write_atomically
+from vssm.inference.saved import INTERRUPTED, NOTE, latest_checkpoint, read_note, to_plain
+from vssm.mm.runtime.resume import RECORD, TrainingRecord
 from vssm.models import CheckpointError
 
 # Saved values of each logged scalar: more than any logging window, and little beside the weights.
 HISTORY = 10_000
+# Beside the checkpoints: the step of the last complete validation, so that one that was interrupted is made up for.
+VALIDATED = "last_validation"
 # What mmengine's MessageHub saves.
 HUB = ("log_scalars", "runtime_info", "resumed_keys")
 
@@ -28,14 +33,24 @@ class PlainCheckpointHook(CheckpointHook):
       reads the file with ``weights_only=True`` and an empty allow-list.
     - Weights that are not finite are never saved.
     - An outdated checkpoint is removed only after the next one is on the disk; mmengine removes it before.
+    - A validation that was interrupted is repeated when the training goes on.
 
     Arguments are those of mmengine's ``CheckpointHook``.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Delay the hook's removals until `_remove_outdated`."""
+        """Delay the hook's removals until `_remove_outdated`, and validate if the checkpoint has not been."""
         super().before_train(runner)
         self.file_backend = _RemoveLater(Path(self.out_dir))
+        if is_main_process():
+            for unfinished in Path(self.out_dir).glob(".*.pth.part"):  # of a training that was killed while it wrote
+                unfinished.unlink(missing_ok=True)
+        if runner.val_loop is not None and getattr(runner.train_loop, "validation_is_due", False):
+            done = [read_note(Path(runner.work_dir) / VALIDATED) == str(runner.iter)]
+            broadcast_object_list(done)
+            if not done[0]:
+                runner.logger.info(f"the training stopped before the validation of step {runner.iter}: validating now")
+                runner.val_loop.run()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -52,8 +67,19 @@ class PlainCheckpointHook(CheckpointHook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Save the best checkpoint."""
         super().after_val_epoch(runner, metrics)
-        if isinstance(self.file_backend, _RemoveLater):
+        if isinstance(getattr(self, "file_backend", None), _RemoveLater):
             self._remove_outdated()
+            if is_main_process():
+                write_atomically(Path(runner.work_dir) / VALIDATED, str(runner.iter))
+
+    def save_interrupted(self, runner: Runner, step: int) -> Path:
+        """Save a training that stops after `step`. The next checkpoint replaces the file."""
+        path = Path(self.out_dir) / INTERRUPTED
+        meta = {"epoch": runner.epoch, "iter": step}
+        runner.save_checkpoint(self.out_dir, INTERRUPTED, meta=meta, by_epoch=False)
+        if is_main_process():
+            write_atomically(Path(runner.work_dir) / NOTE, str(path))
+        return path
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check the weights, and convert everything else to plain values."""
@@ -67,13 +93,15 @@ class PlainCheckpointHook(CheckpointHook):
         evaluation = runner.cfg.get("test_dataloader") or runner.cfg.get("val_dataloader") or {}
         dataset = evaluation.get("dataset", {})
         # What tools/predict.py builds from. The config is saved too, as text that is never run.
-        checkpoint["meta"].update(
+        meta = checkpoint["meta"]
+        meta.update(
+            {RECORD: TrainingRecord.of(runner, meta["epoch"], meta["iter"]).plain()},
             backbone=getattr(model, "arguments", None),
             transform=to_plain(dataset.get("transform")),
             scope=runner.cfg.get("default_scope") or "mmengine",
             model=to_plain(runner.cfg.model),
             pipeline=to_plain(dataset.get("pipeline")),
-            dataset_meta=to_plain(checkpoint["meta"].get("dataset_meta")),
+            dataset_meta=to_plain(meta.get("dataset_meta")),
         )
         hub = checkpoint["message_hub"]
         hub["runtime_info"] = to_plain(hub["runtime_info"])
@@ -87,6 +115,8 @@ class PlainCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         saved = self.last_ckpt, getattr(self, "best_ckpt_path", None)
+        if self.file_backend.outdated or self.last_ckpt:
+            self.file_backend.remove(str(Path(self.out_dir) / INTERRUPTED))
         self.file_backend.remove_all(keep={Path(path).resolve() for path in saved if path})
 
 
@@ -113,6 +143,13 @@ class _RemoveLater(LocalBackend):
             if path not in keep and path.parent == self.folder:
                 path.unlink(missing_ok=True)
         self.outdated.clear()
+
+
+def save_interrupted(runner: Runner, step: int) -> Path | None:
+    """Save a training that a signal stops; None if its config saves no checkpoints."""
+    hooks = (hook for hook in runner.hooks if isinstance(hook, PlainCheckpointHook))
+    hook = next(hooks, None)
+    return None if hook is None else hook.save_interrupted(runner, step)
 
 
 def check_bookkeeping(checkpoint: dict, path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """Several processes: one per GPU with NCCL, or several on the CPU with gloo."""
 
 import os
+import signal
 
 import torch
 from mmengine.config import Config
@@ -8,6 +9,7 @@ from mmengine.dist import init_dist, is_distributed
 
 from vssm.errors import ConfigError
 from vssm.machine import available_cores
+from vssm.mm.runtime.processes import die_with_parent
 
 # The variable in which each launcher passes a process its rank on its machine.
 LOCAL_RANK = {"pytorch": "LOCAL_RANK", "slurm": "SLURM_LOCALID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}
@@ -35,6 +37,8 @@ def start_processes(launcher: str, config: Config) -> None:
         torch.set_num_threads(max(1, available_cores() // local_size))
     if launcher == "none" or is_distributed():
         return
+    if launcher == "pytorch":
+        die_with_parent(os.getppid(), signal.SIGTERM)  # torchrun leaves its processes behind when it is killed
     local_rank = int(os.environ[LOCAL_RANK[launcher]])
     os.environ["LOCAL_RANK"] = str(local_rank)
     if not torch.cuda.is_available():

@@ -1,13 +1,11 @@
-"""Hooks of a training: random state per epoch, throughput, progress bar, stop at a loss that is not finite."""
+"""Hooks of a training: random state of each step, throughput, progress bar, stop at a loss that is not finite."""
 
 import logging
-import random
 import sys
 import time
 
 import numpy
-import torch
-from mmengine.dist import get_rank, get_world_size, is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -17,40 +15,38 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vssm.data import StreamedImageDataset
 from vssm.errors import ConfigError, TrainingError
 from vssm.mm.runtime.checkpoint import last_good
-from vssm.mm.runtime.seeding import seed_albumentations
+from vssm.mm.runtime.seeding import STEP, seed_for, seed_generators
 
 
 @HOOKS.register_module()
 class EpochHook(Hook):
-    """Seeds each epoch from (seed, epoch, rank), and reports the number of bad images at its end.
+    """Seeds each step from (seed, step, process), and reports the number of bad images at the end of an epoch.
 
-    A resumed training then draws the same random numbers as one that was not interrupted. PyTorch seeds data workers
-    from this process at the start of each epoch, so they must not be persistent.
+    A resumed training then draws the same random numbers as one that was not interrupted, from any step on. The
+    numbers that loading takes come with each batch; see `vssm.mm.runtime.seeding`.
     """
 
-    # Before the sampler's hook, and before the first worker starts.
+    # Before all hooks that draw random numbers.
     priority = "VERY_HIGH"
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Seed Python, NumPy and PyTorch. A training by steps is one epoch.
+        """Let a stream shuffle anew. A training by steps is one epoch.
 
         Raises:
-            ConfigError: the data workers are persistent, and there are several epochs.
+            ConfigError: data workers that read a stream are persistent, and there are several epochs.
         """
-        if runner.max_epochs > 1 and getattr(runner.train_dataloader, "persistent_workers", False):
-            raise ConfigError(
-                "train_dataloader.persistent_workers=True carries random state from epoch to epoch, so that a resumed "
-                "training would differ: leave it out"
-            )
-        sequence = numpy.random.SeedSequence([runner.seed, runner.epoch, get_rank()])
-        seed = int(sequence.generate_state(1)[0])
-        random.seed(seed)
-        numpy.random.seed(seed)
-        torch.manual_seed(seed)
-        dataset = runner.train_dataloader.dataset
-        seed_albumentations(dataset, seed)
-        if isinstance(dataset, StreamedImageDataset):
-            dataset.set_epoch(runner.epoch)
+        loader = runner.train_dataloader
+        if isinstance(loader.dataset, StreamedImageDataset):
+            if runner.max_epochs > 1 and loader.persistent_workers:
+                raise ConfigError(
+                    "train_dataloader.persistent_workers=True carries the random state of a stream from epoch to "
+                    "epoch, so that a resumed training would differ: leave it out"
+                )
+            loader.dataset.set_epoch(runner.epoch)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None) -> None:
+        """Seed Python, NumPy and PyTorch for mixup, dropout and the like."""
+        seed_generators(seed_for(runner.seed, STEP, runner.iter))
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Log the number of images skipped so far."""
@@ -157,12 +153,8 @@ class ProgressBarHook(Hook):
                 )
                 sys.stdout.flush()
 
-    def after_train(self, runner: Runner) -> None:
-        """Restore the terminal."""
-        self.stop(runner)
-
-    def stop(self, runner: Runner) -> None:
-        """Stop the bar; also called after an error."""
+    def close(self, runner: Runner) -> None:
+        """Restore the terminal, after an error too."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

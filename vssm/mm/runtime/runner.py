@@ -1,4 +1,4 @@
-"""mmengine's Runner with checkpoints that are whole or absent, and logs and curves of its own for each training."""
+"""mmengine's Runner with checkpoints that are whole or absent, exact resuming, and a log for each training."""
 
 import logging
 import re
@@ -11,15 +11,20 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
 from vssm.errors import ConfigError, TrainingError
 from vssm.files import replace_atomically
+from vssm.mm.runtime.loops import EpochLoop, StepLoop
+from vssm.mm.runtime.resume import resume_training, warn_of_schedule_end
+from vssm.mm.runtime.seeding import WEIGHTS, seed_for, seed_generators
 from vssm.nn import compile_module
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
+# Ours of the loops that mmengine's configs name; a config without a name says by_epoch.
+LOOPS = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": StepLoop, True: EpochLoop, False: StepLoop}
 
 
 class SafeRunner(Runner):
@@ -67,18 +72,47 @@ class SafeRunner(Runner):
         return super().build_visualizer(visualizer)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the loop.
+        """Build the loop, ours in place of mmengine's, on batches that carry the seeds of their random numbers.
 
         Raises:
             ConfigError: a training by epochs has a sampler without an end.
         """
+        if isinstance(loop, dict):
+            loop = dict(loop)
+            kind = loop.pop("type", None) or bool(loop.pop("by_epoch", False))
+            loop["type"] = LOOPS.get(kind, kind)
+        if isinstance(self._train_dataloader, dict):
+            self._train_dataloader = seeded_batches(self._train_dataloader)
         loop = super().build_train_loop(loop)
-        if isinstance(loop, EpochBasedTrainLoop) and isinstance(loop.dataloader.sampler, InfiniteSampler):
+        sampler = getattr(loop.dataloader.batch_sampler, "sampler", None)
+        if isinstance(loop, EpochBasedTrainLoop) and isinstance(sampler, InfiniteSampler):
             raise ConfigError(
                 "an epoch would never end: train_cfg counts epochs and train_dataloader.sampler is an InfiniteSampler; "
                 "choose DefaultSampler, or train_cfg=dict(type='IterBasedTrainLoop', max_iters=...)"
             )
         return loop
+
+    def train(self) -> nn.Module:
+        """Train; hooks with a method ``close`` are closed at the end, after an error too."""
+        try:
+            return super().train()
+        finally:
+            self.call_hook("close")
+
+    def load_or_resume(self) -> None:
+        """Load weights or go on with a training, and say where the schedules end too early."""
+        super().load_or_resume()
+        if isinstance(self._train_loop, EpochBasedTrainLoop | IterBasedTrainLoop):
+            warn_of_schedule_end(self)
+
+    def resume(self, filename: str, *args: object, **kwargs: object) -> None:
+        """Go on with a training; see `resume_training`. Further arguments are mmengine's, and unused."""
+        resume_training(self, self.load_checkpoint(filename), filename)
+
+    def _init_model_weights(self) -> None:
+        """Draw the first weights from the seed, whatever took random numbers before them."""
+        seed_generators(seed_for(self.seed, WEIGHTS))
+        super()._init_model_weights()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Move the model to its device. The CPU has no SyncBatchNorm: there each process has its own statistics."""
@@ -87,8 +121,9 @@ class SafeRunner(Runner):
         )
 
     def register_default_hooks(self, hooks: dict[str, Hook | dict | None] | None = None) -> None:
-        """Register the default hooks. None removes one; mmengine accepts None only for its own hooks."""
-        hooks = {name: hook for name, hook in (hooks or {}).items() if hook is not None or name in MMENGINE_HOOKS}
+        """Register the default hooks and `InterruptHook`. None removes one; mmengine accepts it for its own only."""
+        hooks = {"interrupt": {"type": "InterruptHook"}, **(hooks or {})}
+        hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in MMENGINE_HOOKS}
         super().register_default_hooks(hooks)
 
     def compile_model(self) -> None:
@@ -122,6 +157,17 @@ class SafeRunner(Runner):
             raise TrainingError(
                 f"cannot write the checkpoint {final}: {error.strerror or error}; earlier checkpoints there are intact"
             ) from error
+
+
+def seeded_batches(dataloader: dict) -> dict:
+    """The configuration of a data loader with a `SeededBatchSampler` around its batches; streams have no sampler."""
+    if not dataloader.get("sampler"):
+        return dataloader
+    loader = dict(dataloader)
+    batches = loader.pop("batch_sampler", None)
+    drop_last = False if batches else loader.pop("drop_last", False)
+    loader["batch_sampler"] = {"type": "SeededBatchSampler", "batches": batches, "drop_last": drop_last}
+    return {"batch_size": 1, **loader}
 
 
 def _is_short(record: logging.LogRecord) -> bool:

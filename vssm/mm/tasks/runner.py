@@ -9,11 +9,11 @@ from vssm.data import StreamedImageDataset
 from vssm.errors import ConfigError
 from vssm.inference.saved import is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
+from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.mm.tasks.data_check import check_dataset, check_maps_when_read
 from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
-from vssm.models import CheckpointError
 
 
 @RUNNERS.register_module()
@@ -23,9 +23,9 @@ class TaskRunner(SafeRunner):
     def build_dataloader(
         self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
     ) -> DataLoader:
-        """Build a loader whose workers take their random state from the epoch; for a classifier, of stacked batches.
+        """Build a loader whose workers end with their parent; for a classifier, of stacked batches.
 
-        See `vssm.mm.runtime.hooks.EpochHook`.
+        See `vssm.mm.runtime.seeding`.
 
         Raises:
             ConfigError: no data there, data that do not fit the options, or other classes than the model's.
@@ -43,8 +43,9 @@ class TaskRunner(SafeRunner):
         if isinstance(loader.dataset, StreamedImageDataset):
             loader.dataset.set_workers(loader.num_workers)
         if len(loader) == 0:
+            batch_size = loader.batch_size or loader.batch_sampler.batch_size
             raise ConfigError(
-                f"there are {len(loader.dataset)} images, fewer than one batch of {loader.batch_size}: "
+                f"there are {len(loader.dataset)} images, fewer than one batch of {batch_size}: "
                 "choose a smaller batch_size, or drop_last=False"
             )
         check_classes(unwrap(self.model), loader.dataset)
@@ -77,12 +78,12 @@ class TaskRunner(SafeRunner):
         """
         model = unwrap(self.model)
         checkpoint = read_checkpoint(filename)
+        if self._resume:
+            check_complete(checkpoint, filename)
         if is_training(checkpoint):
             check_bookkeeping(checkpoint, filename)
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
-        elif self._resume:
-            raise CheckpointError(f"{filename} holds weights but no training: start from it without --resume")
         else:
             load_weights(model, filename)
         self._has_loaded = True

@@ -1,0 +1,128 @@
+"""Compile every Triton kernel for a GPU that is not there, with the arguments of real launches: run by its test.
+
+The ops' own host functions run on the CPU, with every kernel replaced by one that compiles instead of running. So the
+types are those of the arguments that they are launched with, and a name that a kernel does not have is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from triton.runtime.jit import JITFunction
+
+from vssm_kernels import ScanTable, direction_sum
+from vssm_kernels.causal_conv1d import triton_fused as conv
+from vssm_kernels.causal_conv1d.arguments import ConvArguments
+from vssm_kernels.selective_scan import triton_chunk_kernels, triton_kernels
+from vssm_kernels.selective_scan import triton_fused as scan
+from vssm_kernels.selective_scan.arguments import ScanArguments
+from vssm_kernels.sum_gate import triton_fused as gate
+from vssm_kernels.sum_gate.arguments import GateArguments
+from vssm_kernels.sum_norm import triton_fused as norm
+from vssm_kernels.sum_norm.arguments import NormArguments
+from vssm_kernels.testing import make_inputs
+
+HOPPER = GPUTarget("cuda", 90, 32)
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+compiled: dict[str, set[str]] = {}
+
+
+class Compiled:
+    """Stands for a kernel: a launch compiles it for Hopper, once for each set of types and constants."""
+
+    def __init__(self, kernel: JITFunction):
+        self.kernel, self.arg_names = kernel, kernel.arg_names
+        compiled[f"{kernel.fn.__module__}.{kernel.fn.__name__}"] = self.variants = set()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self.launch
+
+    def launch(self, *args: Any, **named: Any) -> None:
+        given = {**dict(zip(self.arg_names, args, strict=False)), **named}
+        options = {name: given.pop(name) for name in list(given) if name not in self.arg_names}
+        assert set(options) <= {"num_warps"}, f"{self.kernel.fn.__name__} has no parameters {sorted(options)}"
+        constant = {parameter.name for parameter in self.kernel.params if parameter.is_constexpr}
+        constants = {name: value for name, value in given.items() if name in constant or value is None}
+        types = {
+            name: "constexpr" if name in constants else type_of(given[name]) for name in self.arg_names
+        }  # a KeyError is an argument that the launch left out
+        variant = f"{types} {constants} {options}"
+        if variant not in self.variants:
+            self.variants.add(variant)
+            by_place = {(self.arg_names.index(name),): value for name, value in constants.items()}
+            source = ASTSource(fn=self.kernel, signature=types, constexprs=by_place)
+            compile(source, target=HOPPER, options=options)
+
+
+def type_of(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def replace_kernels() -> None:
+    """In every module; the functions that kernels call stay what they are."""
+    for module in (conv, triton_chunk_kernels, triton_kernels, gate, norm, direction_sum):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, JITFunction) and name.endswith("_kernel"):
+                setattr(module, name, Compiled(value))
+
+
+def run_scan(
+    channels: int, state: int, tokens: int = 8, batch: int = 1, *, repeats: bool = False, states: bool = False
+) -> None:
+    """Forward, with and without saving, and backward; the chunks of long sequences too."""
+    given = make_inputs(batch, tokens, 4, channels, state)
+    given |= {name: given[name].bfloat16() for name in ("u", "delta", "B", "C")}
+    if states:
+        given |= {"C": None, "D": None}
+    elif state == 1:  # side by side, as one projection makes them
+        given["B"], given["C"] = torch.stack([given["B"], given["C"]], -1).unbind(-1)
+    table = torch.zeros(4, tokens) if repeats else torch.arange(tokens).expand(4, -1)
+    args = ScanArguments(**given, order=ScanTable.of(table, tokens), segment=4 if repeats else 0)
+    for save in (False, True):
+        y, saved = scan.scan(args, save)
+        scan.scan_backward(args.for_backward(saved), y)
+
+
+def main() -> None:
+    replace_kernels()
+    run_scan(96, 1)
+    run_scan(96, 1, batch=1024)
+    run_scan(128, 1, batch=1024)
+    run_scan(96, 1, tokens=4096)
+    run_scan(96, 16, tokens=64)
+    run_scan(96, 16, tokens=4096)
+    run_scan(97, 16, repeats=True)
+    run_scan(96, 4, states=True)
+    x, weight, bias = torch.randn(2, 9, 96).bfloat16(), torch.randn(2, 96, 4), torch.randn(2, 96)
+    order = ScanTable.of(torch.arange(9).expand(2, -1), 9)
+    for silu, offset in ((True, bias), (False, None)):
+        args = ConvArguments(x, weight, offset, order, silu)
+        conv.conv_backward(args, conv.conv(args)[0])
+    y, z = torch.randn(2, 9, 3, 96).bfloat16(), torch.randn(2, 9, 96).bfloat16()
+    for z_or_none in (z, None):
+        for save in (True, False):
+            args = GateArguments(y, z_or_none, 0.5)
+            out, summed = gate.gate(args, save)
+            gate.gate_backward(args.for_backward(summed), out)
+    for shape, center in (((2, 9, 4, 96), True), ((2, 9, 1, 768), False)):
+        for bias in (torch.ones(shape[-1]), None):
+            args = NormArguments(
+                torch.randn(shape).bfloat16(), torch.ones(shape[-1]), bias, 1e-5, center, z.dtype, True
+            )
+            out, sums = norm.norm(args, True)
+            norm.norm_backward(args.for_backward(sums), out)
+    for name, variants in compiled.items():
+        print(name, len(variants))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Nothing outlives its parent: data workers and launched processes end with the process that started them."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+
+# Of Linux' prctl: the signal that the kernel sends to this process when the thread that started it ends.
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent ends, however that ends.
+
+    Only Linux can. Elsewhere PyTorch's data workers look every 5 seconds whether their parent is alive.
+
+    Args:
+        parent: the number of the parent's process, to see whether it ended before this call.
+        signum: SIGKILL, or SIGTERM for a process that saves its work first.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signum)
+
+
+def protect_worker() -> None:
+    """Tie a data worker to its parent, which alone may end it.
+
+    Ctrl-C, ``timeout`` and clusters send their signals to workers too. A worker that obeyed would take away the batch
+    that its parent needs to reach the next step and save.
+    """
+    parent = os.getppid()
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        ignored = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ignored)
+        threading.Thread(target=_obey_parent, args=(parent, ignored), daemon=True).start()
+
+
+def _obey_parent(parent: int, signals: set[signal.Signals]) -> None:
+    """End this process at a SIGTERM from its parent; take all other signals and do nothing."""
+    while True:
+        received = signal.sigwaitinfo(signals)
+        if received.si_pid == parent and received.si_signo == signal.SIGTERM:
+            os._exit(0)
