@@ -21,8 +21,8 @@ SENTENCES = {
         "same total), --amp bf16, or smaller images"
     ),
     r"can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc|unable to mmap|can't start new thread": (
-        "the memory is full, or a limit on it is reached (ulimit -v, a container's): use a smaller batch_size and fewer "
-        "num_workers"
+        "the memory is full, or a limit on it is reached (ulimit -v, a container's): use a smaller batch_size, or "
+        "fewer num_workers"
     ),
     r"Too many open files|received 0 items of ancdata": (
         "too many files are open: raise the limit (ulimit -n 65536), or use fewer num_workers"

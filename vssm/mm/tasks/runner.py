@@ -14,7 +14,6 @@ from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.mm.tasks.data_check import check_dataset, check_maps_when_read
 from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
-from vssm.models import CheckpointError
 
 
 @RUNNERS.register_module()
@@ -44,8 +43,9 @@ class TaskRunner(SafeRunner):
         if isinstance(loader.dataset, StreamedImageDataset):
             loader.dataset.set_workers(loader.num_workers)
         if len(loader) == 0:
+            size = loader.batch_size or loader.batch_sampler.batch_size
             raise ConfigError(
-                f"there are {len(loader.dataset)} images, fewer than one batch of {loader.batch_size or loader.batch_sampler.batch_size}: "
+                f"there are {len(loader.dataset)} images, fewer than one batch of {size}: "
                 "choose a smaller batch_size, or drop_last=False"
             )
         check_classes(unwrap(self.model), loader.dataset)
