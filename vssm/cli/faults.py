@@ -8,7 +8,7 @@ import torch
 
 # By the text of the error, as PyTorch and Python raise many kinds with the same class. The first that fits counts.
 SENTENCES = {
-    r"insufficient shared memory|unable to (open|allocate|resize) shared memory|/torch_\d+": (
+    r"(?:insufficient|out of) shared memory|unable to (open|allocate|resize) shared memory|/torch_\d+": (
         "the shared memory (/dev/shm) is full: enlarge it (docker run --shm-size=8g), or set "
         "train_dataloader.num_workers=0"
     ),
