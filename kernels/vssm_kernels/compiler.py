@@ -100,8 +100,8 @@ def run_tasks(library: ctypes.CDLL, name: str, arguments: ctypes.Structure, task
     Raises MemoryError where the kernel cannot allocate its work space.
     """
     threads = max(1, min(torch.get_num_threads(), tasks))
-    function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
-    if library.vssm_run(function, ctypes.byref(arguments), ctypes.c_int64(tasks), ctypes.c_int(threads)):
+    kernel = getattr(library, name)  # passed on as the address of the function
+    if library.vssm_run(kernel, ctypes.byref(arguments), ctypes.c_int64(tasks), ctypes.c_int(threads)):
         raise MemoryError("a kernel could not allocate its work space on the CPU")
 
 

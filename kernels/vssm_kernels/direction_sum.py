@@ -50,7 +50,7 @@ def tile_grid(rows: int, channels: int) -> tuple[int]:
 
 
 def sum_directions(y: Tensor) -> Tensor:
-    """(batch, tokens, directions, channels), contiguous, to (batch, tokens, channels): summed in float32, in y's dtype."""
+    """Contiguous (batch, tokens, directions, channels) -> (batch, tokens, channels), in y's dtype, added in float32."""
     batch, tokens, directions, channels = y.shape
     if directions == 1:
         return y.squeeze(2)

@@ -101,7 +101,7 @@ class Op(BackendRegistry):
         backend = self.choose(args)
         if not (needs_gradient and torch.is_grad_enabled()) or backend.is_recorded(args):
             return backend.forward(args, False)[0]
-        return _Eager.apply(self, backend, *args)[0]
+        return _Eager.apply(self, backend, args, *args.tensors())[0]
 
     def _traced(self, args: Any) -> Tensor:
         if self.fused(args):
@@ -151,8 +151,7 @@ class _Eager(torch.autograd.Function):
     """An op on plain tensors. Returns the output and what is saved: second derivatives pass through saved sums."""
 
     @staticmethod
-    def forward(ctx, op, backend, *fields):
-        args = op.arguments(*fields)
+    def forward(ctx, op, backend, args, *tensors):  # the tensors are those of args, for autograd to see
         output, saved = backend.forward(args, True)
         ctx.run_backward = backend.backward
         _save(ctx, op, args, saved)
@@ -162,8 +161,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, gradient, dsaved):
         if gradient is not None and not torch._C._has_storage(gradient):
             ctx.run_backward = ctx.op.reference.backward  # many gradients at once, as of a vectorized jacobian
-        gradients = _gradients(ctx, gradient, dsaved)
-        return None, None, *gradients, *[None] * (len(ctx.op.is_table) - len(gradients))
+        return None, None, None, *_gradients(ctx, gradient, dsaved)
 
 
 def _save(ctx: Any, op: Op, args: Any, saved: Tensor | None) -> None:

@@ -87,6 +87,15 @@ def test_vim_sizes_on_gpu(dtype):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
+def test_an_empty_batch(backend):
+    args = make_arguments("vim", device=device_of(backend))
+    args = args._replace(x=args.x[:0])
+    require(backend, args)
+    output, gradients = run_backend(backend, args, args.x.new_ones(args.output_shape))
+    assert output.shape == (0, 37, 2, 20) and torch.equal(gradients[1], torch.zeros_like(args.weight))
+
+
 def test_reference_against_torch():
     """Raster order is torch's own conv1d with zeros in front."""
     args = make_arguments("vim")

@@ -166,6 +166,16 @@ def test_one_state_of_B_beside_that_of_C(offset):
     check_backend(triton_fused.BACKEND, args)
 
 
+@pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
+def test_an_empty_batch(backend):
+    inputs = make_inputs(batch=0, tokens=5, channels=8, state=1, directions=2, device=device_of(backend))
+    args = ScanArguments(**inputs, order=permuted(2, 5, device_of(backend)))
+    require(backend, args)
+    output, gradients = run_backend(backend, args, torch.ones(args.output_shape, device=device_of(backend)))
+    assert output.shape == (0, 5, 2, 8) and gradients[0].shape == (0, 5, 8)
+    assert torch.equal(gradients[2], torch.zeros_like(args.A))
+
+
 @pytest.mark.parametrize("tokens", [63, 1000])
 @pytest.mark.parametrize("backend", [native_cpu.BACKEND, grouped.BACKEND], ids=lambda backend: backend.name)
 def test_long_sequences(backend, tokens):

@@ -65,6 +65,11 @@ def test_any_strides(backend, of_z):
     check(backend, *make_inputs(device=device_of(backend)), of_z)
 
 
+@FAST
+def test_an_empty_batch(backend):
+    check(backend, *make_inputs(batch=0, device=device_of(backend)))
+
+
 def test_c_refuses_what_it_cannot_read():
     for inputs, reason in (({"dtype": torch.float64}, "float64"), ({"device": "meta"}, "the inputs are on meta")):
         y, both = make_inputs(**inputs)

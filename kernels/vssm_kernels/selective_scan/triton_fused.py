@@ -3,10 +3,10 @@
 One program walks one (batch, direction, block of channels), or where these are few, one chunk of its steps. The
 backward goes back group by group and needs the state before each group. With one or two states per channel the forward
 saves these, if a backward may follow. More states would take too much memory: nothing is saved then, and the backward
-first runs the recurrence again, which writes the states and dC. dB and dC are sums over channels; they are written per block
-of channels and added up afterwards in a fixed order, without atomics, so two runs are bit-equal. All arithmetic is
-float32, except that the terms of these two sums have 11 bits (TF32) for half precision inputs, which is more than the
-inputs have, and 22 bits for float32.
+first runs the recurrence again, which writes the states and dC. dB and dC are sums over channels; they are written per
+block of channels and added up afterwards in a fixed order, without atomics, so two runs are bit-equal. All arithmetic
+is float32, except that the terms of these two sums have 11 bits (TF32) for half precision inputs, which is more than
+the inputs have, and 22 bits for float32.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ except ImportError:  # why_no_triton reports it
 
 
 # PROGRAMS fill a large GPU. With fewer, sequences are cut into chunks where that pays: chunks walk three times, and
-# their extra launches take as long as CUT_STEPS steps. They are cut into CUT_PROGRAMS, because the kernel that finds the ends
-# of chunks takes more registers.
+# their extra launches take as long as CUT_STEPS steps. They are cut into CUT_PROGRAMS, because the kernel that finds
+# the ends of chunks takes more registers.
 PROGRAMS, CUT_STEPS, CUT_PROGRAMS = 2048, 1024, 1536
 # A chunk has a multiple of CHUNK_UNIT steps, which every group length divides; a sequence has at most CHUNKS chunks.
 CHUNK_UNIT, CHUNKS = 32, 128

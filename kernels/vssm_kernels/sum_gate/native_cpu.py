@@ -65,7 +65,8 @@ def _run(
     z, sz = args.z, Strides()
     if z is not None:
         z = float_rows(z)
-        sz = Strides(z.stride(0), z.stride(1), 0)
+        batch_stride, token_stride, _ = z.stride()
+        sz = Strides(batch_stride, token_stride)
     c_args = _CArguments(
         tokens=tokens,
         directions=directions,

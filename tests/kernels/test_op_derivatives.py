@@ -9,6 +9,7 @@ import torch
 from on_backends import DEVICE
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vssm_kernels import ScanTable, causal_conv1d, selective_scan, sum_gate, sum_norm, use_backend
 from vssm_kernels.testing import assert_close
@@ -155,3 +156,35 @@ def test_batched_gradients(name):
 
     slow = torch.autograd.functional.jacobian(function, tensors[0])
     assert_close(torch.autograd.functional.jacobian(function, tensors[0], vectorize=True), slow)
+
+
+class SeesOperators(TorchDispatchMode):
+    """A mode, as selective checkpointing, counters of operations and loggers use."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@every_op
+def test_second_derivatives_under_a_mode(name):
+    """Which sees operators instead of memory: the scan and the convolution in one piece."""
+    op, tensors = leaves(name)
+
+    def run():
+        (gradient,) = torch.autograd.grad(op(*tensors).square().sum(), tensors[0], create_graph=True)
+        return [gradient, *torch.autograd.grad(gradient.square().sum(), tensors[0])]
+
+    with use_backend("reference"):
+        expected = run()
+    with SeesOperators() as mode:
+        found = run()
+    for one, want in zip(found, expected, strict=True):
+        assert_close(one, want)
+    whole = {"scan": "vssm.selective_scan", "states": "vssm.selective_scan", "convolution": "vssm.causal_conv1d"}
+    if name in whole:
+        assert f"{whole[name]}.default" in mode.seen

@@ -1,0 +1,60 @@
+"""Torch's ambient modes change no number of a model that was built outside of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import timm
+import torch
+from families import CLASSES
+from torch import Tensor, nn
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Memory that is not written holds NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def logits_and_gradients(model: nn.Module) -> list[Tensor]:
+    x = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu")
+    logits = model(x)
+    return [logits, *torch.autograd.grad(logits.logsumexp(1).sum(), list(model.parameters()))]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        lambda: default_dtype(torch.bfloat16),
+        lambda: default_dtype(torch.float64),
+        lambda: torch.device("meta"),
+        deterministic,
+    ],
+    ids=["default bfloat16", "default float64", "device meta", "deterministic"],
+)
+def test_modes_change_nothing(kind: tuple[str, dict], mode: Callable[[], AbstractContextManager]) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(kind[0], **{"num_classes": 10, **kind[1]}).eval()
+    expected = logits_and_gradients(model)
+    with mode():
+        found = logits_and_gradients(model)
+    for one, want in zip(found, expected, strict=True):
+        assert one.dtype == want.dtype and one.device == want.device
+        torch.testing.assert_close(one, want)
