@@ -1,4 +1,4 @@
-"""A matrix product for every direction: its rows times its own weight."""
+"""One matrix product per direction: each has its own rows and weight."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def directed_linear_backward(gradient: Tensor, rows: Tensor, weight: Tensor) -> 
 def side_by_side(weight: Tensor) -> Tensor:
     """(directions, outputs, inputs) -> block-diagonal (directions * outputs, directions * inputs).
 
-    One product then serves all directions: the rows of a single one are too short for a GPU's tensor cores, and
-    multiplying by zeros costs less than that.
+    One product then serves all directions. A single direction's rows are too short to use a GPU's tensor cores well,
+    which costs more than multiplying by zeros.
     """
-    # Cheaper than torch.block_diag, which takes and gives back every block by itself.
+    # Faster than torch.block_diag, which copies block by block, forward and backward.
     return torch.diag_embed(weight.permute(1, 2, 0), dim1=0, dim2=2).flatten(0, 1).flatten(1)

@@ -12,10 +12,10 @@ try:
     import triton.language as tl
 
     from vssm_kernels.triton_math import saturate
-except ImportError:  # why_no_triton says so
+except ImportError:  # why_no_triton reports it
     triton = None
 
-# Of one program: 8 channels a thread, 16 bytes of half precision.
+# The tile of one program: 8 channels a thread, which are 16 bytes in half precision.
 TILE = {"ROWS": 8, "CHANNELS": 128, "num_warps": 4}
 
 if triton is not None:
@@ -50,7 +50,7 @@ def tile_grid(rows: int, channels: int) -> tuple[int]:
 
 
 def sum_directions(y: Tensor) -> Tensor:
-    """Contiguous (batch, tokens, directions, channels) -> (batch, tokens, channels): added in float32, in y's dtype."""
+    """(batch, tokens, directions, channels), contiguous, to (batch, tokens, channels): summed in float32, in y's dtype."""
     batch, tokens, directions, channels = y.shape
     if directions == 1:
         return y.squeeze(2)

@@ -1,4 +1,4 @@
-"""Float16 without infinities of our own making."""
+"""Conversion to float16 that clamps instead of overflowing to infinity."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from torch import Tensor
 
 
 def saturate(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` in `dtype`, where finite numbers beyond the largest of float16 become that.
+    """`values` in `dtype`; in float16, finite numbers are clamped to +-65504.
 
-    A scan multiplies its input with what it selects from that input, so its outputs grow faster in a training than
-    anything else does. Beyond 65504 float16 has only infinity, which the next norm turns into NaN, and the training is
-    lost; the largest number, normed, is what an even larger one would have become. Infinities and NaN that come in go
-    out: they are not hidden.
+    A scan multiplies its input by numbers computed from that input, so in training its outputs grow faster than other
+    activations. Overflow to infinity would become NaN in the next norm and end the training; a clamped number, normed,
+    is close to what the exact one would give. Infinities and NaN in `values` are passed on.
 
     >>> saturate(torch.tensor([1.0, -1e6, float("inf")]), torch.float16).tolist()
     [1.0, -65504.0, inf]

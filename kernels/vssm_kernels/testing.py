@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: inputs of realistic statistics, and one measure of agreement."""
+"""Shared by tests and benchmarks: realistic inputs, and one measure of agreement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import Backend
 
-# Relative root-mean-square error allowed between a fast path and the reference. float32: summation order and the
+# Largest relative root-mean-square error of a fast path against the reference. float32: summation order and the
 # hardware's exp2 (2 ulp) over some hundred steps; half precisions: rounding of inputs and outputs, 2^-9 and 2^-12.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 

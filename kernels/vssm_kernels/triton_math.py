@@ -5,14 +5,14 @@ from __future__ import annotations
 try:
     import triton
     import triton.language as tl
-except ImportError:  # why_no_triton says so
+except ImportError:  # why_no_triton reports it
     triton = None
 
 if triton is not None:
 
     @triton.jit
     def sigmoid(x):
-        """1 / (1 + exp(-x)): squaring a reciprocal root takes fewer instructions than dividing, and is as exact."""
+        """1 / (1 + exp(-x)) as the square of a reciprocal root: fewer instructions than a division, same accuracy."""
         root = tl.rsqrt(1.0 + tl.exp2(x * -1.4426950408889634))
         return root * root
 

@@ -1,5 +1,5 @@
-/* What the C kernels share: vectors of floats by the compilers' own extension, so that gcc and clang build the same
- * source for any processor, 2^x and its kin on them, and the run over all cores. */
+/* Shared by the C kernels: vectors of floats by the extension of gcc and clang, which builds for any processor; 2^x and
+ * sigmoid on them; and the loop over all cores. */
 #ifndef VSSM_VECTOR_H
 #define VSSM_VECTOR_H
 
@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-/* As wide as the processor's: compilers make slow code of wider ones. */
+/* As wide as the processor's vectors: compilers generate slow code for wider ones. */
 #if defined(__AVX512DQ__)
 #define LANES 16
 #elif defined(__AVX__)
@@ -69,7 +69,7 @@ static inline float sum_lanes(vec x) {
     return lanes[0];
 }
 
-/* The last block of channels may fill a part of a vector only; apart, so that whole vectors stay in registers. */
+/* The last block of channels may fill only part of a vector. Not inlined, so that whole vectors stay in registers. */
 static __attribute__((noinline)) vec load_part(const float *from, int lanes) {
     vec x = splat(0.0f);
     memcpy(&x, from, 4 * (size_t)lanes);
@@ -92,13 +92,13 @@ static inline void store_lanes(float *to, vec x, int lanes) {
 
 static inline void add_lanes(float *to, vec x, int lanes) { store_lanes(to, load_lanes(to, lanes) + x, lanes); }
 
-/* A token's row: added to where an order may visit tokens twice, else written once. */
+/* Write a token's row, or add to it where an order may visit tokens twice. */
 static inline void put_lanes(float *to, vec x, int lanes, int64_t add) {
     if (add) add_lanes(to, x, lanes);
     else store_lanes(to, x, lanes);
 }
 
-/* Zeroed memory aligned for vectors; NULL when there is none. */
+/* Zeroed memory aligned for vectors; NULL when allocation fails. */
 static inline void *vectors(size_t bytes) {
     void *memory = NULL;
     if (bytes < sizeof(vec)) bytes = sizeof(vec);
@@ -106,8 +106,8 @@ static inline void *vectors(size_t bytes) {
     return memset(memory, 0, bytes);
 }
 
-/* Runs a kernel over its tasks in torch's own threads, as both use the machine's OpenMP. Threads of another kind would
- * fight for the cores with torch's, which wait busily for their next work. Not 0 where a part failed. */
+/* Run a kernel over its tasks. Through OpenMP these are torch's own threads: threads of another pool would compete for
+ * the cores with torch's, which spin while they wait. Not 0 where a part failed. */
 typedef int (*kernel)(const void *arguments, int64_t first, int64_t last);
 
 int vssm_run(kernel function, const void *arguments, int64_t tasks, int threads) {

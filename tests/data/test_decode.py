@@ -119,3 +119,66 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monke
     os.mkfifo("pipe.png")
     with pytest.raises(BadImageError, match=r"it is a (named pipe|device|folder); expected a regular file"):
         read_rgb(path, path)
+
+
+# A picture whose every corner tells where it is, and by each EXIF orientation how a camera stores it.
+CORNERS = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.uint8).repeat(24, 0).repeat(32, 1)
+STORED = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: x.transpose(1, 0, 2)[::-1],
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: x.transpose(1, 0, 2)[:, ::-1],
+}
+
+
+def rotated(file: Path, orientation: int, mode: str = "RGB") -> Path:
+    """Write the picture as a camera with this orientation does."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED.get(orientation, STORED[1])(CORNERS))).convert(mode).save(
+        file, exif=exif, quality=95
+    )
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_images_are_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    file = rotated(tmp_path / f"a{suffix}", orientation)
+    image = read_rgb(str(file), "a")
+    assert np.abs(np.asarray(image).astype(int) - CORNERS).mean() < 4
+    assert np.asarray(to_rgb(image)).shape == CORNERS.shape, "an upright image is not turned again"
+    size, found = decode.read_size(str(file))
+    assert size in (image.size, image.size[::-1]) and (found == orientation or suffix == ".tif")
+    if suffix != ".tif":  # Pillow always turns these
+        as_stored = np.asarray(read_rgb(str(file), "a", upright=False))
+        assert np.abs(as_stored.astype(int) - STORED[orientation](CORNERS)).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA", "1"])
+def test_images_of_every_mode_are_upright(tmp_path: Path, mode: str) -> None:
+    file = rotated(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"), 6, mode)
+    upright, stored = (np.asarray(read_rgb(str(file), "a", upright=turn)) for turn in (True, False))
+    assert np.array_equal(STORED[6](upright), stored) and upright.shape == CORNERS.shape
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 300])
+def test_orientations_that_are_none_are_ignored(tmp_path: Path, orientation: int) -> None:
+    assert read_rgb(str(rotated(tmp_path / "a.jpg", orientation)), "a").size == (64, 48)
+
+
+def test_damaged_exif_is_ignored(tmp_path: Path) -> None:
+    Image.fromarray(CORNERS).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff damaged")
+    assert read_rgb(str(tmp_path / "a.jpg"), "a").size == (64, 48)
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(BadImageError, match=r"a\.jpg cannot .*: it is a pointer of Git LFS.*git lfs pull"):
+        read_rgb(str(tmp_path / "a.jpg"), "a.jpg")
+    with pytest.raises(BadImageError, match="pointer of Git LFS"):
+        decode.read_size(str(tmp_path / "a.jpg"))

@@ -8,7 +8,7 @@ import torch
 
 # By the text of the error, as PyTorch and Python raise many kinds with the same class. The first that fits counts.
 SENTENCES = {
-    r"insufficient shared memory|unable to (open|allocate|resize) shared memory|/torch_\d+": (
+    r"(?:insufficient|out of) shared memory|unable to (open|allocate|resize) shared memory|/torch_\d+": (
         "the shared memory (/dev/shm) is full: enlarge it (docker run --shm-size=8g), or set "
         "train_dataloader.num_workers=0"
     ),
@@ -21,7 +21,7 @@ SENTENCES = {
         "same total), --amp bf16, or smaller images"
     ),
     r"can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc|unable to mmap|can't start new thread": (
-        "the memory is full, or a limit on it is reached (ulimit -v, a container's): use a smaller batch_size and "
+        "the memory is full, or a limit on it is reached (ulimit -v, a container's): use a smaller batch_size, or "
         "fewer num_workers"
     ),
     r"Too many open files|received 0 items of ancdata": (

@@ -86,7 +86,7 @@ def faults_of_training(config: Config) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        sentence = None if isinstance(error, UserError) else explain(error, config.work_dir)
+        sentence = None if isinstance(error, UserError | CheckpointError) else explain(error, config.work_dir)
         if sentence is None:
             raise
         path = latest_checkpoint(config.work_dir)

@@ -1,25 +1,26 @@
-"""Labelled images from a folder, a tar file, a Hugging Face data set or streamed shards, through timm's readers."""
+"""Labelled images from a folder, a tar file, a Hugging Face data set or streamed shards."""
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from vssm.data.decode import BadImageError, DataError, read_rgb, to_rgb
-from vssm.data.locate import check_folder_classes, find_split
-from vssm.data.readers import STREAMED, open_reader, prefix_of
+from vssm.data.classes import check_distinct, labels_by_name, some
+from vssm.data.decode import IMAGE_SUFFIXES, BadImageError, DataError, read_rgb, to_rgb
+from vssm.data.folders import FolderReader, TarReader
+from vssm.data.locate import find_split
+from vssm.data.readers import STREAMED, names_of, open_reader, prefix_of
 from vssm.data.shapes import ensure_shapes
 from vssm.data.silhouettes import KINDS
 from vssm.data.transforms import Transform, build_transform
-from vssm.files import FileError, check_regular
+from vssm.files import FileError
 
 _logger = logging.getLogger(__name__)
 
@@ -27,7 +28,44 @@ _logger = logging.getLogger(__name__)
 MOST_BAD_IN_A_ROW = 10
 
 
-class ImageDataset(Dataset):
+class _Labelled:
+    """The classes of a data set, and the labels of its reader in terms of them."""
+
+    source: str
+    classes: tuple[str, ...] | None
+    num_classes: int | None
+    _label_of: list[int] | None
+
+    def _set_classes(self, names: Sequence[str] | None, classes: Sequence[str] | None, num_classes: int | None) -> None:
+        """Number the reader's own names as the given classes are; without any, in the reader's order.
+
+        Labels that are numbers without names are places in the given classes.
+        """
+        self.classes = tuple(classes or names or ()) or None
+        self._label_of = None
+        if self.classes:
+            check_distinct(self.classes, self.source)
+            if num_classes is not None and len(self.classes) > num_classes:
+                raise DataError(
+                    f"{self.source} has {len(self.classes)} classes ({some(self.classes)}), but num_classes="
+                    f"{num_classes}; set num_classes={len(self.classes)} in the model and the data, or remove what is "
+                    "no class"
+                )
+        if classes and names:
+            self._label_of = labels_by_name(names, self.classes, self.source)
+        elif classes:
+            _logger.warning(f"{self.source} has no names of classes: its labels count in the order {some(classes)}")
+        self.num_classes = len(self.classes) if num_classes is None and self.classes else num_classes
+
+    def _sample(self, inputs: Tensor, label: int, path: str) -> dict[str, Any]:
+        label, count = int(label), len(self._label_of) if self._label_of else self.num_classes
+        if label < 0 or (count is not None and label >= count):
+            allowed = "0 or more" if count is None else f"0 to {count - 1} (num_classes={count})"
+            raise DataError(f"{path} has the label {label}; expected {allowed}")
+        return {"inputs": inputs, "label": self._label_of[label] if self._label_of else label, "path": path}
+
+
+class ImageDataset(_Labelled, Dataset):
     """Labelled images with random access.
 
     Args:
@@ -39,11 +77,18 @@ class ImageDataset(Dataset):
         num_classes: labels must lie below it; None allows any.
         skip_bad_images: report an image that cannot be read, count it, and use the next one instead. False raises
             BadImageError: right for evaluation, where a replaced image would falsify the score.
-        reader_options: further arguments of the timm reader, such as class_map, input_key or target_key.
+        classes: names of the classes in the order of the labels: the training set's, for any other set. Images are
+            labelled by the names of their folders, or those that a Hugging Face data set has. None for a training set:
+            its folders, sorted as text as in torchvision, or the order of the Hugging Face data set.
+        reader_options: further arguments of the reader, such as class_map, input_key or target_key.
+
+    Attributes:
+        classes: the names; None where the reader has numbers only.
 
     Raises:
         FileNotFoundError: no data at root; the message shows the layout.
-        ValueError: a class folder without images, more classes than num_classes, an unknown reader.
+        ValueError: a class folder without images in a training set, a name that is none of the classes, more classes
+            than num_classes, an unknown reader.
     """
 
     def __init__(
@@ -54,6 +99,7 @@ class ImageDataset(Dataset):
         transform: Transform | Mapping[str, Any],
         reader: str = "",
         num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
         skip_bad_images: bool = False,
         reader_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -69,12 +115,10 @@ class ImageDataset(Dataset):
         else:
             where = find_split(root, split)
             self.source = str(where)
-            # An open tar file would be shared with loader workers, which would move each other's file position.
-            defaults = dict(cache_tarfiles=False) if where.is_file() else {}
-            self.reader = open_reader(reader, where, split, {**defaults, **options})
-            check_folder_classes(where, self.reader, num_classes, mapped="class_map" in options)
+            self.reader = open_reader(reader, where, split, options)
+            _tell_what_is_left_out(self.reader, mapped="class_map" in options, is_training=classes is None)
+        self._set_classes(names_of(self.reader, None, options), classes, num_classes)
         self.transform = build_transform(transform)
-        self.num_classes = num_classes
         self.skip_bad_images = skip_bad_images
         # One flag per image in shared memory, so that the main process counts what loader workers find.
         self._bad = torch.zeros(len(self.reader), dtype=torch.bool).share_memory_()
@@ -102,21 +146,18 @@ class ImageDataset(Dataset):
 
     def _read(self, index: int) -> dict[str, Any]:
         try:
-            if isinstance(self.reader, ReaderImageFolder):
-                check_regular(self.reader.filename(index, absolute=True))
             file, label = self.reader[index]
         except (OSError, FileError) as error:
             raise BadImageError(f"image {index} of {self.source} cannot be opened: {error}") from error
         with file:
             path = self._path(index, file)
             image = read_rgb(file, path)
-        return _sample(self.transform(image), label, path, self.num_classes)
+        return self._sample(self.transform(image), label, path)
 
-    def _path(self, index: int, file: io.IOBase) -> str:
-        if isinstance(file, io.BytesIO):
-            return f"{self.source}[{index}]"  # a row of a table: to look up its path would read the row again
-        name = self.reader.filename(index, absolute=True)
-        return name if Path(name).is_absolute() else f"{self.source}:{name}"
+    def _path(self, index: int, file: IO[bytes]) -> str:
+        if isinstance(self.reader, FolderReader | TarReader):
+            return self.reader.path(index)
+        return getattr(file, "name", f"{self.source}[{index}]")  # a row of a table has no file
 
     def _report(self, index: int, error: BadImageError) -> None:
         if not self._bad[index]:
@@ -124,7 +165,7 @@ class ImageDataset(Dataset):
             _logger.warning("%s; skipped (%d bad images so far)", error, self.bad_images)
 
 
-class StreamedImageDataset(IterableDataset):
+class StreamedImageDataset(_Labelled, IterableDataset):
     """Labelled images read as a stream: WebDataset shards (wds), streamed Hugging Face (hfids) or TFDS data.
 
     The loader takes no sampler: the reader shuffles, and distributes shards over processes and workers. timm's readers
@@ -135,7 +176,7 @@ class StreamedImageDataset(IterableDataset):
         root: folder or URL of the shards.
         split: part of the data; for shards their names, such as "train-{0000..0127}.tar|1281167" with the number of
             images, or a split of ROOT/_info.json.
-        transform, num_classes: as for ImageDataset.
+        transform, num_classes, classes: as for ImageDataset; shards have names of classes in a file classnames.txt.
         is_training: shuffle, and repeat to fill the last batch.
         batch_size: of the loader, with is_training.
         reader_options: further arguments of the timm reader.
@@ -153,6 +194,7 @@ class StreamedImageDataset(IterableDataset):
         transform: Transform | Mapping[str, Any],
         reader: str,
         num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
         is_training: bool = False,
         batch_size: int = 1,
         reader_options: Mapping[str, Any] | None = None,
@@ -163,8 +205,8 @@ class StreamedImageDataset(IterableDataset):
         options = dict(is_training=is_training, batch_size=batch_size, input_img_mode="")
         self.reader = open_reader(reader, root, split, reader_options or {}, **options)
         self.source = f"{reader}[{split}]"
+        self._set_classes(names_of(self.reader, root, reader_options or {}), classes, num_classes)
         self.transform = build_transform(transform)
-        self.num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -180,7 +222,7 @@ class StreamedImageDataset(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for position, (image, label) in enumerate(self.reader):
             path = f"{self.source}[{position}]"
-            yield _sample(self.transform(to_rgb(image)), label, path, self.num_classes)
+            yield self._sample(self.transform(to_rgb(image)), label, path)
 
 
 class ShapesDataset(ImageDataset):
@@ -191,6 +233,7 @@ class ShapesDataset(ImageDataset):
         split: "train" or "val".
         transform: as for ImageDataset.
         train, val, image_size, seed: of the set, as for ensure_shapes.
+        classes: the names of the kinds in the order of the labels, as for ImageDataset.
     """
 
     def __init__(
@@ -203,14 +246,30 @@ class ShapesDataset(ImageDataset):
         val: int = 1000,
         image_size: int = 64,
         seed: int = 0,
+        classes: Sequence[str] = KINDS,
     ) -> None:
         folder = ensure_shapes(root, train=train, val=val, image_size=image_size, seed=seed)
-        super().__init__(folder, split, transform=transform, num_classes=len(KINDS))
+        super().__init__(folder, split, transform=transform, classes=classes)
 
 
-def _sample(inputs: Tensor, label: int, path: str, num_classes: int | None) -> dict[str, Any]:
-    label = int(label)
-    if label < 0 or (num_classes is not None and label >= num_classes):
-        allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1} (num_classes={num_classes})"
-        raise DataError(f"{path} has the label {label}; expected {allowed}")
-    return {"inputs": inputs, "label": label, "path": path}
+def _tell_what_is_left_out(reader: Reader, *, mapped: bool, is_training: bool) -> None:
+    """Log what is no image, and refuse a training set with an empty class folder: it is a class that is not there.
+
+    Args:
+        reader: of a folder or tar file.
+        mapped: whether labels come from a class map, which may leave folders out.
+        is_training: otherwise the classes are known, and a set may lack some.
+    """
+    if reader.skipped:
+        _logger.warning(
+            f"{reader.root}: {len(reader.skipped)} files are hidden or no images by their names, and are left out: "
+            f"{some(sorted(reader.skipped))}"
+        )
+    empty = reader.empty_folders() if isinstance(reader, FolderReader) and not mapped else []
+    if empty and is_training:
+        raise DataError(
+            f"{reader.root} has class folders without images: {some(empty)}; fill or remove them "
+            f"(read are {', '.join(IMAGE_SUFFIXES)})"
+        )
+    if empty:
+        _logger.warning(f"{reader.root}: the folders without images are left out: {some(empty)}")

@@ -1,4 +1,4 @@
-"""Opens timm's readers; each fault is one sentence."""
+"""Opens a reader of images by its name; each fault is one sentence."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any
 
 from timm.data.readers import create_reader
 from timm.data.readers.reader import Reader
+
+from vssm.data.classes import classes_of_map
+from vssm.data.decode import IMAGE_SUFFIXES, DataError
+from vssm.data.folders import FolderReader, TarReader
 
 # Prefixes of reader names: with random access, and as a stream. No name means a folder or a tar file.
 INDEXED = ("hfds",)
@@ -55,20 +59,67 @@ def open_reader(
 
     Raises:
         FileNotFoundError: missing shards, which timm would skip.
-        ValueError: wrong arguments, or a folder without images, in timm's words.
+        ValueError: wrong arguments, a folder without images, or shards whose samples are not as expected.
     """
     where = None if root is None else str(root)
     try:
-        opened = create_reader(reader, root=where, split=split, **more_options, **options)
+        if not reader:
+            return (TarReader if Path(where).is_file() else FolderReader)(where, **options)
+        if prefix_of(reader) == "wds":
+            # webdataset puts the endings of names into lower case; timm's own list is shorter.
+            more_options["input_key"] = ";".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+        opened = create_reader(reader, root=where, split=split, **{**more_options, **options})
     except (RuntimeError, TypeError, tarfile.TarError) as error:
         raise ValueError(f"reader {reader!r} cannot read {where or split}: {error}") from error
     if prefix_of(reader) == "wds":
-        _check_shards(str(where), opened.split_info.filenames)
+        _check_shards(where, opened)
     return opened
 
 
-def _check_shards(root: str, names: tuple[str, ...]) -> None:
+def names_of(opened: Reader, root: str | Path | None, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of a reader's own labels, in their order; None where it knows numbers only.
+
+    WebDataset shards have numbers; the file classnames.txt beside them, with one name a line, says what they mean.
+
+    Args:
+        opened: by `open_reader`.
+        root, options: as given to it.
+    """
+    if isinstance(opened, FolderReader | TarReader):
+        return opened.names
+    listed = Path(root or "") / "classnames.txt"
+    if listed.is_file() and not options.get("class_map"):
+        return tuple(listed.read_text(encoding="utf-8-sig").splitlines())
+    labels = getattr(opened, "class_to_idx", None)
+    return classes_of_map(labels) if labels else None
+
+
+def _check_shards(root: str, opened: Reader) -> None:
+    """Refuse shards that are missing, or whose first sample timm would pass over with nothing but a line in the log."""
+    names = opened.split_info.filenames
     files = [Path(root) / name for name in names if "://" not in f"{root}{name}" and "::" not in name]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(names)} shards are not there, the first of them {missing[0]}")
+    if not files:
+        return
+    with tarfile.open(files[0], "r:*") as archive:
+        members = {}
+        for member in archive:
+            key, _, suffix = member.name.rpartition("/")[2].partition(".")
+            if members and key != members["key"]:
+                break
+            members.update({"key": key, suffix.lower(): member})
+        images = opened.input_key.split(";")
+        if not any(suffix in members for suffix in images):
+            raise DataError(
+                f"{files[0]}: its first sample has {', '.join(sorted(members.keys() - {'key'})) or 'nothing'}, and no "
+                f"image; read are {', '.join(images)}, or what input_key says in reader_options"
+            )
+        if opened.target_key is None and not opened.split_info.alt_label:
+            label = archive.extractfile(members["cls"]).read() if "cls" in members else b""
+            if not label.strip().isdigit():
+                raise DataError(
+                    f"{files[0]}: the label of its first sample is {label.decode(errors='replace')!r}; expected a "
+                    "number in its file .cls, with the names of the classes in a file classnames.txt beside the shards"
+                )

@@ -120,12 +120,20 @@ def _is_complete(folder: Path, parameters: ShapesParameters) -> bool:
     if not folder.exists():
         return False
     file = folder / _PARAMETERS_FILE
-    if not file.is_file() or json.loads(file.read_text()) != asdict(parameters):
+    if not file.is_file() or _read_json(file) != asdict(parameters):
         raise FileExistsError(
             f"{folder} is there but is not the embedded set of that name (no fitting {_PARAMETERS_FILE}); "
             f"remove it, and it will be drawn anew"
         )
     return True
+
+
+def _read_json(file: Path) -> object:
+    """What a file of JSON holds; None if it is damaged."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError:
+        return None
 
 
 def _draw_atomically(folder: Path, layout: Layout, parameters: ShapesParameters, progress: Progress) -> None:

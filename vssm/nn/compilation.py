@@ -8,16 +8,16 @@ from torch import nn
 
 
 def compile_module(module: nn.Module, **options: Any) -> None:
-    """Compile a module in place, without two optimisations of torch's that make numbers wrong on a GPU.
+    """Compile a module in place, without two optimisations of inductor that give wrong numbers on a GPU.
 
-    Both fuse kernels that walk over memory in different orders, and nothing says where that goes wrong. They are turned
-    off for the whole process, as inductor reads its switches when a module is first called:
+    Both fuse kernels that read memory in different orders, and give no warning where that fails. They are turned off
+    for the whole process, because inductor reads its switches when a module is first called:
 
-    - mix-order reductions, from torch 2.10 on, sum the gradients of a norm's weight in the kernel that makes the
+    - mix-order reductions (torch 2.10 and later) sum the gradients of a norm's weight in the kernel that computes the
       gradient of its input, and in some graphs leave memory unwritten:
       https://github.com/pytorch/pytorch/issues/190796 and https://github.com/pytorch/pytorch/issues/193061;
-    - with loop ordering after fusion, logits of vanilla_vmamba under autocast in bfloat16 are off by a tenth, and other
-      ones at every call; without it they are right (torch 2.11).
+    - with loop ordering after fusion, the logits of vanilla_vmamba under bfloat16 autocast are off by a tenth and
+      differ from call to call; without it they are right (torch 2.11).
 
     Args:
         module: its `forward` is compiled, when it is first called.

@@ -1,4 +1,4 @@
-"""Norms: float32 inside; out in the dtype that comes next takes, matrix products or a residual stream."""
+"""Norms: computed in float32, returned in the dtype of the layer that follows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vssm.ops import sum_norm
 
 @register_notrace_module
 class BranchLayerNorm(nn.LayerNorm):
-    """Layer norm in front of a matrix product, of a residual stream or of a scan's directions.
+    """Layer norm whose output goes into a matrix product; its input is a residual stream or a scan's directions.
 
-    Computed in float32 at least, and returned in autocast's dtype where autocast is on, else in that of its weight:
-    torch's own would return float32 under autocast, to be cast in another pass.
+    Computed in float32 at least. Returns autocast's dtype where autocast is on, else its weight's dtype: torch's own
+    layer norm returns float32 under autocast, which costs another pass to cast.
 
     >>> norm = BranchLayerNorm(8)
     >>> with torch.autocast("cpu", torch.bfloat16):
@@ -25,14 +25,14 @@ class BranchLayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor, merge: bool = False) -> Tensor:
-        """(..., channels), both ways; with merge the norm of the sum over directions of (..., directions, channels)."""
+        """(..., channels) in and out; with merge (..., directions, channels) in, and their sum is normed."""
         dtype = product_dtype(x, self.weight)
         return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype, merge=merge)
 
 
 @register_notrace_module
 class BranchRMSNorm(nn.RMSNorm):
-    """BranchLayerNorm's counterpart without mean and bias.
+    """BranchLayerNorm without mean and bias: root-mean-square norm.
 
     >>> norm = BranchRMSNorm(8, dtype=torch.bfloat16)
     >>> norm(torch.randn(2, 3, 8)).dtype
@@ -49,16 +49,16 @@ class BranchRMSNorm(nn.RMSNorm):
         super().__init__(channels, eps, device=device, dtype=dtype)
 
     def forward(self, x: Tensor, merge: bool = False) -> Tensor:
-        """As BranchLayerNorm's."""
+        """As in BranchLayerNorm."""
         dtype = product_dtype(x, self.weight)
         return sum_norm(x, self.weight, eps=self.eps, center=False, dtype=dtype, merge=merge)
 
 
 @register_notrace_module
 class StreamLayerNorm(nn.LayerNorm):
-    """Layer norm whose output is a residual stream, as that of a stem: float32 under autocast, as torch's own.
+    """Layer norm whose output is a residual stream, such as a stem's: float32 under autocast, like torch's own.
 
-    The same kernel as BranchLayerNorm's, which takes less time than torch's where rows are short.
+    It runs the kernel of BranchLayerNorm, which is faster than torch's where rows are short.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
     ...     StreamLayerNorm(8)(torch.randn(2, 3, 8, dtype=torch.bfloat16)).dtype
@@ -66,19 +66,21 @@ class StreamLayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., channels), both ways."""
+        """(..., channels) in and out."""
         dtype = x.dtype if _autocast_dtype(x) is None else torch.promote_types(x.dtype, torch.float32)
-        return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype, merge=False)
+        return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype)
 
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """What a matrix product of x is computed in, by a module whose weights are like `weight`."""
+    """The dtype in which a module with weights like `weight` computes a matrix product of x."""
     return _autocast_dtype(x) or weight.dtype
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """None where autocast is off."""
     device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):  # asking raises on the meta device, which has none
+    if device != "meta" and torch.is_autocast_enabled(
+        device
+    ):  # torch raises for the meta device, which has no autocast
         return torch.get_autocast_dtype(device)
     return None

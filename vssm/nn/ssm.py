@@ -18,9 +18,9 @@ STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 class SelectiveScan(nn.Module):
     """Selective state-space model (S6) along the directions of a scan order.
 
-    The projections to step size, B and C are made per token, so they do not depend on the order and stay in memory
-    order; only the recurrence walks. Parameters are stacked over the directions, and the recurrence is computed in
-    float32 whatever the model's dtype.
+    Step size, B and C are projected token by token, so these projections do not depend on the order and their rows stay
+    in raster order; only the recurrence follows the order. Parameters are stacked over the directions, and the
+    recurrence is computed in float32 whatever the model's dtype.
 
     Args:
         channels: of the tokens.
@@ -56,7 +56,7 @@ class SelectiveScan(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The initialisation of Mamba: slow to fast decay over the states, step sizes spread over two decades."""
+        """Mamba's initialisation: decay rates 1, 2, 3 ... over the states, step sizes from 0.001 to 0.1."""
         channels = self.x_proj.shape[2]
         nn.init.uniform_(self.x_proj, -(channels**-0.5), channels**-0.5)
         nn.init.uniform_(self.dt_proj, -(self.rank**-0.5), self.rank**-0.5)
@@ -129,7 +129,7 @@ class SelectiveScan(nn.Module):
         return delta, B, C
 
     def rates(self) -> Tensor:
-        """A, the rates of decay: (directions, channels, state), negative."""
+        """A, the decay rates: (directions, channels, state), negative."""
         return -torch.exp(_wide(self.A_log))
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""New orders out of others: the index arithmetic that families share."""
+"""Combine orders into new ones: the index arithmetic that families share."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def stack(*orders: ScanOrder) -> ScanOrder:
 
 
 def chain(*orders: ScanOrder) -> ScanOrder:
-    """One direction after another as a single long one: the state flows across the joins.
+    """All directions one after another as a single one, so that the state is carried from each to the next.
 
-    Tokens are visited once for every direction, and their outputs summed.
+    A token is visited once for every direction, and its outputs are summed.
 
     >>> from vssm.scan import raster
     >>> chain(raster(1, 3), flipped(raster(1, 3))).table
@@ -36,7 +36,7 @@ def chain(*orders: ScanOrder) -> ScanOrder:
 
 
 def flipped(order: ScanOrder) -> ScanOrder:
-    """Every direction walked from its end to its beginning."""
+    """Every direction in reverse."""
     return ScanOrder(order.table.flip(1), order.tokens)
 
 

@@ -1,4 +1,4 @@
-"""What a scan order is, and the registry that finds one by name."""
+"""ScanOrder, and the registry of order functions by name."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunct
 def scan_order_with(default: int, least: int = 0) -> Callable[[Callable[..., Tensor | ScanOrder]], OrderWithNumber]:
     """Decorator: register an order that takes a whole number, such as a window's size.
 
-    The function takes (number, height, width) and returns a ScanOrder, or the table alone. What stands under its name
-    then takes the number and returns the order function: windows(7)(14, 14). Names work likewise: "windows(7)", and
-    "windows" for the default.
+    The function takes (number, height, width) and returns a ScanOrder, or the table alone. The decorated object takes
+    the number and returns the order function: windows(7)(14, 14). In a name the number stands in brackets,
+    "windows(7)"; "windows" alone has the default.
 
     Args:
         default: the number where a name gives none.
@@ -122,7 +122,7 @@ def scan_order_with(default: int, least: int = 0) -> Callable[[Callable[..., Ten
 
 
 class OrderWithNumber:
-    """Orders that differ by a whole number; calling it with the number returns the order function."""
+    """A family of orders with a whole-number parameter; call it with the number to get the order function."""
 
     def __init__(self, function: Callable[..., Tensor | ScanOrder], default: int, least: int):
         update_wrapper(self, function)
@@ -134,12 +134,12 @@ class OrderWithNumber:
         return _Numbered(self, number)
 
     def __reduce__(self) -> str:
-        return self.__qualname__  # like a function, it is found again by its name
+        return self.__qualname__  # pickled by name, as functions are
 
 
 @dataclass(frozen=True)
 class _Numbered:
-    """One order of an OrderWithNumber; equal to any other of the same number."""
+    """The order function for one number; two of the same number are equal."""
 
     order: OrderWithNumber
     number: int
@@ -175,7 +175,7 @@ def order_names() -> list[str]:
 
 
 def order_named(name: str) -> OrderFunction:
-    """The order function of a name such as "hilbert", "windows" or "windows(4)"; the only place that reads them.
+    """The order function of a name such as "hilbert", "windows" or "windows(4)".
 
     Raises:
         ValueError: an unknown name (the known ones are listed), or a number that the order does not take.

@@ -1,4 +1,4 @@
-"""What users write for an order, a name, a function or a list of them, as one order function."""
+"""Turn what users write for an order (a name, a function or a list of these) into one order function."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 #include "vector.h"
 
 #define WIDTH_MAX 16
-#define STEPS_AHEAD 2 /* of the rows that are on their way while a step is computed: an order may jump anywhere */
+#define STEPS_AHEAD 2 /* rows are loaded so many steps before they are used: an order may jump anywhere */
 
 typedef struct {
     int64_t batch, tokens, directions, channels, width, steps, bands, silu;
@@ -23,7 +23,7 @@ typedef struct {
     float *dbias;    /* (batch, directions, channels), zeroed */
 } conv_args;
 
-/* One direction's walk over the channels c ... end-1 of an image, and what lies under the taps, oldest first. */
+/* One direction's walk over the channels c ... end-1 of an image, and the rows under its taps, oldest first. */
 typedef struct {
     const conv_args *a;
     int64_t b, k, c, end;
@@ -46,7 +46,7 @@ static inline const float *x_row(const walk *w, int64_t token) {
     return w->a->x + w->b * w->a->sx.batch + token * w->a->sx.token;
 }
 
-/* Go to a step; returns the token there. */
+/* Move to a step; returns its token. */
 static inline int64_t visit(walk *w, int64_t step) {
     const conv_args *a = w->a;
     for (int64_t j = 0; j < a->width; j++) {
@@ -91,7 +91,7 @@ int vssm_conv_forward(const conv_args *a, int64_t first, int64_t last) {
     return 0;
 }
 
-/* One step's share of the gradients, of the channels from c on. */
+/* Add one step's part of the gradients, of the channels from c on. */
 static inline void walk_back(const walk *w, int64_t token, int64_t c, int lanes) {
     const conv_args *a = w->a;
     vec dsum = load_lanes(a->dy + y_row(w, token) + c, lanes);

@@ -1,4 +1,4 @@
-"""The causal convolution in plain torch: the rows along each direction, shifted and weighted, then written back."""
+"""The causal convolution in plain torch: rows along each direction, shifted, weighted, summed and written back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None,
 
 
 class _Walk:
-    """Rows of x as each direction meets them, in front of them the zeros that the first steps read."""
+    """Rows of x in the order of each direction, preceded by the zeros that the first steps read."""
 
     def __init__(self, args: ConvArguments):
         self.args = args

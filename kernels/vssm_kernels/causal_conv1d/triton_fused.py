@@ -1,9 +1,9 @@
 """The causal convolution on a GPU in Triton: one program, one warp, some channels of one direction.
 
-Forward, a program makes one group of steps: it loads the group's rows and the few before them, all before it stores,
-so that many loads are in flight. Backward, a program walks through the groups of its part of the steps from the last
-to the first: what later steps pass back, and the gradients of weight and bias, stay in registers. All sums are
-float32 and in a fixed order, so two runs are bit-equal.
+Forward, a program computes one group of steps. It loads the rows of the group and the few before them, and only then
+stores, so that many loads are in flight. Backward, a program takes the groups of its part of the steps from the last to
+the first; the gradients passed back by later steps, and those of weight and bias, stay in registers. All sums are
+float32 in a fixed order, so two runs are bit-equal.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ try:
 except ImportError:  # why_no_triton reports it
     triton = None
 
-# Steps in flight and channels of one program: 4 channels a thread. More stages load the next groups ahead.
+# Steps in flight and channels of one program: 4 channels a thread. More stages load later groups earlier.
 _FORWARD = {"STEPS": 16, "CHANNELS": 128, "num_warps": 1}
 _BACKWARD = {"STEPS": 4, "CHANNELS": 128, "STAGES": 1, "num_warps": 1}
-_PROGRAMS = 1536  # the backward splits its walks until there are so many
+_PROGRAMS = 1536  # the backward splits its walks into so many programs
 
 if triton is not None:
 
@@ -150,7 +150,7 @@ if triton is not None:
 
         groups = tl.cdiv(tl.cdiv(steps, parts), STEPS)
         end = (part + 1) * groups * STEPS
-        # The first of the next part's gradients, made here too: this part's rows were read by its steps.
+        # The first gradients of the next part, computed here too: its steps read this part's rows.
         _, _, later = sum_gradients(
             x, x_token, dy, row_token, order, end, steps, c, channels, taps, bias_row, SILU, WIDTH, WIDTH
         )

@@ -127,7 +127,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         for step in reversed(range(len(group.anew))):
             dstate = dstates[:, :, step].add_(dstate)
             dstate = torch.zeros_like(dstate) if group.anew[step] else dstate * decay[:, :, step]
-        # From here on decay holds decay times the state before: what the decay multiplied.
+        # From here on `decay` holds the decayed state.
         previous = torch.cat([before[:, :, None], states[:, :, :-1]], dim=2)
         fresh = torch.tensor(group.anew, device=decay.device)
         decay.mul_(previous).masked_fill_(fresh[:, None, None], 0)
@@ -148,7 +148,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
 
 
 def _states_before(walk: _Walk) -> Iterator[tuple[int, Tensor]]:
-    """Each group's first step with the state in front of it."""
+    """Each group's first step with the state before it."""
     state = walk.state()
     for start in walk.starts:
         yield start, state

@@ -5,8 +5,9 @@
     y_t     = C_t h_t + D u_t
 
 Mamba, arXiv 2312.00752, equations 2a and 2b with A discretised by zero-order hold and B by Euler's rule, as every
-official implementation does. This file is the measure of all others and is never optimised. `scan` is differentiable
-by autograd, which the tests use to measure `scan_backward` too.
+official implementation does. All other backends are compared with this file, which is never optimised. Both functions
+are made of operations that autograd records: tests compare `scan_backward` with autograd through `scan`, and second
+derivatives are those of `scan_backward`.
 """
 
 from __future__ import annotations

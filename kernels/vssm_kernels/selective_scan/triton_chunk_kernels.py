@@ -1,4 +1,4 @@
-"""Where there are few sequences, each is cut into chunks that programs walk at the same time.
+"""Few sequences are cut into chunks that programs walk at the same time.
 
 A chunk turns the state before it into the state behind it by a decay and an addend, h -> decay h + end, which depend
 on its own steps alone. `ends_kernel` finds both for every chunk, `carry_kernel` composes them, and the kernels of
@@ -36,10 +36,10 @@ def ends_kernel(
     ROW_ALIGN: tl.constexpr, STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr,
     VECTOR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Every chunk's own end state, as if it began with zeros, and the decay of what it receives.
+    """The state at each chunk's end, starting from zeros, and the decay of the state that it starts from.
 
-    With ADJOINT the gradient of the state before the chunk, walking back, as if none came from behind; `u` is then
-    the gradient of the output and `B` is C.
+    With ADJOINT the gradient of the state before the chunk, walking back, starting from zeros after it; `u` is then the
+    gradient of the output and `B` is C.
     """
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
@@ -111,7 +111,7 @@ def carry_kernel(
     ends, decays, carried, directions, size, chunks,
     ADJOINT: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What every chunk receives: the state behind the chunk before it, or with ADJOINT from the one after it.
+    """The state that each chunk starts from: the one after the chunk before it; with ADJOINT, before the next chunk.
 
     Buffers are (batch, chunk, direction, size).
     """

@@ -1,12 +1,12 @@
 """The selective scan on a GPU: how the kernels of triton_kernels.py are launched.
 
-One program walks one (batch, direction, block of channels), or a chunk of its steps where there are few of these. The
-backward walks back through groups of steps, and needs the state before each. One or two states are kept by the forward
-if a backward may follow. More would take too much memory: then nothing is stored between forward and backward, which
-first runs the recurrence again, writing these states, and dC, to memory. dB and dC, sums over channels, are written per
-block of channels and added up afterwards, in a fixed order: no atomics, so two runs are bit-equal. All arithmetic is
-float32, but for the terms of those two sums: of half precision inputs they keep 11 bits (TF32), which is finer than the
-inputs, of float32 twice as many.
+One program walks one (batch, direction, block of channels), or where these are few, one chunk of its steps. The
+backward goes back group by group and needs the state before each group. With one or two states per channel the forward
+saves these, if a backward may follow. More states would take too much memory: nothing is saved then, and the backward
+first runs the recurrence again, which writes the states and dC. dB and dC are sums over channels; they are written per block
+of channels and added up afterwards in a fixed order, without atomics, so two runs are bit-equal. All arithmetic is
+float32, except that the terms of these two sums have 11 bits (TF32) for half precision inputs, which is more than the
+inputs have, and 22 bits for float32.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ except ImportError:  # why_no_triton reports it
     triton = None
 
 
-# So many programs fill a large GPU. Fewer sequences are cut where that is worth walking three times, and launches that
-# take as long as so many steps; then into so many programs, as those that find the ends of chunks take more registers.
+# PROGRAMS fill a large GPU. With fewer, sequences are cut into chunks where that pays: chunks walk three times, and
+# their extra launches take as long as CUT_STEPS steps. They are cut into CUT_PROGRAMS, because the kernel that finds the ends
+# of chunks takes more registers.
 PROGRAMS, CUT_STEPS, CUT_PROGRAMS = 2048, 1024, 1536
-# Chunks have a multiple of so many steps, which every launch's groups divide, and a sequence at most so many chunks.
+# A chunk has a multiple of CHUNK_UNIT steps, which every group length divides; a sequence has at most CHUNKS chunks.
 CHUNK_UNIT, CHUNKS = 32, 128
 CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chunk
-FEW_STATES = 2  # so few are kept for the backward
+FEW_STATES = 2  # states per channel that the forward saves for the backward
 
 
 class _Launch(NamedTuple):
@@ -73,7 +74,7 @@ def _forward_launch(channels: int, state: int, sequences: int) -> _Launch:
 
 
 def _launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
-    """Of the walk forwards, the first or again, and of the walk back; the groups of one divide the other's."""
+    """Of the walk forwards and of the walk back; one's group length divides the other's."""
     forward = _forward_launch(channels, state, sequences)
     if forward.block_n <= 2:
         block_c = min(64, forward.block_c)
@@ -84,7 +85,7 @@ def _launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Laun
 
 
 def _many(sequences: int, channels: int, block_c: int) -> bool:
-    """Whether there are so many programs that a GPU with half of them at once would not hold all."""
+    """Whether there are more than PROGRAMS / 2 programs, so that a large GPU does not run all of them at once."""
     return 2 * sequences * cdiv(channels, block_c) > PROGRAMS
 
 

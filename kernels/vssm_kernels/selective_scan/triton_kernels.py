@@ -15,8 +15,8 @@ from vssm_kernels.triton_math import saturate, sigmoid
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 
-# Sizes and strides that kernels are not compiled anew for: what must be known of them for vector accesses is told by
-# ROW_ALIGN and STATE_ALIGN, so that all stages of a model share one compiled kernel.
+# Sizes and strides are not compiled in, so that all stages of a model share one kernel: ROW_ALIGN and STATE_ALIGN tell
+# the compiler what it must know of them for vector accesses.
 SIZES = [
     "tokens",
     "batch",
@@ -140,10 +140,10 @@ def C_of(row, BESIDE: tl.constexpr):
 
 @triton.jit
 def zero_of_each_thread(channels, BLOCK_C: tl.constexpr):
-    """0, of which the compiler does not know that it is the same in all threads.
+    """A zero the compiler cannot prove uniform.
 
-    What all threads read alike it would keep in registers that they share, and to get it there waits for every row as
-    soon as it has asked for it.
+    Rows that it knows to be the same in all threads it loads into uniform registers, and then waits for each row right
+    after its load.
     """
     zeros = tl.arange(0, BLOCK_C) // (channels + BLOCK_C)
     return tl.sum(zeros.to(tl.float32), 0).to(tl.int32)
@@ -225,7 +225,7 @@ def put_group_sums(
 
 @triton.jit
 def aligned(stride, ALIGN: tl.constexpr):
-    """The same number, written so that Triton knows it for a multiple of ALIGN and loads vectors."""
+    """The same number, written so that Triton knows it is a multiple of ALIGN and loads vectors."""
     return stride // ALIGN * ALIGN
 
 
@@ -265,8 +265,8 @@ def checkpoint_tile(
     checkpoints, b_k, block, groups, units, unit_size,
     VECTOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Where the states before the first group of steps are kept, for a (state, channels) tile of a program, and how
-    far from there those before the next group are.
+    """Pointers to the saved states before the first group of steps, for a (state, channels) tile of a program, and the
+    distance to those before the next group.
 
     The buffer is (batch and direction, group, unit, state, channel), units of as many channels as a program of the
     backward has. `unit_size` times VECTOR is the size of a unit: written so, Triton knows that rows start at multiples
@@ -420,10 +420,10 @@ def backward_kernel(
     STATE_ALIGN: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """Gradients, of C too WITH_C, from a chunk's last UNROLL steps to its first; the adjoint is in README.md.
+    """Gradients, WITH_C that of C too, from a chunk's last group of UNROLL steps to its first; derived in README.md.
 
-    `shares` are this chunk's of the gradients of A, D and bias: (batch, chunk, direction, state + 2, pitch). `zero` is
-    0.0, which the compiler does not know.
+    `shares` are this chunk's parts of the gradients of A, D and bias: (batch, chunk, direction, state + 2, pitch).
+    `zero` is 0.0, passed as an argument so that the compiler cannot fold it.
     """
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
     b, k, j, block = program_indices(directions, chunks, blocks)
@@ -484,7 +484,7 @@ def backward_kernel(
         h_checkpoint = tl.load(checkpoint + tl.maximum(start // UNROLL - 1, 0) * group_size)
         u_before = load_rows(u, before, u_token, c, channels, UNROLL)
         delta_before = load_rows(delta, before, delta_token, c, channels, UNROLL)
-        # Read here and not ahead: registers are short, and other programs have brought these rows near.
+        # Loaded here and not a group ahead: registers are scarce, and other programs have these rows in the cache.
         B_rows = load_rows(B_lanes, here, B_token, n, state, UNROLL)
         if HAS_C:
             C_rows = B_rows if BESIDE else load_rows(C, here, C_token, n, state, UNROLL)
@@ -523,7 +523,7 @@ def backward_kernel(
                 dB_t = sum_over_channels(dh * (delta_t * u_t)[None, :], PARTS, VECTOR, BLOCK_N, BLOCK_C)
                 put_row(dB, token, directions * state, n_here, dB_t, ADD)
             through_input = tl.sum(dh * B_t[:, None], 0)
-            if BLOCK_N > 2:  # else the compiler would keep every step's decays from above, in registers that are short
+            if BLOCK_N > 2:  # recompute the decays: else the compiler holds those of all steps in registers, and spills
                 delta_t += zero
             dh *= tl.exp2(delta_t[None, :] * rates)
             through_decay = dh * before_list[i]

@@ -1,4 +1,4 @@
-/* The sum over a scan's directions and the gate behind it for the CPU: one pass over memory each way.
+/* The sum over a scan's directions and the gate that follows, for the CPU: one pass over memory each way.
  *
  * A task is a token of an image.
  */
@@ -11,9 +11,9 @@ typedef struct {
     const float *z; /* NULL: no gate */
     strides sz;
     float *out;            /* (batch, tokens, channels) */
-    float *summed;         /* like out, the sum before the gate; NULL: not wanted */
+    float *summed;         /* like out, the sum before the gate; NULL: not saved */
     const float *gradient; /* like out; the rest for the backward only */
-    float *dsum, *dz;      /* like out; dsum is what every direction receives */
+    float *dsum, *dz;      /* like out; dsum is the gradient of every direction */
 } gate_args;
 
 /* NULL where there is no gate. */
@@ -30,7 +30,7 @@ int vssm_gate_forward(const gate_args *a, int64_t first, int64_t last) {
             const int64_t place = row * a->channels + c, ahead = next * a->channels + c;
             vec sum = {0};
             for (int64_t k = 0; k < a->directions; k++) {
-                /* A later row's inputs are on their way while this one's are added up. */
+                /* Load the next row's inputs while this one's are added up. */
                 __builtin_prefetch(a->y + (next * a->directions + k) * a->channels + c);
                 sum += load_lanes(a->y + (row * a->directions + k) * a->channels + c, lanes);
             }

@@ -1,7 +1,7 @@
-/* The norm of summed directions for the CPU: a row stays in the L1 cache while its statistics are made.
+/* The norm of summed directions for the CPU: a row stays in the L1 cache while its statistics are computed.
  *
- * Tasks: a row forwards; a share of the rows backwards, which adds up its part of the gradients of weight and bias, so
- * that these do not depend on the number of threads.
+ * Tasks: a row forwards; a share of the rows backwards, with its own sums of the gradients of weight and bias, so that
+ * these do not depend on the number of threads.
  */
 #include <math.h>
 
@@ -16,23 +16,23 @@ typedef struct {
     float *dx, *dweight, *dbias;    /* dx like y; the others (shares, channels), zeroed */
 } norm_args;
 
-/* Zero beyond the last channel, where a mean was subtracted from nothing. */
-static inline vec keep_lanes(vec x, int lanes) {
-    float kept[LANES];
+/* Zero the lanes beyond the last channel, which hold minus the mean. */
+static inline vec zero_rest(vec x, int lanes) {
+    float used[LANES];
     if (lanes == LANES) return x;
-    store_part(kept, x, lanes);
-    return load_part(kept, lanes);
+    store_part(used, x, lanes);
+    return load_part(used, lanes);
 }
 
 typedef struct { float mean, factor; } statistics;
 
-/* What makes a row's mean 0 (with center) and its mean square 1, of a row whose sum is known. */
+/* The mean to subtract (with center) and the factor that makes the mean square 1, given the row's sum. */
 static inline statistics find_statistics(const norm_args *a, const float *row, vec total) {
     statistics found = {.mean = a->center ? sum_lanes(total) / a->channels : 0.0f};
     vec squares = splat(0.0f);
     for (int64_t c = 0; c < a->channels; c += LANES) { /* after the mean: two large sums would lose the variance */
         const int lanes = lanes_before(c, a->channels);
-        const vec centered = keep_lanes(load_lanes(row + c, lanes) - found.mean, lanes);
+        const vec centered = zero_rest(load_lanes(row + c, lanes) - found.mean, lanes);
         squares += centered * centered;
     }
     found.factor = 1.0f / sqrtf(sum_lanes(squares) / a->channels + (float)a->eps);

@@ -1,9 +1,9 @@
 """The norm of summed directions on a GPU in Triton: one read of the directions' rows, one write of the normed row.
 
 Torch gives each row a block of threads, too many for the 96 to 768 channels of these models; here a program takes a
-tile of several rows. The backward computes the rows' statistics again, which costs less than storing them would. Its
-programs walk over all rows in a fixed manner and each adds up its share of the gradients of weight and bias, so that
-two runs are bit-equal.
+tile of several rows. The backward recomputes the rows' statistics, which is cheaper than storing them. Its programs
+take the rows in a fixed pattern and each sums its share of the gradients of weight and bias, so two runs are
+bit-equal.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ try:
 except ImportError:  # why_no_triton reports it
     triton = None
 
-_TILE = 2048  # elements of a program's tile of rows, each padded to a power of two channels
-_SHARES_MAX = 1024  # programs of the backward at most, the same on every device
+_TILE = 2048  # elements of a program's tile; its rows are padded to a power of two channels
+_SHARES_MAX = 1024  # programs of the backward, the same on every device
 _STAGES = 2  # tiles that a program of the backward has in flight
 
 if triton is not None:
@@ -40,7 +40,7 @@ if triton is not None:
 
     @triton.jit
     def normalise(values, mask, eps, CHANNELS: tl.constexpr, CENTER: tl.constexpr):
-        """Rows of mean 0 (with CENTER) and mean square 1, and the factors that made them so."""
+        """Rows with mean 0 (with CENTER) and mean square 1, and the factors that scaled them."""
         if CENTER:  # before squaring: the difference of two large sums would lose the variance
             mean = tl.sum(values, 1) / CHANNELS
             values = tl.where(mask, values - mean[:, None], 0.0)
@@ -77,7 +77,7 @@ if triton is not None:
         CENTER: tl.constexpr, HAS_BIAS: tl.constexpr,
         CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
-        """dx of every row, and this program's share of the gradients of weight and bias."""
+        """dx of this program's rows, and its share of the gradients of weight and bias."""
         program = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, BLOCK_C)
         scale = tl.full((BLOCK_C,), 1.0, tl.float32)

@@ -1,4 +1,4 @@
-"""mmengine's Runner with checkpoints that are whole or absent, exact resuming, and a log for each training."""
+"""mmengine's Runner with whole checkpoints, trainings that go on exactly, and logs of its own for each training."""
 
 import logging
 import re

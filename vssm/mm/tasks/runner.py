@@ -43,9 +43,9 @@ class TaskRunner(SafeRunner):
         if isinstance(loader.dataset, StreamedImageDataset):
             loader.dataset.set_workers(loader.num_workers)
         if len(loader) == 0:
-            batch_size = loader.batch_size or loader.batch_sampler.batch_size
+            size = loader.batch_size or loader.batch_sampler.batch_size
             raise ConfigError(
-                f"there are {len(loader.dataset)} images, fewer than one batch of {batch_size}: "
+                f"there are {len(loader.dataset)} images, fewer than one batch of {size}: "
                 "choose a smaller batch_size, or drop_last=False"
             )
         check_classes(unwrap(self.model), loader.dataset)

@@ -1,7 +1,9 @@
 """Studies: train several models the same way with several seeds, then measure each alone; see configs/studies."""
 
+import functools
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ from vssm.files import file_stem, write_atomically
 from vssm.inference.saved import to_plain
 from vssm.machine import available_cores
 from vssm.mm.runtime.config import check_config, check_names, load_config, read_config
+from vssm.mm.runtime.processes import die_with_parent
 
 OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
 MEASURED = ("size", "batch", "seconds")
@@ -201,9 +204,18 @@ def measure(study: Study, device: torch.device, report: Report) -> dict[str, dic
 def last_accuracy(folder: Path) -> float | None:
     """The last top-1 accuracy in the newest log of a training's folder, in percent; None if there is none."""
     logs = sorted(folder.glob("*/vis_data/scalars.json"))  # each start has a folder, named by its time
-    lines = [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
-    scores = [line["accuracy/top1"] for line in lines if "accuracy/top1" in line]
+    lines = map(_read_json, logs[-1].read_text(errors="replace").splitlines() if logs else ())
+    scores = [line["accuracy/top1"] for line in lines if isinstance(line.get("accuracy/top1"), int | float)]
     return scores[-1] if scores else None
+
+
+def _read_json(text: str) -> dict:
+    """A line of a log or a result; empty if it is damaged, as by a full disk or a kill."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _prepare(study: Study, directory: Path) -> list[Training]:
@@ -221,12 +233,12 @@ def _prepare(study: Study, directory: Path) -> list[Training]:
 
 
 def _earlier_result(training: Training) -> dict[str, float] | None:
-    """The result of an earlier training with the same code and config; None if there is none."""
+    """The result of an earlier training with the same code and config; None if there is none that can be read."""
     file = training.folder / RESULT
-    result = json.loads(file.read_text()) if file.is_file() else {}
+    result = _read_json(file.read_text(errors="replace")) if file.is_file() else {}
     if any(result.pop(name, None) != value for name, value in training.stamp.items()):
         return None
-    return result
+    return result if all(isinstance(result.get(name), int | float) for name in ("top1", "seconds")) else None
 
 
 def _run_all(waiting: list[Training], command: Sequence[str], parallel: int) -> Iterator[tuple[Training, int, float]]:
@@ -264,11 +276,18 @@ def _gpus() -> list[str]:
 
 
 def _start(training: Training, command: Sequence[str], environ: dict[str, str]) -> subprocess.Popen:
+    """Start a training. It gets SIGTERM, which lets it save, when this process ends, however that ends."""
     training.folder.mkdir(parents=True, exist_ok=True)
+    tied = functools.partial(die_with_parent, os.getpid(), signal.SIGTERM)
     arguments = [str(training.config), "--seed", str(training.seed), "--work-dir", str(training.folder)]
     with (training.folder / "log.txt").open("w") as log:
         return subprocess.Popen(
-            [*command, *arguments], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ
+            [*command, *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environ,
+            preexec_fn=tied,
         )
 
 

@@ -9,8 +9,8 @@ def atrous(step: int, height: int, width: int) -> ScanOrder:
     """Every `step`-th token of every `step`-th row: step x step disjoint sub-grids, one direction each.
 
     The atrous scan of EfficientVMamba (arXiv 2403.09977). A sub-grid that begins on an even row is walked row by row,
-    one that begins on an odd row column by column, as there. Where `step` does not divide the grid, the sub-grids have
-    empty steps in the places of the missing tokens, so that all are equally long.
+    one that begins on an odd row column by column, as in the official code. Where `step` does not divide the grid, the
+    sub-grids have empty steps in place of the missing tokens, so that all have the same length.
     """
     grid = torch.arange(height * width).view(height, width)
     grid = torch.nn.functional.pad(grid, (0, -width % step, 0, -height % step), value=-1)

@@ -9,9 +9,8 @@ from vssm.scan.order import ScanOrder, scan_order
 def hilbert(height: int, width: int) -> ScanOrder:
     """A Hilbert curve from the top left to the top right, one to the bottom left, and both backwards.
 
-    The curve is generalised to any grid: oblong grids are halved, instead of cut out of a larger square, so that each
-    step leads to a neighbour, at most one of them across a corner. Four directions, like `cross`, whose place it can
-    take without a change of parameters.
+    Generalised to any grid: an oblong grid is halved, instead of cut out of a larger square, so that every step goes to
+    a neighbour, at most one of them diagonally. Four directions, so it can replace `cross` with the same parameters.
     """
     grid = torch.arange(height * width).view(height, width)
     curves = torch.stack([walk_hilbert(grid), walk_hilbert(grid.T)])

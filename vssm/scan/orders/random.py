@@ -8,9 +8,9 @@ from vssm.scan.order import ScanOrder, scan_order_with
 
 @scan_order_with(default=0)
 def random(seed: int, height: int, width: int) -> ScanOrder:
-    """Two random walks over all tokens, and both backwards: what a scan is worth that knows no neighbours.
+    """Two random walks over all tokens, and both backwards: a baseline that ignores neighbourhood.
 
-    A grid's walks depend on the seed alone, not on the machine or on versions: tokens are sorted by numbers of
+    The walks depend on the seed and the grid only, not on machine or versions: tokens are sorted by numbers from
     Python's generator, whose sequence for a seed is guaranteed. Four directions, like `cross`.
     """
     generator = Random(seed)

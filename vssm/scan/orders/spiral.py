@@ -13,7 +13,7 @@ def spiral(height: int, width: int) -> ScanOrder:
 
 
 def walk_spiral(grid: Tensor) -> Tensor:
-    """The entries of a grid along its rim, then along the rim of what is left."""
+    """The entries of a grid along its border, then along the border of the rest, and so on."""
     sides = []
     while grid.numel():
         sides.append(grid[0])

@@ -9,8 +9,8 @@ from vssm.scan.order import ScanOrder, scan_order_with
 def windows(size: int, height: int, width: int) -> ScanOrder:
     """Window after window, row by row inside; and backwards: the local scan of LocalMamba (arXiv 2403.09338).
 
-    Windows are size x size tokens, from the top left. Where `size` does not divide the grid, windows reach over its
-    right and lower edge, and what lies outside is an empty step, as in the official code, which pads with zeros.
+    Windows are size x size tokens, from the top left. Where `size` does not divide the grid, windows extend beyond its
+    right and lower edges, with empty steps there; the official code pads with zeros, which is the same.
     """
     grid = torch.arange(height * width).view(height, width)
     walk = walk_windows(torch.nn.functional.pad(grid, (0, -width % size, 0, -height % size), value=-1), size)

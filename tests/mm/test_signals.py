@@ -1,0 +1,237 @@
+"""Signals: a training saves and stops, in time; data workers end with their parent, and only with it."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from torch.utils.data import DataLoader, Dataset
+
+from vssm.mm.runtime.processes import die_with_parent
+from vssm.mm.runtime.seeding import keep_epoch_seed
+from vssm.mm.runtime.signals import InterruptedTraining, SignalWatch
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as clusters are")
+SMOOTH = {"type": "EMAHook", "momentum": 0.1}
+
+
+class SendSignal(Hook):
+    """Sends this process a signal in the middle of a step, or of a validation."""
+
+    def __init__(self, signum: int, step: int, in_validation: bool = False) -> None:
+        self.signum, self.step, self.in_validation = signum, step, in_validation
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter + 1 == self.step and not self.in_validation:
+            self.send()
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.step and self.in_validation:
+            self.send()
+
+    def send(self):
+        os.kill(os.getpid(), self.signum)
+        time.sleep(0.05)  # for the thread that takes it
+
+
+def end_of(work_dir: Path) -> dict:
+    return torch.load(work_dir / "epoch_2.pth", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("signum", "step", "in_validation", "accumulation", "stops"),
+    [
+        (signal.SIGTERM, 2, False, 1, 2),
+        (signal.SIGINT, 4, False, 1, 4),  # the last step of an epoch
+        (signal.SIGHUP, 5, False, 2, 6),  # in the middle of an accumulation
+        (signal.SIGUSR1, 4, True, 1, 4),
+    ],
+)
+def test_a_signal_saves_and_the_training_goes_on_as_if_there_had_been_none(
+    make_runner, tmp_path, signum, step, in_validation, accumulation, stops
+):
+    options = {"optim_wrapper__accumulative_counts": accumulation, "default_hooks__ema": SMOOTH}
+    before = signal.getsignal(signum)
+    make_runner(work_dir=str(tmp_path / "whole"), **options).train()
+    interrupted = make_runner(work_dir=str(tmp_path / "stopped"), **options)
+    interrupted.register_hook(SendSignal(signum, step, in_validation))
+    path = tmp_path / "stopped/interrupted.pth"
+    with pytest.raises(InterruptedTraining, match=f"{signum.name} after step {stops}: saved to {path}") as caught:
+        interrupted.train()
+    assert caught.value.exit_code == 128 + signum and signal.getsignal(signum) is before
+    assert torch.load(path, weights_only=True)["meta"]["iter"] == stops
+
+    rest = make_runner(work_dir=str(tmp_path / "stopped"), resume=True, load_from=str(path), **options)
+    rest.train()
+    assert not path.exists()
+    whole, resumed = end_of(tmp_path / "whole"), end_of(tmp_path / "stopped")
+    for part in ("state_dict", "ema_state_dict"):
+        for name, value in whole[part].items():
+            assert torch.equal(resumed[part][name], value), (part, name)
+    scores = [end["message_hub"]["runtime_info"]["best_score"] for end in (whole, resumed)]
+    assert scores[0] == scores[1]
+
+
+def test_without_a_checkpoint_hook_nothing_is_saved(make_runner):
+    runner = make_runner(default_hooks__checkpoint=None, default_hooks__interrupt=dict(type="InterruptHook", seconds=9))
+    runner._hooks = [hook for hook in runner.hooks if type(hook).__name__ != "CheckpointHook"]
+    runner.register_hook(SendSignal(signal.SIGTERM, 1))
+    with pytest.raises(InterruptedTraining, match="not saved, as the config has no checkpoint hook"):
+        runner.train()
+
+
+def code_of(child: Callable[[], None], seconds: float = 10) -> int:
+    """The exit code of a forked process that runs a function; it is killed after some seconds."""
+    number = os.fork()
+    if not number:
+        child()
+        os._exit(77)
+    for _ in range(int(seconds / 0.02)):
+        ended, status = os.waitpid(number, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(number, signal.SIGKILL)
+    os.waitpid(number, 0)
+    raise AssertionError(f"still there after {seconds} s")
+
+
+def watched(seconds: float, *signals: int) -> Callable[[], None]:
+    """A process that gets signals, a second apart, and never comes to the end of its step."""
+
+    def child() -> None:
+        SignalWatch(seconds).start()
+        for signum in signals:
+            os.kill(os.getpid(), signum)
+            time.sleep(0.7)
+        time.sleep(20)
+
+    return child
+
+
+def test_a_second_signal_stops_at_once():
+    assert code_of(watched(60, signal.SIGTERM, signal.SIGINT)) == 128 + signal.SIGINT
+
+
+def test_the_time_limit_stops_too():
+    start = time.monotonic()
+    assert code_of(watched(0.3, signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert time.monotonic() - start < 5
+
+
+def test_the_same_signal_twice_in_milliseconds_is_one():
+    """As ``timeout`` sends it, to the process and to its group."""
+
+    def child() -> None:
+        watch = SignalWatch(60)
+        watch.start()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+        os._exit(watch.received)
+
+    assert code_of(child) == signal.SIGTERM
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As nohup ignores SIGHUP."""
+
+    def child() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        watch = SignalWatch(60)
+        watch.start()
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+        os._exit(watch.received)
+
+    assert code_of(child) == 0
+
+
+class Numbers(Dataset):
+    """Items that take some time, or all the time there is."""
+
+    def __init__(self, seconds: float = 0.01, size: int = 1) -> None:
+        self.seconds, self.size = seconds, size
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        return torch.full((self.size,), index)
+
+
+def workers_of(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(child) for child in children]
+
+
+def alive(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "dataset",
+    [Numbers(), Numbers(seconds=1000), Numbers(size=100_000)],
+    ids=["working", "stuck in an item", "stuck in a full pipe"],
+)
+def test_no_worker_outlives_its_parent(dataset, signum):
+    parent = os.fork()
+    if not parent:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        loader = DataLoader(dataset, num_workers=2, worker_init_fn=keep_epoch_seed, prefetch_factor=50)
+        iterator = iter(loader)
+        time.sleep(60)
+        del iterator
+        os._exit(0)
+    deadline = time.monotonic() + 10
+    while len(workers := workers_of(parent)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.4)
+    assert len(workers) == 2 and all(map(alive, workers))
+    os.kill(parent, signum)
+    os.waitpid(parent, 0)
+    deadline = time.monotonic() + 2
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(alive, workers))
+
+
+def test_a_parent_that_ended_before_the_call():
+    def child() -> None:
+        die_with_parent(os.getppid() + 1)
+        time.sleep(20)
+
+    assert code_of(child) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_workers_obey_nobody_else(signum):
+    """A signal to the whole group of processes must not take away the batches of the step that saves."""
+    loader = DataLoader(Numbers(), num_workers=2, worker_init_fn=keep_epoch_seed)
+    batches = iter(loader)
+    next(batches)
+    for worker in batches._workers:
+        assert code_of(lambda number=worker.pid: os.kill(number, signum)) == 77
+    time.sleep(0.05)
+    numbers = [int(next(batches)) for _ in range(20)]
+    assert numbers == list(range(1, 21))
+
+
+def test_a_parent_ends_its_worker():
+    loader = DataLoader(Numbers(seconds=1000), num_workers=1, worker_init_fn=keep_epoch_seed)
+    batches = iter(loader)
+    (worker,) = batches._workers
+    time.sleep(0.5)
+    worker.terminate()
+    worker.join(3)
+    assert not worker.is_alive()
