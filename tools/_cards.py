@@ -67,7 +67,8 @@ import timm
 import torch
 import vssm  # registers the models with timm
 
-backbone = timm.create_model("{name}", features_only=True).eval()  # {weights}
+# {weights}
+backbone = timm.create_model("{name}", features_only=True).eval()
 for feature_map in backbone(torch.randn(1, 3, 224, 160)):
     print(tuple(feature_map.shape))
 ```

@@ -3,10 +3,8 @@
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-
-from mmengine.dist import is_main_process
 
 from vssm.cli.faults import explain
 from vssm.errors import ConfigError, TrainingError, UserError
@@ -39,7 +37,7 @@ def run_training(arguments: argparse.Namespace) -> None:
             raise ConfigError("--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config")
         config.auto_scale_lr.enable = True
     resume = arguments.resume or ("auto" if config.get("resume") and not config.get("load_from") else None)
-    with locked(config.work_dir) if is_main_process() else nullcontext(), faults_of_training(config):
+    with locked(config.work_dir), faults_of_training(config):
         replaced = None if resume is None else set_resume(config, resume)
         runner = TaskRunner.from_cfg(config)
         if replaced:

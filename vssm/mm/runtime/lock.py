@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmengine.dist import is_main_process
+
 from vssm.errors import ConfigError
 
 LOCK = ".training.lock"
@@ -18,7 +20,7 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def locked(work_dir: str | Path) -> Iterator[None]:
-    """Hold the lock of a work directory.
+    """Hold the lock of a work directory in the main process of a training.
 
     The operating system holds it (POSIX record locks, which work on NFS too) and releases it when this process ends,
     however it ends, so the file that a killed training leaves behind locks nothing. Forked data workers do not inherit
@@ -27,6 +29,9 @@ def locked(work_dir: str | Path) -> Iterator[None]:
     Raises:
         ConfigError: another process has the lock; names it.
     """
+    if not is_main_process():
+        yield
+        return
     path = Path(work_dir) / LOCK
     with path.open("a+") as file:
         try:
