@@ -1,5 +1,4 @@
-# What every detector's training shares: mmdetection's runtime with our hooks (see default_runtime.py). A run that was
-# interrupted goes on as if it had not been, so data workers start anew with each epoch.
+# What every detector's training shares: mmdetection's runtime with our hooks (see default_runtime.py).
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['vssm.mm'])

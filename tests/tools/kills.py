@@ -36,14 +36,15 @@ test_dataloader = val_dataloader
 """
 BY_EPOCH = """
 train_cfg = dict(max_epochs=4, val_interval=1)
-default_hooks = dict(logger=dict(interval=1), ema=dict(_delete_=True, type='EMAHook', momentum=0.1))
+default_hooks = dict(logger=dict(interval=1))
 """
+AVERAGED = "default_hooks['ema'] = dict(_delete_=True, type='EMAHook', momentum=0.1)\n"
 BY_STEPS = """
 train_cfg = dict(max_iters=24, val_interval=6)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=4))
 """
 TASKS = {
-    "classification": ("classification/vim/vim_demo_shapes.py", 64, BY_EPOCH),
+    "classification": ("classification/vim/vim_demo_shapes.py", 64, BY_EPOCH + AVERAGED),
     "detection": ("detection/efficientvmamba/retinanet_efficientvmamba_demo_shapes.py", 96, BY_EPOCH),
     "segmentation": ("segmentation/vmamba/upernet_vmamba_demo_shapes.py", 96, BY_STEPS),
 }
