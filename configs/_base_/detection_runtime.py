@@ -1,5 +1,4 @@
-# What every detector's training shares: mmdetection's runtime with our hooks (see default_runtime.py). Data workers
-# restart with each epoch, so that a resumed run sees the same data as one that was not interrupted.
+# What every detector's training shares: mmdetection's runtime with our hooks (see default_runtime.py).
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['vssm.mm'])

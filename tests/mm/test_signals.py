@@ -12,9 +12,9 @@ import torch
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset
 
-from vssm.mm.runtime.processes import die_with_parent
 from vssm.mm.runtime.seeding import keep_epoch_seed
 from vssm.mm.runtime.signals import InterruptedTraining, SignalWatch
+from vssm.processes import die_with_parent
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as clusters are")
 SMOOTH = {"type": "EMAHook", "momentum": 0.1}
@@ -212,6 +212,31 @@ def test_a_parent_that_ended_before_the_call():
         time.sleep(20)
 
     assert code_of(child) == -signal.SIGKILL
+
+
+def test_a_launched_process_saves_when_its_launcher_is_killed(tmp_path):
+    """torchrun that gets SIGKILL leaves its processes behind: for them it is a SIGTERM."""
+
+    def launcher() -> None:
+        parent = os.getpid()
+        if not os.fork():
+            watch = SignalWatch(60)
+            watch.start()
+            die_with_parent(parent, signal.SIGTERM)
+            (tmp_path / "ready").touch()
+            while not watch.received:
+                time.sleep(0.02)
+            (tmp_path / "received").write_text(str(watch.received))
+            os._exit(0)
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        os.kill(parent, signal.SIGKILL)
+
+    assert code_of(launcher) == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while not (tmp_path / "received").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (tmp_path / "received").read_text() == str(int(signal.SIGTERM))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

@@ -1,5 +1,7 @@
 """Two processes train as one process does with the same total batch."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,21 @@ def losses(work_dir: Path) -> list[float]:
     return [values["loss"] for values in logged(work_dir) if "loss" in values]
 
 
+SENDER = """
+import os, signal, time
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class SendToSecond(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 4 and get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+"""
+
+
 def train_as_one_and_as_two(run, config, tmp_path, **environment):
     """Run both trainings, and compare their losses and weights."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -39,6 +56,34 @@ def train_as_one_and_as_two(run, config, tmp_path, **environment):
     ends = [torch.load(path / "epoch_2.pth", weights_only=True)["state_dict"] for path in (one, two)]
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    _a_signal_to_one_process_stops_both(run, config, tmp_path, expected, **environment)
+
+
+def _a_signal_to_one_process_stops_both(run, config, tmp_path, expected, **environment):
+    """Both stop at the same step, and one process goes on to where two would have come."""
+    (tmp_path / "sender.py").write_text(SENDER)
+    sending = tmp_path / "sending.py"
+    sending.write_text(
+        f"_base_ = {str(config)!r}\n"
+        "custom_imports = dict(imports=['vssm.mm', 'sender'])\n"
+        "default_hooks = dict(send=dict(type='SendToSecond'))\n"
+    )
+    work, tool = tmp_path / "stopped", ROOT / "tools/train.py"
+    options = ("--launcher", "pytorch", "--cfg-options", *PLAIN, "train_dataloader.batch_size=4")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, tool, sending)
+    search = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
+    done = run(*launch, "--work-dir", work, *options, **environment, PYTHONPATH=search)
+    assert done.returncode != 0
+    assert done.stderr.count("stopped by SIGTERM after step 5: saved to") == 2, done.stderr
+    assert torch.load(work / "interrupted.pth", weights_only=True)["meta"]["iter"] == 5
+
+    options = ("--cfg-options", *PLAIN, "train_dataloader.batch_size=8")
+    done = run(tool, config, "--work-dir", work, "--resume", *options, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, now 1" in done.stdout + done.stderr
+    logs = [log.read_text().splitlines() for log in sorted(work.glob("*/vis_data/scalars.json"))]
+    found = [values["loss"] for log in logs for values in map(json.loads, log) if "loss" in values]
+    assert found == pytest.approx(expected, abs=2e-5)
 
 
 def test_two_processes_train_as_one(run, config, tmp_path):

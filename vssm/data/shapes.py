@@ -25,6 +25,7 @@ from vssm.data.layouts import IMAGE_FOLDER, Layout
 from vssm.data.scene import draw_scene
 from vssm.data.silhouettes import KINDS
 from vssm.machine import available_cores
+from vssm.processes import protect_worker
 
 _logger = logging.getLogger(__name__)
 
@@ -161,7 +162,8 @@ def _draw_split(drawing: _Drawing, progress: Progress, done: int, total: int) ->
     # its own, so that the numbers that follow are the same whether the set had to be drawn or not.
     workers = min(available_cores(), len(drawing) * drawing.parameters.image_size**2 // _LEAST_PIXELS_PER_WORKER)
     records = []
-    for record in DataLoader(drawing, batch_size=None, num_workers=workers, generator=torch.Generator()):
+    options = {"generator": torch.Generator(), "worker_init_fn": protect_worker}
+    for record in DataLoader(drawing, batch_size=None, num_workers=workers, **options):
         records.append(record)
         progress(done + len(records), total)
     drawing.layout.finish(drawing.folder, drawing.split, records)

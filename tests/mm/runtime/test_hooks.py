@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from mmengine.hooks import Hook
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from timm.scheduler import CosineLRScheduler
 
-from vssm.errors import TrainingError
+from vssm.data import StreamedImageDataset
+from vssm.errors import ConfigError, TrainingError
 from vssm.mm.runtime.config import load_config
+from vssm.mm.runtime.hooks import EpochHook
 
 SCHEDULES = Path(__file__).resolve().parents[3] / "configs/_base_/schedules"
 
@@ -36,6 +39,13 @@ def test_throughput_is_logged(make_runner):
     runner.train()
     speeds, _ = runner.message_hub.get_scalar("train/images_per_second").data
     assert len(speeds) == 4 and (speeds > 0).all()
+
+
+def test_persistent_workers_of_a_stream_are_refused():
+    """They carry random state from epoch to epoch; the batches of other data carry their own."""
+    loader = SimpleNamespace(dataset=object.__new__(StreamedImageDataset), persistent_workers=True)
+    with pytest.raises(ConfigError, match="persistent_workers"):
+        EpochHook().before_train_epoch(SimpleNamespace(train_dataloader=loader, max_epochs=2))
 
 
 def rates(schedulers: list[dict], epochs: int, steps: int) -> list[float]:

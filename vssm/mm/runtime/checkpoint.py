@@ -42,9 +42,12 @@ class PlainCheckpointHook(CheckpointHook):
         """Delay the hook's removals until `_remove_outdated`, and validate if the checkpoint has not been."""
         super().before_train(runner)
         self.file_backend = _RemoveLater(Path(self.out_dir))
+        self._newest = self.last_ckpt
         if is_main_process():
             for unfinished in Path(self.out_dir).glob(".*.pth.part"):  # of a training that was killed while it wrote
                 unfinished.unlink(missing_ok=True)
+            if runner.iter == 0:
+                (Path(runner.work_dir) / VALIDATED).unlink(missing_ok=True)  # of another training
         if runner.val_loop is not None and getattr(runner.train_loop, "validation_is_due", False):
             done = [read_note(Path(runner.work_dir) / VALIDATED) == str(runner.iter)]
             broadcast_object_list(done)
@@ -115,7 +118,8 @@ class PlainCheckpointHook(CheckpointHook):
 
     def _remove_outdated(self) -> None:
         saved = self.last_ckpt, getattr(self, "best_ckpt_path", None)
-        if self.file_backend.outdated or self.last_ckpt:
+        if self.last_ckpt != self._newest:
+            self._newest = self.last_ckpt
             self.file_backend.remove(str(Path(self.out_dir) / INTERRUPTED))
         self.file_backend.remove_all(keep={Path(path).resolve() for path in saved if path})
 

@@ -133,6 +133,7 @@ def resume_training(runner: Runner, checkpoint: dict, path: str | Path) -> None:
     _check_classes(meta, loop.dataloader.dataset, path)
     _set_seed(runner, meta.get("seed"))
     _set_counters(loop, meta, before, now)
+    loop._decide_current_val_interval()
     schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
     plateau = any(isinstance(each, ReduceOnPlateauParamScheduler) for each in schedulers)
     _load_optimizer(runner, checkpoint["optimizer"], before, path, rates_of_file=plateau)

@@ -12,7 +12,7 @@ from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS, FUNCTIONS
 from torch.utils.data import BatchSampler, Dataset, Sampler, get_worker_info
 
-from vssm.mm.runtime.processes import protect_worker
+from vssm.processes import protect_worker
 
 # What a seed is for; each purpose has random numbers of its own.
 WEIGHTS, STEP, BATCH, STREAM = range(4)

@@ -121,7 +121,7 @@ def _say(sentence: str) -> None:
 
 
 def _end(signum: int, sentence: str) -> None:
-    """End this process as the signal would have. Data workers end with it; see `vssm.mm.runtime.processes`."""
+    """End this process as the signal would have. Data workers end with it; see `vssm.processes`."""
     _say(f"error: {sentence}")
     os._exit(128 + signum)
 

@@ -20,7 +20,7 @@ from vssm.files import file_stem, write_atomically
 from vssm.inference.saved import to_plain
 from vssm.machine import available_cores
 from vssm.mm.runtime.config import check_config, check_names, load_config, read_config
-from vssm.mm.runtime.processes import die_with_parent
+from vssm.processes import die_with_parent
 
 OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
 MEASURED = ("size", "batch", "seconds")

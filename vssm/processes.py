@@ -26,11 +26,14 @@ def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), signum)
 
 
-def protect_worker() -> None:
+def protect_worker(worker_id: int = 0) -> None:
     """Tie a data worker to its parent, which alone may end it.
 
     Ctrl-C, ``timeout`` and clusters send their signals to workers too. A worker that obeyed would take away the batch
     that its parent needs to reach the next step and save.
+
+    Args:
+        worker_id: unused; PyTorch passes it to a ``worker_init_fn``.
     """
     parent = os.getppid()
     die_with_parent(parent)
