@@ -53,7 +53,7 @@ def norm_backward(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None,
     dx, dweight, dbias = floats(*x.shape), *floats(2, shares, channels, zero=True)
     _run("vssm_norm_backward", args, x, 1, shares, dy=dy, dx=dx, dweight=dweight, dbias=dbias)
     dweight = None if args.weight is None else dweight.sum(0).to(args.weight.dtype)
-    return dx, dweight, None if args.bias is None else dbias.sum(0).to(args.bias.dtype)
+    return dx.to(args.x.dtype), dweight, None if args.bias is None else dbias.sum(0).to(args.bias.dtype)
 
 
 def _is_torchs_own(args: NormArguments) -> bool:
