@@ -13,9 +13,8 @@ class _WithClasses:
 
     @property
     def metainfo(self) -> dict:
-        """``classes``, in the order of the labels; None if the reader does not know them."""
-        labels = getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", None)
-        return {"classes": sorted(labels, key=labels.get) if labels else None}
+        """``classes``, in the order of the labels; None if the data have numbers only."""
+        return {"classes": list(self.classes) if self.classes else None}
 
 
 @DATASETS.register_module()
