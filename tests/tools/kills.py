@@ -134,8 +134,14 @@ def kill_once(process: subprocess.Popen, signum: int, counts: Counts, work: Path
             counts.unreadable += 1
 
 
-def kill_test(task: str, folder: Path, kills: int, random_moments: random.Random) -> Counts:
-    """Kill a training of a task a number of times, from its first import to its end."""
+def kill_test(
+    task: str,
+    folder: Path,
+    kills: int,
+    random_moments: random.Random,
+    signals: tuple[int, ...] = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM),
+) -> Counts:
+    """Kill a training of a task a number of times, from its first import to its end, with these signals in turn."""
     base, size, changes = TASKS[task]
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "small.py"
@@ -152,8 +158,7 @@ def kill_test(task: str, folder: Path, kills: int, random_moments: random.Random
             try:
                 process.wait(random_moments.uniform(0, duration))
             except subprocess.TimeoutExpired:
-                signum = signal.SIGTERM if sum(counts.kills.values()) % 3 == 2 else signal.SIGKILL
-                kill_once(process, signum, counts, work)
+                kill_once(process, signals[sum(counts.kills.values()) % len(signals)], counts, work)
                 continue
         if process.wait(600):
             raise SystemExit((folder / "killed.log").read_text()[-5000:])

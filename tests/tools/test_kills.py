@@ -1,0 +1,13 @@
+"""A killed training goes on to the same weights, losses and scores; kills.py does so for all tasks, many times."""
+
+import random
+import signal
+from pathlib import Path
+
+from kills import kill_test
+
+
+def test_a_training_killed_at_random_moments(tmp_path: Path) -> None:
+    counts = kill_test("classification", tmp_path, 2, random.Random(1), (signal.SIGKILL, signal.SIGTERM))
+    assert counts.completed and sum(counts.kills.values()) == 2
+    assert (counts.left_over, counts.unreadable, counts.different) == (0, 0, 0), counts
