@@ -1,4 +1,4 @@
-"""Kills small trainings at random moments, lets them go on, and counts what went wrong: python tests/tools/kills.py.
+"""Kills small trainings at random moments, lets them go on, and counts what went wrong: python tests/kills.py.
 
 A third of the kills are SIGTERM, the others SIGKILL. After each, no process of the training may be left, and every
 checkpoint must be readable. Each training that reaches its end, after however many kills, must have the weights, the
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 import torch  # noqa: E402
