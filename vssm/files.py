@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vssm.errors import ConfigError
 
-
 # A file under Git LFS that was not fetched is a few lines of text that begin so.
 _LFS_POINTER = b"version https://git-lfs"
 _LFS_POINTER_SIZE = 1024

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from vssm.errors import TrainingError
-from vssm.inference.saved import latest_checkpoint, to_plain
+from vssm.inference.saved import classes_of, latest_checkpoint, to_plain
 from vssm.models import CheckpointError
 
 # Saved values of each logged scalar: more than any logging window, and little beside the weights.
@@ -75,6 +75,7 @@ class PlainCheckpointHook(CheckpointHook):
             pipeline=to_plain(dataset.get("pipeline")),
             dataset_meta=to_plain(checkpoint["meta"].get("dataset_meta")),
         )
+        checkpoint["meta"]["classes"] = classes_of(checkpoint)
         hub = checkpoint["message_hub"]
         hub["runtime_info"] = to_plain(hub["runtime_info"])
         hub["log_scalars"] = {name: _history_to_plain(buffer) for name, buffer in hub["log_scalars"].items()}

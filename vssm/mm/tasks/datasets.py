@@ -14,8 +14,7 @@ class _WithClasses:
     @property
     def metainfo(self) -> dict:
         """``classes``, in the order of the labels; None if the reader does not know them."""
-        labels = getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", None)
-        return {"classes": sorted(labels, key=labels.get) if labels else None}
+        return {"classes": None if self.classes is None else list(self.classes)}
 
 
 @DATASETS.register_module()
