@@ -65,6 +65,7 @@ def coco(root: Path, categories: list[tuple[int, str]], size: tuple[int, int] = 
         data_root=str(root),
         ann_file="a.json",
         data_prefix=dict(img=""),
+        serialize_data=False,  # it ends in a garbage collection of half a second
         pipeline=pipeline,
         **options,
     )

@@ -16,6 +16,7 @@ from PIL import Image
 from vssm.data.checks import check_readable, sampled
 from vssm.data.classes import some
 from vssm.data.decode import _DECODING_ERRORS, BadImageError, DataError, read_size
+from vssm.data.folders import walk_files
 from vssm.files import check_regular
 
 _logger = logging.getLogger(__name__)
@@ -184,18 +185,9 @@ def check_class_maps(images: Path, maps: Path, image_suffix: str, map_suffix: st
 
 def _files(folder: Path) -> Iterator[str]:
     """The regular files of a folder and of the folders in it, links included, relative to it; none that is hidden."""
-    seen = set()
-    for path, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        real = os.path.realpath(path)
-        if real in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        for name in files:
-            whole = os.path.join(path, name)
-            if not name.startswith(".") and os.path.isfile(whole):
-                yield os.path.relpath(whole, folder)
+    for path in walk_files(str(folder)):
+        if not any(part.startswith(".") for part in path.split(os.sep)) and (folder / path).is_file():
+            yield path
 
 
 def check_contents(
