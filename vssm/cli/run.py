@@ -37,12 +37,26 @@ def run_tool(main: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         if error.errno not in DISK_ERRORS:
             raise
         return _fail(f"{error.filename or 'writing'}: {error.strerror}")
+    except ImportError as error:
+        told = _missing_package(error)
+        if told is None:
+            raise
+        return _fail(told)
     except KeyboardInterrupt:
         return _fail("interrupted")
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def _missing_package(error: ImportError) -> str | None:
+    """The sentence for a package that a config asks for and that is not installed; None for any other failed import."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vssm"):
+        package = error.name.partition(".")[0]
+        return f"the package {package} is needed here and is not installed: pip install {package}"
+    told = " ".join(str(error).split())
+    return told if "pip install" in told else None
 
 
 def _fail(sentence: str) -> int:
