@@ -8,6 +8,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vssm import models
 from vssm.data import DataError, StreamedImageDataset
 from vssm.data.checks import check_present
 from vssm.data.classes import some
@@ -17,7 +18,7 @@ from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
-from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
+from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
 from vssm.models import CheckpointError
 
 
@@ -35,14 +36,27 @@ class TaskRunner(SafeRunner):
     def train(self) -> nn.Module:
         """Train; data, metrics and model are compared before the first step."""
         if self._resume and self._load_from is not None:
-            self._classes = classes_of(read_checkpoint(self._load_from))
+            self._classes = self._saved_classes()
         return super().train()
 
     def test(self) -> dict:
         """Evaluate a checkpoint by the names of its classes."""
         if self._load_from is not None:
-            self._classes = classes_of(read_checkpoint(self._load_from))
+            self._classes = self._saved_classes()
         return super().test()
+
+    def _saved_classes(self) -> tuple[str, ...] | None:
+        """The classes of the checkpoint to start from; None for weights alone.
+
+        Raises:
+            CheckpointError: it cannot be read, or is one of another model.
+        """
+        checkpoint = read_checkpoint(self._load_from)
+        if not is_training(checkpoint):
+            return None
+        weights = models.weights_in(checkpoint.get("state_dict"), self._load_from)
+        check_parts(unwrap(self.model), weights, self._load_from)
+        return classes_of(checkpoint)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop of training."""
