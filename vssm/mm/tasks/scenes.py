@@ -19,7 +19,7 @@ from vssm.inference.description import describe
 from vssm.inference.predictor import batches
 from vssm.inference.saved import to_plain
 from vssm.mm.runtime.config import check_scope, load_config, part_registries
-from vssm.mm.tasks.reading import is_upright
+from vssm.mm.tasks.reading import is_upright, to_bgr
 from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
 from vssm.viz.scenes import Colour, distinct_colours, draw_class_map, draw_objects
 
@@ -74,7 +74,7 @@ class ScenePredictor:
 
         Images that the pipeline gives one size go through the model together; none is padded to another's size.
         """
-        prepared = [self._prepare({"img": _bgr(image), "img_id": 0}) for image in images]
+        prepared = [self._prepare({"img": to_bgr(image), "img_id": 0}) for image in images]
         found = []
         for group in batches(prepared, lambda each: each["inputs"].shape):
             with torch.inference_mode():
@@ -123,10 +123,6 @@ def class_map_file(picture: Path) -> Path:
     'b_classes.png'
     """
     return picture.with_name(f"{picture.stem}_classes.png")
-
-
-def _bgr(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image)[..., ::-1])
 
 
 def run_lengths(mask: np.ndarray) -> dict:
