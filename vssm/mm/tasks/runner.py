@@ -246,6 +246,10 @@ def check_classes(model: nn.Module, dataset: object) -> None:
         source = getattr(dataset, "source", None) or getattr(dataset, "ann_file", None)
         told = f"; the data's are {some(names)}{f', from {source}' if source else ''}" if names else ""
         raise ConfigError(f"the data have {count} classes, but the model {own}: set {options}{told}")
+    for name, part in model.named_modules():
+        weights = getattr(part, "class_weight", None)
+        if isinstance(weights, list | tuple) and "loss" in name and count and len(weights) not in (count, count + 1):
+            raise ConfigError(f"model.{name}.class_weight has {len(weights)} numbers, but the data {count} classes")
 
 
 def _is_metric(part: object) -> bool:
@@ -254,7 +258,8 @@ def _is_metric(part: object) -> bool:
 
 def predicts_masks(model: nn.Module) -> bool:
     """Whether a detector predicts masks: it has a part for them."""
-    return any(word in name for name, _ in model.named_modules() for word in ("mask", "panoptic", "seg"))
+    names = [name for name, _ in model.named_modules() if not name.startswith("backbone.")]
+    return any(word in name for name in names for word in ("mask", "panoptic", "seg"))
 
 
 def score_by_name(metric: object, dataset: object, option: str) -> None:
