@@ -5,6 +5,7 @@ Images are read, predicted, drawn and forgotten a batch at a time, so that memor
 
 import argparse
 import glob
+import io
 import json
 import os
 import sys
@@ -46,7 +47,8 @@ def run_prediction(arguments: argparse.Namespace) -> None:
     Raises:
         UnreadImagesError: at the end, if images could not be read.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of classes in scripts that the terminal has not
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack the script of a class's name
     paths = find_images(arguments.images)
     check_out(arguments.out, paths)
     predictor = load_predictor(arguments.model, arguments.checkpoint, arguments.labels, arguments.device)

@@ -16,9 +16,9 @@ def create_model(model_name: str, **arguments: object) -> nn.Module:
     Raises:
         ConfigError: unknown model name, scan order, or an argument that the model does not take.
 
-    >>> create_model("vim_tniy")
+    >>> create_model("vim_tniy")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    vssm.errors.ConfigError: there is no model called 'vim_tniy'; did you mean vim_tiny?
+    vssm.errors.ConfigError: there is no model called 'vim_tniy'; did you mean vim_tiny...?
     """
     if not is_known(model_name) and "/" not in model_name and ":" not in model_name:
         near = difflib.get_close_matches(model_name, timm.list_models(), n=3)

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
 from vssm import models
-from vssm.data import DataError, StreamedImageDataset
+from vssm.data import DataError, ImageDataset, StreamedImageDataset
 from vssm.data.checks import check_present
 from vssm.data.classes import some
 from vssm.errors import ConfigError
@@ -123,6 +124,8 @@ class TaskRunner(SafeRunner):
             if isinstance(dataloader, dict) and isinstance(dataloader["dataset"], dict):
                 dataloader = {**dataloader, "dataset": prepare_dataset(dataloader["dataset"], self._use)}
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            if isinstance(loader.dataset, ImageDataset) and not loader.dataset.skip_bad_images and is_main_process():
+                loader.dataset.check_sample()
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"data: {error}") from error
         if isinstance(loader.dataset, StreamedImageDataset):
@@ -140,6 +143,19 @@ class TaskRunner(SafeRunner):
 
             read_by_our_rules(loader.dataset)
         return loader
+
+    def _check_resumed(self, checkpoint: dict, path: str) -> None:
+        """Refuse to go on with other classes, where the checkpoint was found after the data sets were built.
+
+        Raises:
+            CheckpointError: gives both.
+        """
+        saved = classes_of(checkpoint)
+        if self._resume and saved and self._classes and saved != self._classes:
+            raise CheckpointError(
+                f"{path} was trained on the classes {some(saved)} ({len(saved)} in all), and the data have "
+                f"{some(self._classes)} ({len(self._classes)}), or in another order; give the file with --resume"
+            )
 
     def _check_known(self, dataset: object, config: DataLoader | dict) -> None:
         """Refuse to score a classifier whose outputs have no names on a set of fewer classes.
@@ -201,6 +217,7 @@ class TaskRunner(SafeRunner):
         checkpoint = read_checkpoint(filename)
         if is_training(checkpoint):
             check_bookkeeping(checkpoint, filename)
+            self._check_resumed(checkpoint, filename)
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
         elif self._resume:

@@ -111,7 +111,7 @@ class ScenePredictor:
         draw_class_map(image, classes, self.names, self.colours, path=picture)
         shares = np.bincount(classes.ravel(), minlength=len(self.names)) / classes.size
         numbers = class_map_file(picture)
-        Image.fromarray(classes.astype(np.uint8)).save(numbers)
+        Image.fromarray(classes.astype(np.uint8 if len(self.names) <= 256 else np.uint16)).save(numbers)
         present = {self.names[i]: round(float(shares[i]), 4) for i in np.argsort(-shares) if shares[i]}
         return {"classes": present, "class_map": str(numbers)}
 

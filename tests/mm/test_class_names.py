@@ -112,6 +112,18 @@ def test_one_training_and_all_that_follows(trained: Path, write: Callable, tmp_p
     assert "none of the training's: elk" in capfd.readouterr().err
 
 
+def test_images_that_cannot_be_read_stop_before_the_first_step(write: Callable, tmp_path: Path, capfd) -> None:
+    draw(tmp_path / "root/train", ["Ant", "ant"])
+    draw(tmp_path / "root/val", ["Ant", "ant"])
+    file = tmp_path / "root/val/ant/3.png"
+    for content, told in ((file.read_bytes()[:70], "cannot be read"), (b"version https://git-lfs.github.com/x", "LFS")):
+        file.write_bytes(content)
+        assert cli.train([str(write(tmp_path / "root")), "--work-dir", str(tmp_path / "work")]) == 1
+        error = capfd.readouterr().err
+        assert "val/ant/3.png cannot be read as an image" in error and told in error and "Traceback" not in error
+        assert not list((tmp_path / "work").glob("*.pth"))
+
+
 def test_validation_with_an_unknown_class_stops_before_the_first_step(write: Callable, tmp_path: Path, capfd) -> None:
     draw(tmp_path / "root/train", ["Ant", "ant"])
     draw(tmp_path / "root/val", ["Ant", "bee"])
