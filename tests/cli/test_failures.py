@@ -1,6 +1,7 @@
 """Foreseeable failures of the tools: one sentence, a non-zero exit code, no traceback."""
 
 import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_bad_configs(fails, option, told):
     assert told in fails("--cfg-options", option)
 
 
+@pytest.mark.parametrize(("backend", "package"), [("WandbVisBackend", "wandb"), ("ClearMLVisBackend", "clearml")])
+def test_a_logger_that_is_not_installed(fails, monkeypatch, backend, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    told = fails("--cfg-options", f"visualizer.vis_backends.0.type={backend}")
+    assert package in told and "install" in told
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 works on a GPU")
 def test_fp16_needs_a_gpu(fails):
     assert "--amp bf16" in fails("--amp", "fp16")
@@ -101,9 +109,21 @@ def test_options_that_are_no_pairs(config_file, capsys):
     assert "takes KEY=VALUE" in capsys.readouterr().err
 
 
-def test_unforeseen_errors_keep_their_traceback():
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("a bug"), ImportError("cannot import name 'x'"), ModuleNotFoundError("no vssm.x", name="vssm.x")],
+)
+def test_unforeseen_errors_keep_their_traceback(error):
     def bug(_: object) -> None:
-        raise ValueError("a bug")
+        raise error
 
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(type(error), match=str(error)):
         run_tool(bug, None)
+
+
+def test_a_package_that_is_not_there_is_named(capfd):
+    def asks(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'wandb'", name="wandb.sdk")
+
+    assert run_tool(asks, None) == 1
+    assert capfd.readouterr().err == "error: the package wandb is needed here and is not installed: pip install wandb\n"

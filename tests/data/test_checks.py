@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from vssm.data import DataError
-from vssm.data.checks import check_class_maps, check_classes_of_map, check_coco, check_present
+from vssm.data.checks import check_present
+from vssm.data.coco_check import CocoUse, category_ids, check_coco
 
 CLASSES = ("disc", "star")
 
@@ -34,10 +34,10 @@ def coco(tmp_path: Path) -> dict:
 def check(tmp_path: Path, coco: dict) -> Callable[..., None]:
     """Check the current content of `coco`."""
 
-    def call(classes: tuple[str, ...] = CLASSES, empty_left_out: bool = False) -> None:
+    def call(classes: tuple[str, ...] = CLASSES, **use: bool) -> None:
         file = tmp_path / "train.json"
         file.write_text(json.dumps(coco))
-        check_coco(file, tmp_path / "train", classes, empty_left_out)
+        check_coco(file, tmp_path / "train", classes, CocoUse(**use))
 
     return call
 
@@ -149,31 +149,181 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         check_present([tmp_path / "one", tmp_path / "there", tmp_path / "two"], "get them")
 
 
-def test_class_maps_beside_images(tmp_path: Path) -> None:
-    images, maps = tmp_path / "images", tmp_path / "maps"
-    for folder in (images, maps):
-        folder.mkdir()
-    with pytest.raises(DataError, match=r"no images \*\.jpg"):
-        check_class_maps(images, maps, ".jpg", ".png")
-    for name in ("a", "b"):
-        (images / f"{name}.jpg").touch()
-    (maps / "a.png").touch()
-    os.mkfifo(maps / "b.png")
-    with pytest.raises(DataError, match=r"1 of 2 images in .* have no class map .*b\.jpg"):
-        check_class_maps(images, maps, ".jpg", ".png")
-    (maps / "b.png").unlink()
-    (maps / "b.png").touch()
-    check_class_maps(images, maps, ".jpg", ".png")
+@pytest.mark.parametrize(
+    "box", [[], None, [1, 2, 3], [1, 2, 3, float("nan")], [1, 2, float("inf"), 4], ["1", 2, 3, 4], {"x": 1}, 7]
+)
+def test_boxes_that_are_none(check: Callable, coco: dict, box: object) -> None:
+    coco["annotations"][1]["bbox"] = box
+    with pytest.raises(DataError, match=r"annotation 2 of b\.jpg has the box .*; expected \[left, top, width"):
+        check()
 
 
-def test_an_unknown_value_in_a_class_map() -> None:
-    classes = np.zeros((4, 4), np.uint8)
-    classes[0] = 255
-    check_classes_of_map(classes, 11, 255, "a.png")
-    classes[1, :3] = 37
-    with pytest.raises(DataError) as caught:
-        check_classes_of_map(classes, 11, 255, "a.png")
-    assert "a.png has 3 pixels of the unknown class 37" in sentence(caught) and "0 to 10" in sentence(caught)
-    # ADE20K: 0 in the file is ignored, and 1 is the first class.
-    with pytest.raises(DataError, match=r"unknown class 38: the 11 classes are 1 to 11, and 0 and 255"):
-        check_classes_of_map(classes, 11, 255, "a.png", first=1)
+@pytest.mark.parametrize("area", [None, float("nan"), "64"])
+def test_areas_that_are_none(check: Callable, coco: dict, area: object) -> None:
+    coco["annotations"][0]["area"] = area
+    with pytest.raises(DataError, match=r"annotation 1 of a\.jpg .* and the area"):
+        check()
+
+
+def test_boxes_beyond_the_image(check: Callable, coco: dict, caplog: pytest.LogCaptureFixture) -> None:
+    coco["annotations"].append({**coco["annotations"][0], "id": 3, "bbox": [40, 2, 8, 8]})
+    coco["annotations"].append({**coco["annotations"][0], "id": 4, "bbox": [28, 2, 8, 8]})
+    check()
+    told = [record.getMessage() for record in caplog.records]
+    assert "1 of 4 boxes have no area in the image and are left out (first: annotation 3" in told[0]
+    assert "1 of 4 boxes reach beyond the image (first: annotation 4" in told[1]
+
+
+def test_corners_in_place_of_sizes(check: Callable, coco: dict) -> None:
+    for shape in coco["annotations"]:
+        shape["bbox"] = [12, 12, 28, 28]
+    with pytest.raises(DataError, match=r"2 of 2 boxes reach beyond .* are these \[left, top, right, bottom\]\?"):
+        check()
+
+
+def test_boxes_in_fractions_of_the_image(check: Callable, coco: dict) -> None:
+    for shape in coco["annotations"]:
+        shape["bbox"] = [0.1, 0.1, 0.3, 0.3]
+    with pytest.raises(DataError, match="none of its 2 images has an object"):
+        check()
+
+
+@pytest.mark.parametrize("mask", [None, [], "absent"])
+def test_masks_that_are_not_there(check: Callable, coco: dict, mask: object) -> None:
+    for shape in coco["annotations"]:
+        shape["segmentation"] = mask
+        if mask == "absent":
+            del shape["segmentation"]
+    check()
+    with pytest.raises(DataError, match=r"2 of 2 objects have no mask \('segmentation'\).*RetinaNet.*with_mask=False"):
+        check(masks=True)
+
+
+@pytest.mark.parametrize(
+    "mask", [[[1, 2, 3]], [[1, 2, 3, 4, 5, float("nan")]], [1, 2, 3, 4, 5, 6], {"size": [32, 64], "counts": [9]}, 3]
+)
+def test_masks_that_cannot_be_used(check: Callable, coco: dict, mask: object) -> None:
+    coco["annotations"][1]["segmentation"] = mask
+    with pytest.raises(DataError, match=r"1 of 2 objects have a mask that cannot be used .*annotation 2 of b\.jpg"):
+        check(masks=True)
+
+
+def test_masks_as_run_lengths(check: Callable, coco: dict) -> None:
+    coco["annotations"][0]["segmentation"] = {"size": [32, 32], "counts": [100, 24, 900]}
+    coco["annotations"][1]["segmentation"] = {"size": [32, 32], "counts": "PPYo0"}
+    check(masks=True)
+
+
+def test_files_for_predictions_alone(check: Callable, coco: dict) -> None:
+    del coco["annotations"]
+    check(objects=False)
+    with pytest.raises(DataError, match=r"no list 'annotations', as files for predictions alone.*format_only"):
+        check()
+
+
+def test_what_scores_ask(check: Callable, coco: dict) -> None:
+    del coco["annotations"][1]["iscrowd"]
+    check()
+    with pytest.raises(DataError, match="an entry of 'annotations' has no 'iscrowd'"):
+        check(scored=True)
+
+
+def test_a_root_category_named_as_a_class(check: Callable, coco: dict) -> None:
+    """A common export; the objects are in the other category of that name."""
+    coco["categories"].insert(0, dict(id=0, name="disc", supercategory="none"))
+    check()
+    assert category_ids(coco["categories"], {1: 1, 2: 1}, CLASSES, "a") == {"disc": 1, "star": 2}
+    assert list(category_ids(coco["categories"], {}, CLASSES[::-1], "a")) == ["star", "disc"]
+    coco["annotations"].append({**coco["annotations"][0], "id": 3, "category_id": 0})
+    with pytest.raises(DataError, match="2 categories named disc, with the ids 0, 1, all of them with objects"):
+        check()
+
+
+def test_an_evaluation_may_lack_classes(check: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    check(classes=("disc", "star", "moon"), every_class=False)
+    assert "has no category for 1 of the 3 classes: moon" in caplog.text
+    with pytest.raises(DataError, match="no category for moon, sun"):
+        check(classes=("moon", "sun"), every_class=False)
+
+
+def test_objects_of_other_categories_are_counted(check: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    check(classes=("disc",))
+    assert "1 of 2 objects are of categories that are no classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "told"),
+    [
+        ("images", dict(width=None), "has the size None x 32"),
+        ("images", dict(height=0), "has the size 32 x 0"),
+        ("images", dict(file_name=7), "the 'file_name' of an entry of 'images' is no text"),
+        ("annotations", dict(image_id=[1]), "the 'image_id' of an entry of 'annotations' is no number"),
+        ("categories", dict(name=None), "the 'name' of an entry of 'categories' is no text"),
+    ],
+)
+def test_entries_of_other_kinds(check: Callable, coco: dict, part: str, change: dict, told: str) -> None:
+    coco[part][0].update(change)
+    with pytest.raises(DataError, match=told):
+        check()
+    coco[part][0] = "text"
+    with pytest.raises(DataError, match=f"an entry of '{part}' is no object: text"):
+        check()
+
+
+def save_turned(file: Path, orientation: int, size: tuple[int, int] = (32, 48)) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(file, exif=exif)
+
+
+def test_images_of_another_size(check: Callable, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 16)).save(tmp_path / "train/b.jpg")
+    with pytest.raises(DataError, match=r"b\.jpg is 32 x 16 pixels, and .*train\.json lists 32 x 32"):
+        check()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_on_the_pixels_as_stored(check: Callable, coco: dict, tmp_path: Path, orientation: int) -> None:
+    save_turned(tmp_path / "train/b.jpg", orientation)
+    coco["images"][1].update(width=32, height=48)
+    check(upright=False)
+    if orientation > 4:
+        with pytest.raises(DataError, match=f"EXIF orientation {orientation}.*color_type='color_ignore_orientation'"):
+            check()
+        coco["images"][1].update(width=48, height=32)
+    check()
+    if orientation > 4:
+        with pytest.raises(DataError, match="set color_type='color' in LoadImageFromFile"):
+            check(upright=False)
+
+
+def test_turns_that_sizes_do_not_tell(check: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_turned(tmp_path / "train/b.jpg", 6, (32, 32))
+    check()
+    assert "1 of 2 images" in caplog.text and "EXIF orientation" in caplog.text and "b.jpg" in caplog.text
+
+
+def test_images_that_cannot_be_read(check: Callable, tmp_path: Path) -> None:
+    file = tmp_path / "train/b.jpg"
+    Image.effect_noise((32, 32), 50).convert("RGB").save(file)
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(DataError, match=r"b\.jpg cannot be read as an image: .*truncated"):
+        check()
+
+
+def test_names_of_images_may_be_written_in_other_ways(check: Callable, coco: dict, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "train/b.jpg").rename(tmp_path / "elsewhere/b.jpg")
+    (tmp_path / "train/linked").symlink_to(tmp_path / "elsewhere")
+    coco["images"][0]["file_name"] = "./a.jpg"
+    coco["images"][1]["file_name"] = "linked//b.jpg"
+    check()
+
+
+def test_images_that_are_not_listed_are_counted(
+    check: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "c.webp")
+    with caplog.at_level(logging.INFO, logger="vssm"):
+        check()
+    assert "1 files in" in caplog.text and "c.webp" in caplog.text

@@ -1,5 +1,6 @@
 """Missing and bad data of detection and segmentation end tools/train.py with one sentence, not a traceback."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,67 @@ def test_a_class_map_with_an_unknown_value(error: Callable[..., str], tmp_path: 
     ]
     told = error(SEGMENTOR, *options, "train_dataloader.num_workers=1", "val_dataloader.num_workers=0")
     assert ".png has 1024 pixels of the unknown class 77: the 11 classes are 0 to 10" in told
+
+
+def small(root: Path, *more: str) -> list[str]:
+    """Options of a training on ten small scenes."""
+    sizes = {"train": 10, "val": 10, "image_size": 32, "root": root}
+    datasets = [
+        f"{split}_dataloader.dataset.{key}={value}" for split in ("train", "val") for key, value in sizes.items()
+    ]
+    return [*datasets, "train_dataloader.num_workers=0", "val_dataloader.num_workers=0", *more]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("val_evaluator.ann_file=nowhere.json", "nowhere.json is missing: set val_evaluator.ann_file"),
+        ("val_evaluator.metric=segm", "the score of masks (metric 'segm'), and the model predicts boxes only"),
+    ],
+)
+def test_what_a_metric_will_ask_is_checked_before_the_first_step(
+    error: Callable[..., str], tmp_path: Path, option: str, told: str
+) -> None:
+    assert told in error(DETECTOR, *small(tmp_path, option))
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_binary_masks_of_0_and_255(error: Callable[..., str], tmp_path: Path) -> None:
+    """They trained, and scored 0.0 and nan with exit code 0."""
+    for folder in ("images", "maps"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 8, 20, 20))
+    for number in range(8):
+        Image.effect_noise((32, 32), 50).convert("RGB").save(tmp_path / f"set/images/{number}.jpg")
+        mask.save(tmp_path / f"set/maps/{number}.png")
+    config = tmp_path / "binary.py"
+    config.write_text(
+        f"""
+_base_ = {str(SEGMENTOR)!r}
+_load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+_set = dict(_delete_=True, type='BaseSegDataset', data_root={str(tmp_path / "set")!r}, pipeline=_load,
+            data_prefix=dict(img_path='images', seg_map_path='maps'), metainfo=dict(classes=('ground', 'road')))
+model = dict(
+    data_preprocessor=dict(size=(32, 32)),
+    backbone=dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)),
+    decode_head=dict(num_classes=2, in_channels=[8, 16, 32, 64], channels=8),
+    auxiliary_head=dict(num_classes=2, in_channels=32, channels=8))
+train_dataloader = dict(batch_size=4, num_workers=0, dataset=_set)
+val_dataloader = dict(batch_size=4, num_workers=0, dataset=_set)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2))
+"""
+    )
+    told = error(config)
+    assert "have the values 0, 255, and the only class is ground" in told and "pixel_values=(0, 255)" in told
+    given = [f"{split}_dataloader.dataset.metainfo.pixel_values=(0,255)" for split in ("train", "val", "test")]
+    assert "loss_decode.class_weight has 11 numbers, but the data 2 classes" in error(config, *given)
+    plain = "loss_decode=dict(_delete_=True, type='CrossEntropyLoss'), num_classes=2"
+    config.write_text(config.read_text().replace("num_classes=2", plain))
+    name = f"experiment_name=good_{tmp_path.name}"
+    assert cli.train([str(config), "--work-dir", str(tmp_path / "work"), "--cfg-options", name, *given]) == 0
+    (scalars,) = (tmp_path / "work").glob("*/vis_data/scalars.json")
+    score = json.loads(scalars.read_text().splitlines()[-1])
+    assert score["mIoU"] > 0 and score["mIoU"] == score["mIoU"]

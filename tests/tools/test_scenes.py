@@ -168,7 +168,7 @@ def test_predict(task, work, folder, tmp_path):
     for name, value in predictor.model.state_dict().items():
         assert torch.equal(value.cpu(), saved[name]), name
 
-    results = predict_files(predictor, images, tmp_path / "found.png")
+    results = list(predict_files(predictor, images, tmp_path / "found.png"))
     assert json.loads((tmp_path / "found.json").read_text()) == results
     for image, result in zip(images, results, strict=True):
         assert result["image"] == str(image)

@@ -15,6 +15,13 @@ def key_value(pair: str) -> str:
     return pair
 
 
+def positive(text: str) -> int:
+    """Refuse a number below one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a number of 1 or more, but got {text!r}")
+    return int(text)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the configuration file and the options of both tools."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file, such as configs/.../x.py")
@@ -89,7 +96,9 @@ def predict_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Predict the classes of images, or their objects, or the class of each pixel, and draw them."
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, folders of them, or patterns such as 'photos/**/*.jpg'"
+    )
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -108,8 +117,17 @@ def predict_parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("predictions.png"),
         metavar="FILE",
-        help="the picture; a JSON of results is written beside it (default: %(default)s)",
+        help="the picture, in the format of its name (.png, .jpg, .webp ...); several get numbers or the images' "
+        "names; a JSON of results is written beside it (default: %(default)s)",
     )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="images that are read and predicted together; fewer take less memory (default: %(default)s)",
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
     return parser
 
 

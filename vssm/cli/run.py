@@ -23,6 +23,11 @@ def run_tool(main: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         main(arguments)
     except (UserError, CheckpointError, DataError) as error:
         return _fail(str(error), getattr(error, "exit_code", 1))
+    except ImportError as error:
+        told = _missing_package(error)
+        if told is None:
+            raise
+        return _fail(told)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:
@@ -34,6 +39,15 @@ def run_tool(main: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def _missing_package(error: ImportError) -> str | None:
+    """The sentence for a package that a config asks for and that is not installed; None for any other failed import."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vssm"):
+        package = error.name.partition(".")[0]
+        return f"the package {package} is needed here and is not installed: pip install {package}"
+    told = " ".join(str(error).split())
+    return told if "pip install" in told else None
 
 
 def _fail(sentence: str, code: int = 1) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from PIL import Image
 from timm.data.readers.reader import Reader
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from vssm.data.checks import DECODED, sampled
 from vssm.data.classes import check_distinct, labels_by_name, some
-from vssm.data.decode import IMAGE_SUFFIXES, BadImageError, DataError, read_rgb, to_rgb
+from vssm.data.decode import IMAGE_SUFFIXES, BadImageError, DataError, read_rgb, read_size, to_rgb
 from vssm.data.folders import FolderReader, TarReader
 from vssm.data.locate import find_split
 from vssm.data.readers import STREAMED, names_of, open_reader, prefix_of
@@ -58,11 +60,15 @@ class _Labelled:
         self.num_classes = len(self.classes) if num_classes is None and self.classes else num_classes
 
     def _sample(self, inputs: Tensor, label: int, path: str) -> dict[str, Any]:
+        return {"inputs": inputs, "label": self._label(label, path), "path": path}
+
+    def _label(self, label: int, path: str) -> int:
+        """The label in terms of `classes` of one that the reader gives."""
         label, count = int(label), len(self._label_of) if self._label_of else self.num_classes
         if label < 0 or (count is not None and label >= count):
             allowed = "0 or more" if count is None else f"0 to {count - 1} (num_classes={count})"
             raise DataError(f"{path} has the label {label}; expected {allowed}")
-        return {"inputs": inputs, "label": self._label_of[label] if self._label_of else label, "path": path}
+        return self._label_of[label] if self._label_of else label
 
 
 class ImageDataset(_Labelled, Dataset):
@@ -144,15 +150,33 @@ class ImageDataset(_Labelled, Dataset):
                 index = (index + 1) % len(self)
         raise DataError(f"{MOST_BAD_IN_A_ROW} images in a row could not be read, so this stops here: {last}")
 
+    def check_sample(self) -> None:
+        """Read some of the images, spread over the set, as far as their heads, and decode a few.
+
+        Raises:
+            BadImageError: names one that cannot be read.
+            DataError: names one whose label is none.
+        """
+        if isinstance(self.reader, FolderReader):
+            for index in sampled(range(len(self))):
+                read_size(self.reader.path(index))
+        for index in sampled(range(len(self)), DECODED):
+            _, label, path = self._load(index)
+            self._label(label, path)
+
     def _read(self, index: int) -> dict[str, Any]:
+        image, label, path = self._load(index)
+        return self._sample(self.transform(image), label, path)
+
+    def _load(self, index: int) -> tuple[Image.Image, int, str]:
+        """An image, the label that its reader gives it, and what errors call it."""
         try:
             file, label = self.reader[index]
         except (OSError, FileError) as error:
             raise BadImageError(f"image {index} of {self.source} cannot be opened: {error}") from error
         with file:
             path = self._path(index, file)
-            image = read_rgb(file, path)
-        return self._sample(self.transform(image), label, path)
+            return read_rgb(file, path), label, path
 
     def _path(self, index: int, file: IO[bytes]) -> str:
         if isinstance(self.reader, FolderReader | TarReader):

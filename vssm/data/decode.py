@@ -118,8 +118,10 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Image.Image:
     """
     turn = _UPRIGHT.get(orientation(image)) if upright else None
     colours = _colours(image)
-    colours.info.clear()  # of the file; with its EXIF orientation the image would be turned once more
-    return colours if turn is None else colours.transpose(turn)
+    if turn is not None:
+        colours = colours.transpose(turn)
+        colours.info.clear()  # of the file: by its EXIF orientation the image would be turned once more
+    return colours
 
 
 def _colours(image: Image.Image) -> Image.Image:
@@ -131,7 +133,7 @@ def _colours(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # saves a copy
 
 
 def orientation(image: Image.Image) -> int:

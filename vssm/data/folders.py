@@ -45,9 +45,9 @@ class FolderReader(Reader):
         suffixes = tuple(input_key.lower().split(";")) if input_key else None
         self.skipped: list[str] = []
         found = []
-        for path in _walk(self.root):
+        for path in walk_files(self.root):
             wanted = is_image_name(path) if suffixes is None else path.lower().endswith(suffixes)
-            (found if wanted and not _is_hidden(path) else self.skipped).append(path)
+            (found if wanted and not is_hidden(path) else self.skipped).append(path)
         self.names, self.samples = _by_class(self.root, found, class_map, self.skipped)
 
     def __len__(self) -> int:
@@ -72,7 +72,7 @@ class FolderReader(Reader):
         return sorted(
             entry.name
             for entry in os.scandir(self.root)
-            if entry.is_dir() and not _is_hidden(entry.name) and entry.name not in filled
+            if entry.is_dir() and not is_hidden(entry.name) and entry.name not in filled
         )
 
 
@@ -96,7 +96,7 @@ class TarReader(Reader):
         self.skipped: list[str] = []
         with open(self.root, "rb") as file:
             places = dict(_members(file, "", 0))
-        images = [name for name in places if is_image_name(name) and not _is_hidden(name)]
+        images = [name for name in places if is_image_name(name) and not is_hidden(name)]
         self.skipped = sorted(places.keys() - images)
         self.names, self.samples = _by_class(self.root, images, class_map, self.skipped)
         self.places = [places[name] for name, _ in self.samples]
@@ -119,8 +119,8 @@ class TarReader(Reader):
         return os.path.basename(name) if basename else self.path(index) if absolute else name
 
 
-def _walk(root: str) -> Iterator[str]:
-    """The files below a folder, relative to it; a linked folder that leads back to one above it is not entered."""
+def walk_files(root: str) -> Iterator[str]:
+    """The files below a folder, relative to it. Links are followed, but for those back to a folder above."""
     above: dict[str, tuple[str, ...]] = {root: (os.path.realpath(root),)}
     for folder, inner, files in os.walk(root, followlinks=True):
         real = above.pop(folder)
@@ -156,7 +156,7 @@ def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tu
                 yield name, place
 
 
-def _is_hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
     """Whether a file, or a folder above it, is hidden or junk of a system."""
     return any(part.startswith(".") or part in _JUNK for part in path.split(os.sep))
 

@@ -1,8 +1,10 @@
 """A classifier with its evaluation transform and the names of its classes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import timm
 import torch
@@ -18,6 +20,8 @@ from vssm.inference.create import create_model
 from vssm.inference.description import Description, describe
 from vssm.inference.saved import is_training, load_weights, read_checkpoint
 from vssm.models import CheckpointError
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -38,14 +42,56 @@ class Predictor:
 
     def __call__(self, image: Image.Image, count: int = 5) -> list[tuple[str, float]]:
         """The best classes of an image with their probabilities, best first."""
+        return self.batch([image], count)[0]
+
+    def batch(self, images: Sequence[Image.Image], count: int = 5) -> list[list[tuple[str, float]]]:
+        """The same for several images, which go through the model together where the transform gives them one size."""
         device = next(self.model.parameters()).device
-        with torch.inference_mode():
-            logits = self.model.eval()(self.transform(image)[None].to(device))[0]
-        best = logits.float().softmax(-1).topk(min(count, len(logits)))
-        return [(self.labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        found = []
+        for inputs in batches([self.transform(image) for image in images], lambda each: each.shape):
+            with torch.inference_mode():
+                logits = self.model.eval()(torch.stack(inputs).to(device)).float()
+            best = logits.softmax(-1).topk(min(count, logits.shape[-1]))
+            for places, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+                found.append([(self.labels[i], share) for i, share in zip(places, shares, strict=True)])
+        return found
 
 
-def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Path | None = None) -> Predictor:
+def batches(items: Iterable[Item], kind: Callable[[Item], object]) -> Iterator[list[Item]]:
+    """Neighbours of one kind, in lists.
+
+    >>> list(batches([1, 3, 2, 5], lambda each: each % 2))
+    [[1, 3], [2], [5]]
+    """
+    return (list(group) for _, group in groupby(items, kind))
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device of a name; without one the GPU, or else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+
+    >>> resolve_device("gpu")
+    Traceback (most recent call last):
+    vssm.errors.ConfigError: --device gpu: expected cpu, cuda, cuda:1 or the like
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: expected cpu, cuda, cuda:1 or the like") from error
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def load_predictor(
+    name: str | None, checkpoint: Path | None = None, labels: Path | None = None, device: str | None = None
+) -> Predictor:
     """Build a classifier with its weights.
 
     Args:
@@ -54,16 +100,20 @@ def load_predictor(name: str | None, checkpoint: Path | None = None, labels: Pat
             weights.
         labels: a file with the name of a class on each line; None for the checkpoint's names, or ImageNet's for a
             model with 1000 classes.
+        device: see `resolve_device`.
 
     Raises:
         ConfigError, CheckpointError: unknown name, weights that do not fit or cannot be downloaded, a wrong number of
-            labels.
+            labels, no such device.
     """
-    return predictor_of(read_checkpoint(checkpoint) if checkpoint else {}, name, checkpoint, labels)
+    return predictor_of(read_checkpoint(checkpoint) if checkpoint else {}, name, checkpoint, labels, device)
 
 
-def predictor_of(saved: dict, name: str | None, checkpoint: Path | None, labels: Path | None = None) -> Predictor:
+def predictor_of(
+    saved: dict, name: str | None, checkpoint: Path | None, labels: Path | None = None, device: str | None = None
+) -> Predictor:
     """The same with a checkpoint that is read already: `saved`, empty for none."""
+    place = resolve_device(device)
     described = describe(saved, checkpoint) if is_training(saved) else None
     arguments = model_arguments(described, name)
     names = read_labels(labels)
@@ -75,12 +125,10 @@ def predictor_of(saved: dict, name: str | None, checkpoint: Path | None, labels:
         transform = described.build(lambda: build_transform(described.transform))
         names = names or described.classes
     else:
-        model = _published(name) if checkpoint is None else create_model(name)
-        if checkpoint is not None:
-            load_weights(model, checkpoint)
+        model = _published(name) if checkpoint is None else _with_weights(name, checkpoint)
         transform = create_transform(**resolve_data_config({}, model=model))
     labels = class_names(model.num_classes, names)
-    return Predictor(model.to("cuda" if torch.cuda.is_available() else "cpu"), transform, labels, arguments)
+    return Predictor(model.to(place), transform, labels, arguments)
 
 
 def model_arguments(described: Description | None, name: str | None) -> dict:
@@ -110,6 +158,27 @@ def weights_of_backbone(state: object, path: str | Path) -> dict[str, Tensor]:
     prefix = "backbone."
     weights = models.weights_in(state, str(path))
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _with_weights(name: str, path: Path) -> nn.Module:
+    """A model with the weights of a file, and as many classes as the classifier in it has."""
+    model = create_model(name)
+    count = _classes_in(path, model)
+    if count not in (None, model.num_classes):
+        model = create_model(name, num_classes=count)
+    load_weights(model, path)
+    return model
+
+
+def _classes_in(path: Path, model: nn.Module) -> int | None:
+    """The number of outputs of the classifier in a file of weights; None where it has none of the model's name."""
+    if isinstance(model, models.Backbone):
+        weights = models.our_layout(models.read_checkpoint(path, model.weights_under), model)
+        layer = model.classifier
+    else:
+        weights, layer = models.read_checkpoint(path), (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    weight = weights.get(f"{layer}.weight") if isinstance(layer, str) else None
+    return None if weight is None else len(weight)
 
 
 def _published(name: str) -> nn.Module:
@@ -142,4 +211,7 @@ def read_labels(path: Path | None) -> list[str] | None:
     """The lines of a file of labels; None where none is given."""
     if path is not None and not path.is_file():
         raise ConfigError(f"there is no file of labels {path}")
-    return None if path is None else path.read_text().splitlines()
+    try:
+        return None if path is None else path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the labels in {path} are no text in UTF-8: {error}; save the file as UTF-8") from error

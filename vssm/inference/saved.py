@@ -89,6 +89,20 @@ def is_training(checkpoint: dict) -> bool:
     return "message_hub" in checkpoint and isinstance(meta, dict) and "backbone" in meta
 
 
+def classes_of(checkpoint: dict) -> tuple[str, ...] | None:
+    """The names of the classes that a training learnt, in the order of its outputs; None where they are not known.
+
+    >>> classes_of({"meta": {"classes": ["ant", "bee"]}})
+    ('ant', 'bee')
+    """
+    meta = checkpoint.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    described = meta.get("dataset_meta")
+    names = meta.get("classes") or (described.get("classes") if isinstance(described, dict) else None)
+    texts = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return tuple(names) if texts and names else None
+
+
 def to_plain(value: object) -> object:
     """Convert ConfigDict, NumPy's numbers and the like to plain Python values, which every reader accepts."""
     if isinstance(value, dict):

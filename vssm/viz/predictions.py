@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from vssm.viz.lettering import fitted
 from vssm.viz.style import GAP, INK, MARGIN, PALE, PAPER, TRACK, font, save
 
 # Pairs of a class and its probability (0 to 1), the most probable first.
@@ -27,7 +28,7 @@ def draw_predictions(
     *,
     path: str | Path,
 ) -> Path:
-    """Write a PNG: a grid of images with the most probable class of each, or one image with five bars.
+    """Write a picture: a grid of images with the most probable class of each, or one image with five bars.
 
     With truths, right predictions are green with a tick, wrong ones red with a cross and the true class. Without, all
     are blue.
@@ -76,12 +77,11 @@ def _portrait(image: Image.Image, prediction: Prediction, truth: str | None) -> 
         indent = 24 if judged else 0
         if judged:
             _sign(draw, (left, top), right=name == truth)
-        draw.text((left + indent, top), _fit(name, bar_width - 80 - indent, 17), fill=INK, font=font(17))
+        _write(draw, (left + indent, top), name, bar_width - 80 - indent, 17, INK)
         draw.text((left + bar_width, top), _percent(probability), fill=colour, font=font(17), anchor="ra")
         _bar(draw, (left, top + 26), bar_width, 9, probability, colour)
         if judged and name != truth:
-            truth_line = _fit(f"is: {truth}", bar_width - indent, 17)
-            draw.text((left + indent, top + 40), truth_line, fill=WRONG, font=font(17))
+            _write(draw, (left + indent, top + 40), f"is: {truth}", bar_width - indent, 17, WRONG)
             top += 30
         top += row
     return picture
@@ -133,10 +133,10 @@ def _card(
     if truth is not None:
         _sign(draw, (left, top), right=name == truth)
         indent = 22
-    draw.text((left + indent, top), _fit(name, THUMBNAIL - indent - 46, 15), fill=INK, font=font(15))
+    _write(draw, (left + indent, top), name, THUMBNAIL - indent - 46, 15, INK)
     draw.text((left + THUMBNAIL, top), _percent(probability), fill=colour, font=font(15), anchor="ra")
     if truth is not None and name != truth:
-        draw.text((left + indent, top + LINE), _fit(f"is: {truth}", THUMBNAIL - indent, 15), fill=WRONG, font=font(15))
+        _write(draw, (left + indent, top + LINE), f"is: {truth}", THUMBNAIL - indent, 15, WRONG)
 
 
 def _colour(name: str, truth: str | None) -> str:
@@ -179,14 +179,10 @@ def _sign(draw: ImageDraw.ImageDraw, corner: tuple[int, int], *, right: bool) ->
         draw.line([(x + 2, y + 13), (x + 13, y + 2)], fill=WRONG, width=3)
 
 
-def _fit(text: str, width: int, size: int) -> str:
-    """The text, shortened with an ellipsis to at most `width` pixels."""
-    letters = font(size)
-    if letters.getlength(text) <= width:
-        return text
-    while text and letters.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int, size: int, colour: str) -> None:
+    """Write one line, shortened to a width; letters that no font has are escaped."""
+    drawn, letters = fitted(text, width, size)
+    draw.text(corner, drawn, fill=colour, font=letters)
 
 
 def _percent(probability: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vssm.viz.lettering import fitted, lettering
 from vssm.viz.style import GAP, INK, MARGIN, PALE, PAPER, font, save
 
 Colour = tuple[int, int, int]
@@ -18,7 +19,7 @@ SMALLEST = 480
 LETTERS = 14
 # How much of an image shows through a mask.
 CLEAR = 0.5
-LEGEND = 220
+LEGEND, SHARE = 220, 56
 ROW = 24
 
 
@@ -42,7 +43,7 @@ def draw_objects(
     *,
     path: str | Path,
 ) -> Path:
-    """Write a PNG of an image with the objects found in it, the most certain on top.
+    """Write a picture of an image with the objects found in it, the most certain on top.
 
     Args:
         image: in any mode and size.
@@ -73,14 +74,14 @@ def draw_objects(
     for i in order:
         left, top, right, bottom = (float(edge) * scale for edge in boxes[i])
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=colours[i], width=2)
-        _tag(draw, (left, top), f"{names[i]} {scores[i]:.2f}", colours[i])
+        _tag(draw, (left, top), names[i], f" {scores[i]:.2f}", colours[i], picture.width)
     return save(picture, path)
 
 
 def draw_class_map(
     image: Image.Image, class_map: np.ndarray, names: Sequence[str], colours: Sequence[Colour], *, path: str | Path
 ) -> Path:
-    """Write a PNG of an image with each pixel coloured by its class, and a legend.
+    """Write a picture of an image with each pixel coloured by its class, and a legend.
 
     Args:
         image: in any mode and size.
@@ -112,7 +113,8 @@ def draw_class_map(
     for row, i in enumerate(present):
         top = MARGIN + row * ROW
         draw.rectangle((left, top, left + 15, top + 15), fill=colours[i], outline=PALE)
-        draw.text((left + 24, top - 1), names[i], fill=INK, font=font(LETTERS))
+        name, letters = fitted(names[i], LEGEND - 24 - SHARE, LETTERS)
+        draw.text((left + 24, top - 1), name, fill=INK, font=letters)
         draw.text((left + LEGEND, top - 1), f"{shares[i]:.1%}", fill=PALE, font=font(LETTERS), anchor="ra")
     return save(picture, path)
 
@@ -123,11 +125,14 @@ def _enlarged(image: Image.Image) -> tuple[Image.Image, float]:
     return image.resize(size, Image.Resampling.BICUBIC), scale
 
 
-def _tag(draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, colour: Colour) -> None:
-    """A name on its colour, above the corner, or below it at the top edge."""
-    letters = font(LETTERS)
+def _tag(
+    draw: ImageDraw.ImageDraw, corner: tuple[float, float], name: str, score: str, colour: Colour, width: int
+) -> None:
+    """A name and its score on its colour, above the corner, or below it at the top edge, in a picture of this width."""
+    name, letters = fitted(name, width - 6 - lettering(score, LETTERS)[1].getlength(score), LETTERS)
+    text = name + score
     left, top, right, bottom = draw.textbbox((0, 0), text, font=letters)
-    x, y = corner[0], corner[1] - (bottom - top) - 6
+    x, y = min(corner[0], max(0, width - 7 - (right - left))), corner[1] - (bottom - top) - 6
     y = y if y >= 0 else corner[1]
     draw.rectangle((x, y, x + right - left + 6, y + bottom - top + 6), fill=colour)
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140

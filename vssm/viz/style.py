@@ -43,11 +43,41 @@ def enlarged(values: np.ndarray, scale: tuple[str, ...], size: tuple[int, int]) 
     return Image.fromarray(colours(values, scale)).resize(size, Image.Resampling.NEAREST)
 
 
+# The formats that pictures are written in, by the ending of their names.
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    "": "PNG",
+}
+
+
+def picture_format(path: str | Path) -> str:
+    """The format that the name of a picture asks for; PNG for a name without an ending.
+
+    Raises:
+        ValueError: an ending of no known format.
+
+    >>> picture_format("a.JPG"), picture_format("a")
+    ('JPEG', 'PNG')
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"{path}: no picture is written as {suffix}; expected {', '.join(filter(None, FORMATS))}")
+    return FORMATS[suffix]
+
+
 def save(picture: Image.Image, path: str | Path, palette: int | None = None) -> Path:
-    """Write a PNG and make its folder; `palette` colours make a small file of a drawing."""
+    """Write a picture in the format of its name; makes its folder. `palette` colours make a small PNG of a drawing."""
     path = Path(path)
+    kind = picture_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if palette is not None:
+    if palette is not None and kind == "PNG":
         picture = picture.quantize(palette, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    picture.save(path, format="PNG", optimize=True)
+    options = {"PNG": dict(optimize=True), "JPEG": dict(quality=92), "WEBP": dict(quality=92)}.get(kind, {})
+    picture.save(path, format=kind, **options)
     return path

@@ -11,10 +11,12 @@ from PIL import Image
 
 from vssm.data import DataError, ensure_shapes
 from vssm.data.layouts import ADE20K, COCO
-from vssm.mm.tasks.data_check import check_dataset, check_maps_when_read
+from vssm.mm.tasks.data_check import prepare_dataset
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
+
+from vssm.mm.tasks.reading import read_by_our_rules
 
 
 @pytest.fixture
@@ -54,12 +56,12 @@ def test_missing_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inherited = {**config, "_scope_": "mmdet"}
     for wrapped in (config, dict(type="RepeatDataset", times=2, dataset=inherited)):
         with pytest.raises(DataError) as caught:
-            check_dataset(wrapped)
+            prepare_dataset(wrapped)
         for part in ("data/coco/annotations/instances_train2017.json", "data/coco/train2017", "cocodataset.org"):
             assert part in str(caught.value)
     (tmp_path / "data/coco/train2017").mkdir(parents=True)
     with pytest.raises(DataError, match=r"instances_train2017\.json is missing"):
-        check_dataset(config)
+        prepare_dataset(config)
 
 
 @within("mmseg")
@@ -69,7 +71,7 @@ def test_missing_ade20k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     prefix = dict(img_path="images/training", seg_map_path="annotations/training")
     config = dict(type="ADE20KDataset", data_root="data/ade/ADEChallengeData2016", data_prefix=prefix, pipeline=[])
     with pytest.raises(DataError) as caught:
-        check_dataset(dict(type="ConcatDataset", datasets=[config, config]))
+        prepare_dataset(dict(type="ConcatDataset", datasets=[config, config]))
     for part in ("ADEChallengeData2016/images/training", "ADEChallengeData2016.zip", "data/ade"):
         assert part in str(caught.value)
 
@@ -81,8 +83,8 @@ def test_coco_of_other_classes(root: Path) -> None:
     config = dict(type="CocoDataset", data_root=str(folder), ann_file="annotations/instances_val.json")
     config |= dict(data_prefix=dict(img="val/"), pipeline=[])
     with pytest.raises(DataError, match=r"has no category for person, bicycle.*it has arrow"):
-        check_dataset(config)
-    check_dataset(config | dict(metainfo=dict(classes=("star", "disc"))))
+        prepare_dataset(config)
+    prepare_dataset(config | dict(metainfo=dict(classes=("star", "disc"))))
 
 
 @within("mmdet")
@@ -97,7 +99,7 @@ def test_an_annotation_file_of_missing_images(tmp_path: Path) -> None:
     )
     (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"1 of 1 images .* are not in .*train2017: a\.jpg"):
-        check_dataset(coco(str(tmp_path), metainfo=dict(classes=("person",))))
+        prepare_dataset(coco(str(tmp_path), metainfo=dict(classes=("person",))))
 
 
 @within("mmseg")
@@ -120,7 +122,7 @@ def test_a_class_map_with_an_unknown_value(tmp_path: Path) -> None:
                 pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")],
             )
         )
-        check_maps_when_read(dataset)
+        read_by_our_rules(dataset)
         good = dataset[0]["gt_seg_map"]
         assert good.shape == (32, 32) and len(np.unique(good)) > 1
         file = folder / "annotations/training/000003.png"
@@ -135,5 +137,5 @@ def test_a_class_map_with_an_unknown_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scope", ["mmengine", "mmdet", "mmseg"], indirect=True)
 @pytest.mark.usefixtures("scope")
 def test_other_data_are_let_through() -> None:
-    check_dataset(dict(type="ShapesDetectionDataset", root="nowhere", split="train"))
-    check_dataset(dict(type="ImageDataset", root="nowhere"))
+    prepare_dataset(dict(type="ShapesDetectionDataset", root="nowhere", split="train"))
+    prepare_dataset(dict(type="ImageDataset", root="nowhere"))

@@ -1,15 +1,26 @@
-"""Runs the checks of `vssm.data.checks` for the data sets of mmdet's and mmseg's configs."""
+"""Checks the data sets of mmdet's and mmseg's configs, and numbers their classes as the training's are.
+
+All of it happens before a data set is built, so before the first step.
+"""
+
+from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, DefaultScope
-from torch.utils.data import Dataset
 
-from vssm.data.checks import check_class_maps, check_classes_of_map, check_coco, check_present
+from vssm.data import DataError, ImageDataset, StreamedImageDataset
+from vssm.data.checks import check_present
+from vssm.data.class_maps import check_class_maps, check_contents
+from vssm.data.classes import some
+from vssm.data.coco_check import CocoUse, category_ids, check_coco
 
 # How to get the data, by the name of the data set's class.
 SOURCES = {
@@ -25,33 +36,132 @@ SOURCES = {
 ELSEWHERE = "or let data_root, ann_file and data_prefix of the data set in the config say where the data are"
 
 
-def check_dataset(config: dict) -> None:
-    """Check the files of a data set before it is built. Data sets of other packages than mmdet and mmseg pass.
+@dataclass(frozen=True)
+class Use:
+    """What a data set is for.
+
+    Args:
+        is_training: otherwise for evaluation.
+        classes: the training's, by which labels go; None for a training set.
+        scored: annotations are compared with predictions.
+        masks: so are masks.
+        score_files: annotation files that the metrics read themselves.
+    """
+
+    is_training: bool = True
+    classes: tuple[str, ...] | None = None
+    scored: bool = False
+    masks: bool = False
+    score_files: tuple[str, ...] = ()
+
+
+def prepare_dataset(config: dict, use: Use = Use()) -> dict:
+    """Check the files of a data set before it is built, and let its labels go by the names of the training's classes.
 
     Args:
         config: the data set's part of a configuration, wrappers of data sets included.
+        use: what it is for.
+
+    Returns:
+        The config to build from.
 
     Raises:
         DataError: names what is missing or wrong, and what to do.
     """
+    inner = config.get("datasets")
+    if inner:
+        return {**config, "datasets": [prepare_dataset(part, use) for part in inner]}
+    if isinstance(config.get("dataset"), dict):
+        return {**config, "dataset": prepare_dataset(config["dataset"], use)}
+    target = _class_of(config)
+    if not inspect.isclass(target):
+        return config
+    if issubclass(target, ImageDataset | StreamedImageDataset):
+        return {**config, "classes": use.classes} if use.classes else config
+    if not issubclass(target, BaseDataset):
+        return config
+    config = _by_name(target, config, use.classes)
+    check = {"mmdet": _check_detection, "mmseg": _check_segmentation}.get(_scope())
+    if check is not None and is_main_process() and not config.get("backend_args"):
+        check(target, config, use)
+    return config
+
+
+def _scope() -> str:
     scope = DefaultScope.get_current_instance()
-    check = {"mmdet": _check_detection, "mmseg": _check_segmentation}.get(scope.scope_name if scope else "")
-    if check is None or not is_main_process():
-        return
-    for part in _leaves(config):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            target = registry.get(part["type"]) if isinstance(part["type"], str) else part["type"]
-        if inspect.isclass(target) and issubclass(target, BaseDataset) and not part.get("backend_args"):
-            check(target, part)
+    return scope.scope_name if scope else ""
 
 
-def _leaves(config: dict) -> Iterator[dict]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    inner = config.get("datasets") or ([config["dataset"]] if "dataset" in config else [])
-    for part in inner:
-        yield from _leaves(part)
-    if not inner:
-        yield config
+def _class_of(config: dict) -> object:
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(config["type"]) if isinstance(config["type"], str) else config["type"]
+
+
+def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | None) -> dict:
+    """The config of a data set whose labels are places in the given classes, or in its own where there are none.
+
+    mmdet numbers a class by where the annotation file has its category, and mmseg by where the config has its name.
+    """
+    meta = dict(config.get("metainfo") or {})
+    if classes:
+        own = meta.get("classes")
+        if own is not None and list(own) != list(classes):
+            unknown = [name for name in own if name not in classes]
+            if unknown:
+                raise DataError(
+                    f"{_named(target, config)} has {len(unknown)} classes that are none of the training's: "
+                    f"{some(unknown)}; those are {some(classes)} ({len(classes)} in all)"
+                )
+            meta["file_classes"] = tuple(own)
+        palette = meta.pop("palette", None) if own is None or list(own) != list(classes) else None
+        if palette and own and set(own) == set(classes):
+            meta["palette"] = [palette[list(own).index(name)] for name in classes]
+        elif palette and own is None:
+            meta["palette"] = palette
+        known = own if own is not None else getattr(target, "METAINFO", {}).get("classes")
+        if known is None or list(known) != list(classes):
+            meta["classes"] = tuple(classes)
+            config = {**config, "metainfo": meta}
+    return {**config, "type": _numbering_by_name(target)} if _is_coco(target) else config
+
+
+def _named(target: type, config: dict) -> str:
+    where = config.get("ann_file") or config.get("data_prefix")
+    return f"{target.__name__} of {config.get('data_root') or ''}{f' ({where})' if where else ''}"
+
+
+def _is_coco(target: type) -> bool:
+    if _scope() != "mmdet":
+        return False
+    from mmdet.datasets import CocoDataset
+
+    return issubclass(target, CocoDataset) and _reads_as(target, CocoDataset)
+
+
+@cache
+def _numbering_by_name(target: type) -> type:
+    """A CocoDataset whose category ids stand in the order of its classes, one for each."""
+    parent = target.COCOAPI
+
+    class Annotations(parent):
+        def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
+            return list(ids_of_classes(self, cat_names).values())
+
+    return type(target.__name__, (target,), {"COCOAPI": Annotations, "__module__": target.__module__})
+
+
+def ids_of_classes(annotations: object, classes: Sequence[str]) -> dict[str, int]:
+    """The category id of each class in an annotation file; a class without a category gets an id that nothing has.
+
+    Args:
+        annotations: pycocotools' COCO of the file.
+        classes: names in the order of the labels.
+    """
+    counts = Counter({key: len(images) for key, images in annotations.catToImgs.items()})
+    categories = annotations.dataset["categories"]
+    ids = category_ids(categories, counts, classes, "the annotation file")
+    free = max((category["id"] for category in categories if isinstance(category["id"], int)), default=0) + 1
+    return {name: ids.get(name, free + place) for place, name in enumerate(classes)}
 
 
 def _unread(target: type[BaseDataset], config: dict) -> BaseDataset:
@@ -64,7 +174,7 @@ def _source(target: type) -> str:
     return f"{SOURCES[target.__name__]}, {ELSEWHERE}" if target.__name__ in SOURCES else f"put it there, {ELSEWHERE}"
 
 
-def _check_detection(target: type[BaseDataset], config: dict) -> None:
+def _check_detection(target: type[BaseDataset], config: dict, use: Use) -> None:
     from mmdet.datasets import CocoDataset
 
     if not issubclass(target, CocoDataset):
@@ -72,12 +182,21 @@ def _check_detection(target: type[BaseDataset], config: dict) -> None:
     dataset = _unread(target, config)
     file, images = Path(dataset.ann_file), Path(dataset.data_prefix["img"])
     check_present([file, images], _source(target))
-    if _reads_as(target, CocoDataset):
-        empty_left_out = not dataset.test_mode and (dataset.filter_cfg or {}).get("filter_empty_gt", False)
-        check_coco(file, images, dataset.metainfo["classes"], empty_left_out)
+    if not _reads_as(target, CocoDataset):
+        return
+    loads = _loads(config["pipeline"])
+    asked = CocoUse(
+        every_class=use.is_training,
+        objects=use.is_training or use.scored,
+        masks=(any(step.get("with_mask") for step in loads) and (use.is_training or use.scored)) or use.masks,
+        scored=use.scored and any(Path(other).resolve() == file.resolve() for other in use.score_files),
+        empty_left_out=not dataset.test_mode and bool((dataset.filter_cfg or {}).get("filter_empty_gt", False)),
+        upright=_is_upright(config["pipeline"]),
+    )
+    check_coco(file, images, dataset.metainfo["classes"], asked)
 
 
-def _check_segmentation(target: type[BaseDataset], config: dict) -> None:
+def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> None:
     from mmseg.datasets import BaseSegDataset
 
     if not issubclass(target, BaseSegDataset):
@@ -86,8 +205,40 @@ def _check_segmentation(target: type[BaseDataset], config: dict) -> None:
     folders = [Path(folder) for folder in dataset.data_prefix.values() if folder]
     check_present([*folders, *([Path(dataset.ann_file)] if dataset.ann_file else [])], _source(target))
     maps = dataset.data_prefix.get("seg_map_path")
-    if maps and not dataset.ann_file and _reads_as(target, BaseSegDataset):
-        check_class_maps(Path(dataset.data_prefix["img_path"]), Path(maps), dataset.img_suffix, dataset.seg_map_suffix)
+    if not maps or not _reads_as(target, BaseSegDataset):
+        return
+    if dataset.ann_file:
+        pairs = [(info["img_path"], info["seg_map_path"]) for info in dataset.load_data_list()]
+        check_present([Path(path) for pair in pairs for path in pair], f"{dataset.ann_file} lists it")
+    else:
+        images = Path(dataset.data_prefix["img_path"])
+        pairs = check_class_maps(images, Path(maps), dataset.img_suffix, dataset.seg_map_suffix)
+    check_maps(dataset, pairs, use, _is_upright(config["pipeline"]))
+
+
+def check_maps(dataset: BaseDataset, pairs: Sequence[tuple[str, str]], use: Use, upright: bool) -> None:
+    """Look into the class maps of a data set of mmseg; see `vssm.data.class_maps.check_contents`."""
+    from vssm.mm.tasks.reading import meaning_of
+
+    if use.is_training or use.scored:
+        check_contents(pairs, meaning_of(dataset), upright=upright, is_training=use.is_training)
+
+
+def _is_upright(pipeline: Sequence[dict]) -> bool:
+    from vssm.mm.tasks.reading import is_upright
+
+    return is_upright(pipeline)
+
+
+def _loads(pipeline: object) -> Iterator[dict]:
+    """The steps of a pipeline that load annotations, those inside other steps too."""
+    if isinstance(pipeline, dict):
+        if str(pipeline.get("type", "")).endswith("LoadAnnotations"):
+            yield pipeline
+        pipeline = list(pipeline.values())
+    if isinstance(pipeline, list | tuple):
+        for part in pipeline:
+            yield from _loads(part)
 
 
 def _reads_as(target: type[BaseDataset], parent: type[BaseDataset]) -> bool:
@@ -95,26 +246,3 @@ def _reads_as(target: type[BaseDataset], parent: type[BaseDataset]) -> bool:
     return all(
         getattr(target, name, None) is getattr(parent, name, None) for name in ("load_data_list", "parse_data_info")
     )
-
-
-def check_maps_when_read(dataset: Dataset) -> None:
-    """Add a check to a data set of mmseg that refuses class maps with unknown values as they are read."""
-    for part in [dataset, *getattr(dataset, "datasets", [])]:
-        inner = getattr(part, "dataset", part)
-        transforms = getattr(getattr(inner, "pipeline", None), "transforms", [])
-        if hasattr(inner, "reduce_zero_label"):
-            places = [i for i, transform in enumerate(transforms) if type(transform).__name__ == "LoadAnnotations"]
-            for place in reversed(places):
-                transforms.insert(place + 1, _MapCheck(len(inner.metainfo["classes"]), inner.ignore_index))
-
-
-class _MapCheck:
-    """A transform of mmseg that checks the class map and changes nothing."""
-
-    def __init__(self, number: int, ignored: int) -> None:
-        self.number, self.ignored = number, ignored
-
-    def __call__(self, results: dict) -> dict:
-        path, first = results["seg_map_path"], int(results["reduce_zero_label"])
-        check_classes_of_map(results["gt_seg_map"], self.number, self.ignored, path, first)
-        return results

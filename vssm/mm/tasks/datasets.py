@@ -13,8 +13,8 @@ class _WithClasses:
 
     @property
     def metainfo(self) -> dict:
-        """``classes``, in the order of the labels; None if the data have numbers only."""
-        return {"classes": list(self.classes) if self.classes else None}
+        """``classes``, in the order of the labels; None if the reader does not know them."""
+        return {"classes": None if self.classes is None else list(self.classes)}
 
 
 @DATASETS.register_module()

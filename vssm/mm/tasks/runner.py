@@ -1,24 +1,111 @@
 """The runner of all tasks: data are compared with the model before the first step, and weights fit or are refused."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vssm.data import StreamedImageDataset
+from vssm import models
+from vssm.data import DataError, ImageDataset, StreamedImageDataset
+from vssm.data.checks import check_present
+from vssm.data.classes import some
 from vssm.errors import ConfigError
-from vssm.inference.saved import is_training, read_checkpoint
+from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
-from vssm.mm.tasks.data_check import check_dataset, check_maps_when_read
-from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
+from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
+from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
+from vssm.models import CheckpointError
 
 
 @RUNNERS.register_module()
 class TaskRunner(SafeRunner):
-    """Runner of classification, detection and segmentation; arguments are those of mmengine's ``Runner``."""
+    """Runner of classification, detection and segmentation; arguments are those of mmengine's ``Runner``.
+
+    The classes are those of the checkpoint that is resumed or tested, or else of the training set; labels of every
+    data set go by their names.
+    """
+
+    _classes: tuple[str, ...] | None = None
+    _use = Use()
+
+    def train(self) -> nn.Module:
+        """Train; data, metrics and model are compared before the first step."""
+        if self._resume and self._load_from is not None:
+            self._classes = self._saved_classes()
+        return super().train()
+
+    def test(self) -> dict:
+        """Evaluate a checkpoint by the names of its classes."""
+        if self._load_from is not None:
+            self._classes = self._saved_classes()
+        return super().test()
+
+    def _saved_classes(self) -> tuple[str, ...] | None:
+        """The classes of the checkpoint to start from; None for weights alone.
+
+        Raises:
+            CheckpointError: it cannot be read, or is one of another model.
+        """
+        checkpoint = read_checkpoint(self._load_from)
+        if not is_training(checkpoint):
+            return None
+        weights = models.weights_in(checkpoint.get("state_dict"), self._load_from)
+        check_parts(unwrap(self.model), weights, self._load_from)
+        return classes_of(checkpoint)
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the loop of training."""
+        self._use = Use(classes=self._classes)
+        return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the loop of validation; see `_build_scored`."""
+        return self._build_scored(super().build_val_loop, loop, self._val_evaluator, "val_evaluator")
+
+    def build_test_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the loop of a test; see `_build_scored`."""
+        return self._build_scored(super().build_test_loop, loop, self._test_evaluator, "test_evaluator")
+
+    def _build_scored(
+        self, build: Callable[[dict], BaseLoop], loop: BaseLoop | dict, evaluator: object, option: str
+    ) -> BaseLoop:
+        """Build a loop whose predictions are scored, after a check of what its metrics will ask.
+
+        Raises:
+            ConfigError: a metric's annotation file is missing or of other images, or it asks for masks that the model
+                does not predict.
+        """
+        metrics = [part for part in (evaluator if isinstance(evaluator, list) else [evaluator]) if _is_metric(part)]
+        files = tuple(part["ann_file"] for part in metrics if part.get("ann_file"))
+        masks = any("segm" in part.get("metric", ()) and not part.get("format_only") for part in metrics)
+        self._use = Use(
+            is_training=False,
+            classes=self._classes,
+            scored=any(not part.get("format_only") for part in metrics),
+            masks=masks,
+            score_files=files,
+        )
+        try:
+            check_present([Path(file) for file in files if "://" not in file], f"set {option}.ann_file")
+            if masks and not predicts_masks(unwrap(self.model)):
+                raise DataError(
+                    f"{option} asks for the score of masks (metric 'segm'), and the model predicts boxes only: set "
+                    f"{option}.metric=bbox"
+                )
+            loop = build(loop)
+            for metric in loop.evaluator.metrics:
+                if getattr(metric, "_coco_api", None) is not None:
+                    score_by_name(metric, loop.dataloader.dataset, f"{option}.ann_file")
+        except DataError as error:
+            raise ConfigError(f"data: {error}") from error
+        return loop
 
     def build_dataloader(
         self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
@@ -36,8 +123,10 @@ class TaskRunner(SafeRunner):
                 dataloader = {"collate_fn": {"type": "default_collate"}, **dataloader}
         try:
             if isinstance(dataloader, dict) and isinstance(dataloader["dataset"], dict):
-                check_dataset(dataloader["dataset"])
+                dataloader = {**dataloader, "dataset": prepare_dataset(dataloader["dataset"], self._use)}
             loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+            if isinstance(loader.dataset, ImageDataset) and not loader.dataset.skip_bad_images and is_main_process():
+                loader.dataset.check_sample()
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(f"data: {error}") from error
         if isinstance(loader.dataset, StreamedImageDataset):
@@ -49,8 +138,58 @@ class TaskRunner(SafeRunner):
                 "choose a smaller batch_size, or drop_last=False"
             )
         check_classes(unwrap(self.model), loader.dataset)
-        check_maps_when_read(loader.dataset)
+        self._check_known(loader.dataset, dataloader)
+        self._keep_classes(loader.dataset)
+        if not isinstance(unwrap(self.model), ImageClassifier):
+            from vssm.mm.tasks.reading import read_by_our_rules
+
+            read_by_our_rules(loader.dataset)
         return loader
+
+    def _check_resumed(self, checkpoint: dict, path: str) -> None:
+        """Refuse to go on with other classes, where the checkpoint was found after the data sets were built.
+
+        Raises:
+            CheckpointError: gives both.
+        """
+        saved = classes_of(checkpoint)
+        if self._resume and saved and self._classes and saved != self._classes:
+            raise CheckpointError(
+                f"{path} was trained on the classes {some(saved)} ({len(saved)} in all), and the data have "
+                f"{some(self._classes)} ({len(self._classes)}), or in another order; give the file with --resume"
+            )
+
+    def _check_known(self, dataset: object, config: DataLoader | dict) -> None:
+        """Refuse to score a classifier whose outputs have no names on a set of fewer classes.
+
+        Raises:
+            ConfigError: gives both numbers, and the option that says which classes these are.
+        """
+        model, names = unwrap(self.model), getattr(dataset, "classes", None)
+        if self._classes or self._use.is_training or not names or not isinstance(model, ImageClassifier):
+            return
+        own = model.backbone.num_classes
+        if len(names) != own and "classes" not in config["dataset"]:
+            raise ConfigError(
+                f"{dataset.source} has {len(names)} classes ({some(names)}), and the model {own} whose names "
+                "the file of weights does not hold: name those, in the order of the outputs, with dataset.classes=[...]"
+            )
+
+    def _keep_classes(self, dataset: object) -> None:
+        """Take the classes of the first data set for those of all, and refuse a later one with others.
+
+        Raises:
+            ConfigError: names what differs.
+        """
+        found = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+        if self._classes is None:
+            self._classes = found or None
+        elif found and found != self._classes:
+            others = [name for name in found if name not in self._classes] or list(found)
+            raise ConfigError(
+                f"the data have other classes than the training, or in another order: {some(others)}; expected "
+                f"{some(self._classes)} ({len(self._classes)} in all)"
+            )
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Build the model; see `keep_regions_exact`."""
@@ -82,6 +221,7 @@ class TaskRunner(SafeRunner):
             check_complete(checkpoint, filename)
         if is_training(checkpoint):
             check_bookkeeping(checkpoint, filename)
+            self._check_resumed(checkpoint, filename)
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
         else:
@@ -110,16 +250,66 @@ def check_classes(model: nn.Module, dataset: object) -> None:
     """Compare the number of classes of a data set with that of a model.
 
     Raises:
-        ConfigError: a classifier has fewer, or a head of a detector or segmentor other ones; names the option.
+        ConfigError: a classifier has fewer, or a head of a detector or segmentor other ones; names classes and option.
     """
+    names = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
     if isinstance(model, ImageClassifier):
-        count, own = getattr(dataset, "num_classes", None), model.backbone.num_classes
-        wrong = ["backbone"] if count is not None and count > own else []
+        count, own = getattr(dataset, "num_classes", None) or len(names), model.backbone.num_classes
+        wrong = ["backbone"] if count > own else []
     else:
-        count = len((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
-        heads = classes_of_heads(model)
+        count, heads = len(names), classes_of_heads(model)
         wrong = [name for name, classes in heads.items() if count and classes != count]
         own = heads[wrong[0]] if wrong else None
     if wrong:
         options = " and ".join(f"model.{name}.num_classes={count}" for name in wrong)
-        raise ConfigError(f"the data have {count} classes, but the model {own}: set {options}")
+        source = getattr(dataset, "source", None) or getattr(dataset, "ann_file", None)
+        told = f"; the data's are {some(names)}{f', from {source}' if source else ''}" if names else ""
+        raise ConfigError(f"the data have {count} classes, but the model {own}: set {options}{told}")
+    for name, part in model.named_modules():
+        weights = getattr(part, "class_weight", None)
+        if isinstance(weights, list | tuple) and "loss" in name and count and len(weights) not in (count, count + 1):
+            raise ConfigError(f"model.{name}.class_weight has {len(weights)} numbers, but the data {count} classes")
+
+
+def _is_metric(part: object) -> bool:
+    return isinstance(part, dict) and "type" in part
+
+
+def predicts_masks(model: nn.Module) -> bool:
+    """Whether a detector predicts masks: it has a part for them."""
+    names = [name for name, _ in model.named_modules() if not name.startswith("backbone.")]
+    return any(word in name for name in names for word in ("mask", "panoptic", "seg"))
+
+
+def score_by_name(metric: object, dataset: object, option: str) -> None:
+    """Let mmdet's CocoMetric find the categories of its annotation file by the names of the classes.
+
+    It would take them in the order of the file.
+
+    Args:
+        metric: a CocoMetric with an annotation file of its own.
+        dataset: that is evaluated.
+        option: of the config, which names the file.
+
+    Raises:
+        DataError: the file is of other images.
+    """
+    annotations = metric._coco_api
+    if getattr(dataset, "ann_file", None) != getattr(metric, "ann_file", None) and hasattr(dataset, "get_data_info"):
+        known = set(annotations.getImgIds())
+        unknown = [
+            info["img_id"]
+            for info in map(dataset.get_data_info, range(len(dataset)))
+            if info.get("img_id") not in known
+        ]
+        if unknown:
+            raise DataError(
+                f"{option} has no image with the id {some(unknown)}, which the data set has: give it the annotation "
+                "file of the data set"
+            )
+    names = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    if names and getattr(metric, "cat_ids", ()) is None:
+        ids = ids_of_classes(annotations, names)
+        for name, key in ids.items():
+            annotations.cats.setdefault(key, {"id": key, "name": name})
+        metric.cat_ids = list(ids.values())

@@ -1,6 +1,6 @@
 """Prediction with detectors and segmentors: objects or a class map, drawn and as plain values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from torch import nn
 from vssm import models
 from vssm.errors import ConfigError
 from vssm.inference.description import describe
+from vssm.inference.predictor import batches
 from vssm.inference.saved import to_plain
 from vssm.mm.runtime.config import check_scope, load_config, part_registries
+from vssm.mm.tasks.reading import is_upright, to_bgr
 from vssm.mm.tasks.weights import classes_of_heads, load_training, load_weights
 from vssm.viz.scenes import Colour, distinct_colours, draw_class_map, draw_objects
 
@@ -49,21 +51,41 @@ class ScenePredictor:
 
     Args:
         model: of mmdet or mmseg.
-        pipeline: from an image, see `_image`, to the model's input.
+        pipeline: for tests, as in a config.
         names: of the classes.
         colours: of the classes.
+
+    Attributes:
+        upright: whether images are to be read as their EXIF orientation says.
     """
 
     model: nn.Module
-    pipeline: Callable[[dict], dict]
+    pipeline: Sequence[dict]
     names: Sequence[str]
     colours: Sequence[Colour]
 
-    def __call__(self, image: Image.Image, picture: Path) -> dict:
-        """Predict an RGB image, draw the result, and return it as plain values: ``objects`` or ``classes``."""
-        data = self.pipeline(_image(image))
-        with torch.inference_mode():
-            (sample,) = self.model.test_step({key: [value] for key, value in data.items()})
+    def __post_init__(self) -> None:
+        self.upright = is_upright(self.pipeline)
+        steps = [dict(type="LoadImageFromNDArray"), *(s for s in self.pipeline if not s["type"].startswith("Load"))]
+        self._prepare = Compose(steps)
+
+    def prepared(self, image: Image.Image) -> dict:
+        """What the test pipeline makes of an RGB image for the model."""
+        return self._prepare({"img": to_bgr(image), "img_id": 0})
+
+    def batch(self, images: Sequence[Image.Image], pictures: Sequence[Path]) -> list[dict]:
+        """Predict RGB images, draw the results, and return them as plain values: ``objects`` or ``classes``.
+
+        Images that the pipeline gives one size go through the model together; none is padded to another's size.
+        """
+        prepared = [self.prepared(image) for image in images]
+        found = []
+        for group in batches(prepared, lambda each: each["inputs"].shape):
+            with torch.inference_mode():
+                found += self.model.test_step({key: [each[key] for each in group] for key in group[0]})
+        return [self._drawn(*each) for each in zip(images, found, pictures, strict=True)]
+
+    def _drawn(self, image: Image.Image, sample: object, picture: Path) -> dict:
         if "pred_instances" in sample:
             return self._objects(image, sample.pred_instances.cpu().numpy(), picture)
         return self._class_map(image, sample.pred_sem_seg.data[0].cpu().numpy(), picture)
@@ -92,10 +114,19 @@ class ScenePredictor:
     def _class_map(self, image: Image.Image, classes: np.ndarray, picture: Path) -> dict:
         draw_class_map(image, classes, self.names, self.colours, path=picture)
         shares = np.bincount(classes.ravel(), minlength=len(self.names)) / classes.size
-        numbers = picture.with_name(f"{picture.stem}_classes.png")
-        Image.fromarray(classes.astype(np.uint8)).save(numbers)
+        numbers = class_map_file(picture)
+        Image.fromarray(classes.astype(np.uint8 if len(self.names) <= 256 else np.uint16)).save(numbers)
         present = {self.names[i]: round(float(shares[i]), 4) for i in np.argsort(-shares) if shares[i]}
         return {"classes": present, "class_map": str(numbers)}
+
+
+def class_map_file(picture: Path) -> Path:
+    """The file of the numbers of the classes beside a picture.
+
+    >>> class_map_file(Path("a/b.jpg")).name
+    'b_classes.png'
+    """
+    return picture.with_name(f"{picture.stem}_classes.png")
 
 
 def run_lengths(mask: np.ndarray) -> dict:
@@ -106,7 +137,7 @@ def run_lengths(mask: np.ndarray) -> dict:
     return {"size": code["size"], "counts": code["counts"].decode()}
 
 
-def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> ScenePredictor:
+def of_training(saved: dict, path: Path, labels: Sequence[str] | None, device: torch.device) -> ScenePredictor:
     """A predictor from a checkpoint of tools/train.py, which describes its model.
 
     Raises:
@@ -117,22 +148,45 @@ def of_training(saved: dict, path: Path, labels: Sequence[str] | None) -> SceneP
     weights = models.weights_in(saved.get("state_dict"), str(path))
     model = described.build_model(lambda: _build(described.model, described.scope), weights)
     load_training(model, saved, path)
-    pipeline = described.build(lambda: _pipeline(described.pipeline))
-    described.build(lambda: pipeline(_image(Image.new("RGB", (32, 32)))))
-    return _predictor(model, pipeline, {"classes": described.classes, "palette": described.palette}, labels)
+    predictor = described.build(
+        lambda: _predictor(
+            model, described.pipeline, {"classes": described.classes, "palette": described.palette}, labels, device
+        )
+    )
+    described.build(lambda: predictor.prepared(Image.new("RGB", (32, 32))))
+    return predictor
 
 
-def of_config(config_file: str, path: Path | None, labels: Sequence[str] | None) -> ScenePredictor:
-    """A predictor from a config of detection or segmentation, and a file of weights."""
+def of_config(
+    config_file: str, path: Path | None, labels: Sequence[str] | None, device: torch.device
+) -> ScenePredictor:
+    """A predictor from a config of detection or segmentation, and a file of weights, with as many classes as labels."""
     config = load_config(config_file)
     scope = config.get("default_scope") or "mmengine"
     if scope == "mmengine":
         raise ConfigError(f"{config_file} is a config of classification: name its model, such as --model vim_tiny")
     if path is None:
         raise ConfigError(f"--model {config_file} says nothing of weights: give them with --checkpoint")
-    model = _build(to_plain(config.model), scope)
+    description = to_plain(config.model)
+    if labels:
+        _set_classes(description, len(labels))
+    model = _build(description, scope)
     load_weights(model, path)
-    return _predictor(model, _pipeline(config.test_dataloader.dataset.pipeline), _described(config), labels)
+    return _predictor(model, to_plain(config.test_dataloader.dataset.pipeline), _described(config), labels, device)
+
+
+def _set_classes(part: object, count: int, place: str = "") -> None:
+    """Give the heads in a description of a model this number of classes; a head of one, such as an RPN's, keeps it."""
+    if isinstance(part, dict):
+        if "head" in place and "loss" not in place and part.get("num_classes", 1) > 1:
+            if part.get("out_channels") == part["num_classes"]:
+                part["out_channels"] = count
+            part["num_classes"] = count
+        for key, value in part.items():
+            _set_classes(value, count, f"{place}.{key}")
+    elif isinstance(part, list | tuple):
+        for value in part:
+            _set_classes(value, count, place)
 
 
 def is_part(name: str) -> bool:
@@ -159,16 +213,6 @@ def _build(model: dict, scope: str) -> nn.Module:
     return MODELS.build(ConfigDict(model))
 
 
-def _pipeline(steps: Sequence[dict]) -> Callable[[dict], dict]:
-    """A test pipeline that starts from an image in memory: steps that read images or annotations are left out."""
-    return Compose([dict(type="LoadImageFromNDArray"), *(s for s in steps if not s["type"].startswith("Load"))])
-
-
-def _image(image: Image.Image) -> dict:
-    """An RGB image as the first step of a pipeline takes it: blue, green, red."""
-    return {"img": np.ascontiguousarray(np.asarray(image)[..., ::-1]), "img_id": 0}
-
-
 def _described(config: Config) -> dict:
     """The names and colours of the classes, from the config or the class of its data set."""
     data = config.test_dataloader.dataset
@@ -177,7 +221,11 @@ def _described(config: Config) -> dict:
 
 
 def _predictor(
-    model: nn.Module, pipeline: Callable[[dict], dict], described: dict, labels: Sequence[str] | None
+    model: nn.Module,
+    pipeline: Sequence[dict],
+    described: dict,
+    labels: Sequence[str] | None,
+    device: torch.device,
 ) -> ScenePredictor:
     heads = classes_of_heads(model)
     if not heads:
@@ -189,6 +237,5 @@ def _predictor(
     palette = described.get("palette")  # mmdet says "random" where there is none
     fits = isinstance(palette, list | tuple) and len(palette) == count
     colours = [tuple(colour) for colour in palette] if fits else distinct_colours(count)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model if device == "cuda" else revert_sync_batchnorm(model)
+    model = model if device.type == "cuda" else revert_sync_batchnorm(model)
     return ScenePredictor(model.to(device).eval(), pipeline, names, colours)

@@ -32,7 +32,7 @@ def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
         CheckpointError: names the parts, or the keys, that differ.
     """
     weights = models.weights_in(checkpoint.get("state_dict"), str(path))
-    _check_parts(model, weights, path)
+    check_parts(model, weights, path)
     models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
     model.load_state_dict(weights)
 
@@ -51,13 +51,17 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     weights = models.weights_in(models.read_file(path), str(path))
     if isinstance(model.backbone, VSSMBackbone):
         rename_official(model.backbone, weights, "backbone.")
-    _check_parts(model, weights, path)
+    check_parts(model, weights, path)
     models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
     model.load_state_dict(weights)
 
 
-def _check_parts(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Report a checkpoint of another head by the names of its parts rather than by hundreds of keys."""
+def check_parts(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Report a checkpoint of another head by the names of its parts rather than by hundreds of keys.
+
+    Raises:
+        CheckpointError: names the parts of both.
+    """
     found, expected = ({name.partition(".")[0] for name in names} for names in (weights, model.state_dict()))
     if found != expected:
         raise CheckpointError(

@@ -1,0 +1,355 @@
+"""Checks of an annotation file in the COCO format against its images and its use, before a training; each fault is one
+sentence.
+
+They read the annotation file, list folders, and open the heads of some images, so that the real COCO takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vssm.data.checks import check_readable, sampled
+from vssm.data.classes import some
+from vssm.data.decode import DataError, read_size
+from vssm.files import FileError, check_regular
+
+_logger = logging.getLogger(__name__)
+
+_NEEDED = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+}
+# Boxes may reach so many pixels beyond the image: annotations are rounded.
+_ROUNDING = 2.0
+
+
+@dataclass(frozen=True)
+class CocoUse:
+    """What a training or an evaluation asks of an annotation file.
+
+    Args:
+        every_class: each class needs a category, as in training; otherwise one at least.
+        objects: annotations are needed; predictions alone do without.
+        masks: objects need masks.
+        scored: the file goes to pycocotools, which asks each annotation for `iscrowd`.
+        empty_left_out: images without objects are left out; otherwise they serve as background.
+        upright: images are read as their EXIF orientation says.
+    """
+
+    every_class: bool = True
+    objects: bool = True
+    masks: bool = False
+    scored: bool = False
+    empty_left_out: bool = False
+    upright: bool = True
+
+
+def check_coco(file: Path, images: Path, classes: Sequence[str], use: CocoUse = CocoUse()) -> None:
+    """Check an annotation file in the COCO format against the images, the classes and what it is used for.
+
+    Boxes without area, images without objects and images that are not listed are legal (the real COCO has some): they
+    are counted in the log.
+
+    Args:
+        file: the annotation file.
+        images: the folder to which its file names are relative.
+        classes: names of the classes to learn.
+        use: what is asked of it.
+
+    Raises:
+        DataError: not the COCO format; a listed image that is missing, cannot be read or has another size; an
+            annotation of an unlisted image or category, without a box, or without a mask where one is needed; a class
+            that the file does not have; no objects at all.
+    """
+    content = _read(file, use)
+    listed, shapes = {image["id"]: image for image in content["images"]}, content.get("annotations", [])
+    _check_images(file, images, [image["file_name"] for image in listed.values()])
+    _check_references(file, shapes, listed, {category["id"] for category in content["categories"]})
+    ids = category_ids(content["categories"], Counter(shape["category_id"] for shape in shapes), classes, str(file))
+    _check_classes(file, content["categories"], ids, classes, use.every_class)
+    if shapes or use.objects:
+        used = _check_boxes(file, shapes, listed, set(ids.values()))
+        if use.masks:
+            _check_masks(file, used, listed)
+        _tell_what_is_empty(file, used, listed, use.empty_left_out)
+    _check_sizes(file, images, list(listed.values()), use.upright)
+
+
+def category_ids(
+    categories: Sequence[Mapping], objects: Mapping[int, int], classes: Sequence[str], source: str
+) -> dict[str, int]:
+    """The id of the category of each class that has one, by name, in the order of the classes.
+
+    Many exports have a root category with the name of a class and without objects: of several categories with one
+    name, the one with objects counts.
+
+    Args:
+        categories: of an annotation file.
+        objects: how many each category id has.
+        classes: the names.
+        source: the file, for the error.
+
+    Raises:
+        DataError: two categories of one name, both with objects.
+
+    >>> category_ids([{"id": 0, "name": "cell"}, {"id": 1, "name": "cell"}], {1: 7}, ["cell"], "a.json")
+    {'cell': 1}
+    """
+    named: dict[str, list[int]] = {}
+    for category in categories:
+        named.setdefault(category["name"], []).append(category["id"])
+    chosen = {}
+    for name in classes:
+        ids = named.get(name, [])
+        filled = [key for key in ids if objects.get(key)]
+        if len(filled) > 1:
+            raise DataError(
+                f"{source} has {len(filled)} categories named {name}, with the ids {some(filled)}, all of them with "
+                "objects: rename or merge them"
+            )
+        if ids:
+            chosen[name] = (filled or ids)[0]
+    return chosen
+
+
+def _read(file: Path, use: CocoUse) -> dict[str, list[dict[str, Any]]]:
+    try:
+        check_regular(file)
+        content = json.loads(file.read_bytes())
+    except FileError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON, or is cut short: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} is not in the COCO format: it holds a {type(content).__name__}; expected an object")
+    for part, keys in _NEEDED.items():
+        if part == "annotations":
+            keys = (*keys, "iscrowd") if use.scored else keys
+            if not use.objects and part not in content:
+                continue
+            if part not in content and "images" in content:
+                raise DataError(
+                    f"{file} has no list 'annotations', as files for predictions alone: training and scores need one; "
+                    "to write predictions only, set format_only=True and outfile_prefix in the evaluator, or use "
+                    "tools/predict.py"
+                )
+        _check_entries(file, part, content.get(part), keys)
+    for image in content["images"]:
+        sides = image["width"], image["height"]
+        if not all(isinstance(side, int | float) and side > 0 for side in sides):
+            raise DataError(f"{file}: the image {image['file_name']} has the size {sides[0]} x {sides[1]}")
+    return content
+
+
+def _check_entries(file: Path, part: str, entries: object, keys: Sequence[str]) -> None:
+    if not isinstance(entries, list):
+        raise DataError(f"{file} is not in the COCO format: it has no list {part!r}")
+    needed = set(keys)
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise DataError(f"{file}: an entry of {part!r} is no object: {str(entry)[:100]}")
+        if not needed <= entry.keys():
+            lacking = next(key for key in keys if key not in entry)
+            raise DataError(f"{file}: an entry of {part!r} has no {lacking!r}: {str(entry)[:100]}")
+        for key in ("id", "image_id", "category_id"):
+            if key in needed and not isinstance(entry[key], int | str):
+                raise DataError(f"{file}: the {key!r} of an entry of {part!r} is no number: {str(entry)[:100]}")
+        for key in ("file_name", "name"):
+            if key in needed and not isinstance(entry[key], str):
+                raise DataError(f"{file}: the {key!r} of an entry of {part!r} is no text: {str(entry)[:100]}")
+    ids = Counter(entry["id"] for entry in entries)
+    if len(ids) < len(entries):
+        raise DataError(f"{file}: the id {ids.most_common(1)[0][0]} comes more than once in {part!r}")
+
+
+def _check_images(file: Path, folder: Path, names: Sequence[str]) -> None:
+    there: set[str] = set()
+    for part in {os.path.dirname(os.path.normpath(name)) for name in names}:
+        if (folder / part).is_dir():
+            there.update(os.path.join(part, entry.name) for entry in os.scandir(folder / part) if entry.is_file())
+    listed = {os.path.normpath(name) for name in names}
+    missing = [name for name in names if os.path.normpath(name) not in there]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(names)} images that {file} lists are not in {folder}: {some(missing)}; complete "
+            "the folder, or set data_prefix to the folder that the names are relative to"
+        )
+    others = sorted(there - listed)
+    if others:
+        _logger.info(f"{len(others)} files in {folder} are not listed in {file} and are left out: {some(others)}")
+
+
+def _check_references(file: Path, shapes: list[dict], images: Mapping[int, dict], categories: set[int]) -> None:
+    for shape in shapes:
+        if shape["image_id"] not in images:
+            raise DataError(f"{file}: annotation {shape['id']} is of image {shape['image_id']}, which is not listed")
+        if shape["category_id"] not in categories:
+            raise DataError(
+                f"{file}: annotation {shape['id']} of {images[shape['image_id']]['file_name']} has the unknown "
+                f"category {shape['category_id']}; listed are {some(sorted(categories, key=str))}"
+            )
+
+
+def _check_classes(
+    file: Path, categories: list[dict], ids: Mapping[str, int], classes: Sequence[str], every: bool
+) -> None:
+    absent = [name for name in classes if name not in ids]
+    if absent and (every or not ids):
+        have = list(dict.fromkeys(category["name"] for category in categories))
+        raise DataError(
+            f"{file} has no category for {some(absent)}; it has {some(have)}: give the data set the classes of the "
+            "file (metainfo=dict(classes=...)), and the heads their number"
+        )
+    if absent:
+        _logger.warning(f"{file} has no category for {len(absent)} of the {len(classes)} classes: {some(absent)}")
+
+
+def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wanted: set[int]) -> list[dict]:
+    """The shapes of the wanted categories that mmdet uses; the condition is its own, and it leaves out silently."""
+    for shape in shapes:
+        box = shape["bbox"]
+        numbers = [*box, shape["area"]] if isinstance(box, list) and len(box) == 4 else [None]
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise DataError(
+                f"{file}: annotation {shape['id']} of {images[shape['image_id']]['file_name']} has the box {box} and "
+                f"the area {shape['area']}; expected [left, top, width, height] and an area in pixels: correct it, or "
+                "remove the annotation"
+            )
+    others = [shape for shape in shapes if shape["category_id"] not in wanted]
+    if others:
+        _logger.warning(
+            f"{file}: {len(others)} of {len(shapes)} objects are of categories that are no classes, and are left out "
+            f"(first: annotation {others[0]['id']}, category {others[0]['category_id']})"
+        )
+    shapes = [shape for shape in shapes if shape["category_id"] in wanted]
+    if not shapes:
+        return []
+    left, top, width, height = np.array([shape["bbox"] for shape in shapes], dtype=float).T
+    area = np.array([shape["area"] for shape in shapes], dtype=float)
+    size = [(images[shape["image_id"]]["width"], images[shape["image_id"]]["height"]) for shape in shapes]
+    right, bottom = np.array(size, dtype=float).T
+    within = (np.minimum(left + width, right) > np.maximum(left, 0)) & (
+        np.minimum(top + height, bottom) > np.maximum(top, 0)
+    )
+    flat = ~within | (area <= 0) | (width < 1) | (height < 1)
+    beyond = ~flat & (
+        (np.minimum(left, top) < -_ROUNDING) | (left + width > right + _ROUNDING) | (top + height > bottom + _ROUNDING)
+    )
+    for wrong, what in ((flat, "have no area in the image and are left out"), (beyond, "reach beyond the image")):
+        if wrong.any():
+            first = shapes[int(np.flatnonzero(wrong)[0])]
+            told = (
+                f"{file}: {int(wrong.sum())} of {len(shapes)} boxes {what} (first: annotation {first['id']} of "
+                f"{images[first['image_id']]['file_name']}, {first['bbox']})"
+            )
+            if wrong is beyond and 2 * wrong.sum() > len(shapes):
+                raise DataError(
+                    f"{told}; expected [left, top, width, height] in pixels: are these [left, top, right, bottom]?"
+                )
+            _logger.warning(told)
+    return [shape for shape, left_out in zip(shapes, flat, strict=True) if not left_out]
+
+
+def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> None:
+    lacking, unusable = [], []
+    for shape in shapes:
+        mask = shape.get("segmentation")
+        if not mask:
+            lacking.append(shape)
+        elif not _is_mask(mask, images[shape["image_id"]]):
+            unusable.append(shape)
+    for wrong, what in ((lacking, "no mask ('segmentation')"), (unusable, "a mask that cannot be used")):
+        if wrong:
+            first = wrong[0]
+            told = (
+                f"{file}: {len(wrong)} of {len(shapes)} objects have {what} (first: annotation {first['id']} of "
+                f"{images[first['image_id']]['file_name']}, {str(first.get('segmentation'))[:80]})"
+            )
+            if wrong is lacking:
+                raise DataError(
+                    f"{told}, and the config asks for masks: use a detector of boxes (RetinaNet), with_mask=False in "
+                    "LoadAnnotations and metric='bbox' in the evaluator, or add the masks"
+                )
+            raise DataError(
+                f"{told}; expected polygons [x, y, x, y, x, y, ...] in pixels, or run lengths with the size of the "
+                "image, [height, width]"
+            )
+
+
+def _is_mask(mask: object, image: Mapping[str, Any]) -> bool:
+    if isinstance(mask, dict):
+        return list(mask.get("size", ())) == [image["height"], image["width"]] and bool(mask.get("counts"))
+    try:
+        # A degenerate polygon among others is left out by mmdet; a mask of nothing else is a fault.
+        usable = [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
+        return bool(usable) and all(math.isfinite(sum(polygon)) for polygon in usable)
+    except TypeError:
+        return False
+
+
+def _tell_what_is_empty(file: Path, shapes: list[dict], images: Mapping[int, dict], empty_left_out: bool) -> None:
+    filled = {shape["image_id"] for shape in shapes}
+    empty = [image["file_name"] for key, image in images.items() if key not in filled]
+    if len(empty) == len(images):
+        raise DataError(f"{file}: none of its {len(images)} images has an object of the classes")
+    if empty:
+        use = "are left out" if empty_left_out else "serve as background"
+        _logger.warning(f"{file}: {len(empty)} of {len(images)} images have no objects and {use} (first: {empty[0]})")
+
+
+def _check_sizes(file: Path, folder: Path, images: list[dict], upright: bool) -> None:
+    """Compare the size of some images, as they will be read, with the size that the annotations are for."""
+    looked_at = sampled(images)
+    untold = []
+    for image in looked_at:
+        path = os.path.join(folder, image["file_name"])
+        stored, turn = read_size(path)
+        turned = stored[::-1] if turn > 4 else stored
+        listed = image["width"], image["height"]
+        if listed != (turned if upright else stored):
+            raise DataError(wrong_size(path, listed, stored, turn, upright, f"{file} lists"))
+        if turn > 1 and upright and turned == stored:
+            untold.append(image["file_name"])
+    if untold:
+        _logger.warning(
+            f"{len(untold)} of {len(looked_at)} images in {folder} that were looked at are turned by their EXIF "
+            f"orientation and are read upright; that the annotations of {file} are upright too, their size does not "
+            f"tell (first: {untold[0]})"
+        )
+    check_readable([os.path.join(folder, image["file_name"]) for image in looked_at])
+
+
+def wrong_size(
+    path: str, listed: tuple[int, int], stored: tuple[int, int], turn: int, upright: bool, lists: str
+) -> str:
+    """The sentence for an image whose annotations are for another size.
+
+    Args:
+        path: of the image.
+        listed: (width, height) that the annotations are for.
+        stored: (width, height) of the pixels in the file.
+        turn: its EXIF orientation.
+        upright: whether it is read upright.
+        lists: where that size is from.
+    """
+    read = stored[::-1] if upright and turn > 4 else stored
+    told = f"{path} is {read[0]} x {read[1]} pixels, and {lists} {listed[0]} x {listed[1]}"
+    if turn > 4 and listed in (stored, stored[::-1]):
+        how = "'color_ignore_orientation'" if upright else "'color'"
+        of = "as it is stored" if upright else "upright"
+        return (
+            f"{told}: it is turned by its EXIF orientation {turn}, and the annotations are of the image {of}; set "
+            f"color_type={how} in LoadImageFromFile, or save the images upright"
+        )
+    return f"{told}: the annotations are of another image, or of one that was resized"
