@@ -237,7 +237,7 @@ FAMILY = Family(
     license="unknown",
     owner="yuhengsss",
     strides=(4, 8, 16, 32),
-    small={"msvmamba_nano": _SMALL, "msvmamba_v3_base": _SMALL},
+    small={"msvmamba_nano": _SMALL, "msvmamba_v3_tiny": {**_SMALL, "gated": True}},
     variants=(
         _first_version(
             "msvmamba_nano",
