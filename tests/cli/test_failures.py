@@ -102,6 +102,22 @@ def test_an_image_that_cannot_be_read_is_named(fails, config_file, tmp_path):
         assert "broken.png cannot be read as an image" in told
 
 
+def test_a_second_training_in_a_directory_says_what_it_replaces(config_file, tmp_path, capfd):
+    for told in (False, True):
+        name = f"experiment_name=test_cli_{next(_count)}"
+        options = [
+            "--work-dir",
+            str(tmp_path / "work"),
+            "--no-validate",
+            "--cfg-options",
+            "train_cfg.max_epochs=1",
+            name,
+        ]
+        assert cli.train([str(config_file), *options]) == 0
+        output = capfd.readouterr()
+        assert ("epoch_1.pth is of an earlier training" in output.out + output.err) is told
+
+
 def test_options_that_are_no_pairs(config_file, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.train([str(config_file), "--cfg-options", "train_cfg.max_epochs"])

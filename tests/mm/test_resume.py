@@ -58,7 +58,7 @@ def stopped(make_runner):
     """Train a while, end without a word, and build a runner that goes on with other options."""
 
     def train(step: int | None = None, validation: int | None = None, then: dict | None = None, **options):
-        first = make_runner(**options)
+        first = make_runner(resume=False, load_from=None, **options)
         first.register_hook(StopAt(step, validation))
         with pytest.raises(Stop):
             first.train()
@@ -123,6 +123,14 @@ def test_a_damaged_newest_file_gives_way_to_the_one_before_it(damage, trained):
     older.unlink()
     with pytest.raises(CheckpointError, match=r"epoch_2\.pth"):
         resumed(trained, "auto")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_a_newest_checkpoint_that_is_no_file(make, trained):
+    make(trained / "epoch_3.pth")
+    (trained / NOTE).write_text("epoch_3.pth")
+    path, warning = resumed(trained, "auto")
+    assert path == trained / "epoch_2.pth" and "epoch_3.pth" in warning
 
 
 def test_nothing_yet(tmp_path):
@@ -209,6 +217,31 @@ def test_a_training_by_steps_goes_on_to_the_same_numbers(stopped, make_runner, a
     assert list(rest.message_hub.get_scalar("train/loss").data[0]) == list(expected)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(rest.model.state_dict()[name], value), name
+
+
+def test_the_gradients_of_an_accumulation_go_on(stopped, make_runner, caplog):
+    """Three steps change the weights, and the checkpoint is written after the fourth."""
+    options = {"optim_wrapper__accumulative_counts": 3, "train_cfg__max_epochs": 3}
+    whole = make_runner(**options)
+    whole.train()
+    rest = stopped(step=5, **options)
+    rest.train()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(rest.model.state_dict()[name], value), name
+
+    changed = stopped(step=5, **options, then={"train_dataloader__batch_size": 16})
+    changed.logger.addHandler(caplog.handler)
+    changed.train()
+    assert "the gradients of the steps since the last change of the weights are lost" in caplog.text
+
+
+@pytest.mark.parametrize("gradients", [{"nowhere": torch.ones(1)}, {"backbone.head.bias": "x"}, [1]])
+def test_gradients_of_another_shape(trained, make_runner, gradients):
+    checkpoint = torch.load(trained / "epoch_1.pth", weights_only=True)
+    assert checkpoint["gradients"] == {}
+    torch.save({**checkpoint, "gradients": gradients}, trained / "epoch_1.pth")
+    with pytest.raises(CheckpointError, match=r"epoch_1\.pth: the gradient of"):
+        make_runner(resume=True, load_from=str(trained / "epoch_1.pth")).train()
 
 
 # --- the config's schedule, moved to the point in training ---

@@ -38,10 +38,16 @@ def run_training(arguments: argparse.Namespace) -> None:
         config.auto_scale_lr.enable = True
     resume = arguments.resume or ("auto" if config.get("resume") and not config.get("load_from") else None)
     with locked(config.work_dir), faults_of_training(config):
-        replaced = None if resume is None else set_resume(config, resume)
+        earlier = latest_checkpoint(config.work_dir)
+        if resume is not None:
+            warning = set_resume(config, resume)
+        else:
+            warning = (
+                earlier and f"{earlier} is of an earlier training, which this one replaces; --resume goes on from it"
+            )
         runner = TaskRunner.from_cfg(config)
-        if replaced:
-            runner.logger.warning(replaced)
+        if warning:
+            runner.logger.warning(warning)
         runner.train()
 
 

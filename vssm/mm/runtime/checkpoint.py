@@ -14,7 +14,7 @@ from torch import Tensor
 from vssm.errors import TrainingError
 from vssm.files import write_atomically
 from vssm.inference.saved import INTERRUPTED, NOTE, classes_of, latest_checkpoint, read_note, to_plain
-from vssm.mm.runtime.resume import RECORD, TrainingRecord
+from vssm.mm.runtime.resume import GRADIENTS, RECORD, TrainingRecord, pending_gradients
 from vssm.models import CheckpointError
 
 # Saved values of each logged scalar: more than any logging window, and little beside the weights.
@@ -106,7 +106,9 @@ class PlainCheckpointHook(CheckpointHook):
             pipeline=to_plain(dataset.get("pipeline")),
             dataset_meta=to_plain(meta.get("dataset_meta")),
         )
-        checkpoint["meta"]["classes"] = classes_of(checkpoint)
+        meta["classes"] = classes_of(checkpoint)
+        if "optimizer" in checkpoint:
+            checkpoint[GRADIENTS] = pending_gradients(model)
         hub = checkpoint["message_hub"]
         hub["runtime_info"] = to_plain(hub["runtime_info"])
         hub["log_scalars"] = {name: _history_to_plain(buffer) for name, buffer in hub["log_scalars"].items()}

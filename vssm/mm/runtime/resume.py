@@ -1,12 +1,13 @@
 """Goes on with a training from a checkpoint: the config counts, and what differs from the saved training is told."""
 
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from mmengine.dist import get_world_size
 from mmengine.optim import ReduceOnPlateauParamScheduler, _ParamScheduler
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor, nn
 
 from vssm.errors import ConfigError
 from vssm.inference.saved import intact_training
@@ -14,6 +15,8 @@ from vssm.models import CheckpointError
 
 # The place of the record in a checkpoint's `meta`.
 RECORD = "training"
+# The gradients of an accumulation that had not yet changed the weights, in a checkpoint.
+GRADIENTS = "gradients"
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def resume_training(runner: Runner, checkpoint: dict, path: str | Path) -> None:
     schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
     plateau = any(isinstance(each, ReduceOnPlateauParamScheduler) for each in schedulers)
     _load_optimizer(runner, checkpoint["optimizer"], before, path, rates_of_file=plateau)
+    unchanged = before is not None and before == replace(now, taken=before.taken)
+    _load_gradients(runner, checkpoint.get(GRADIENTS), unchanged, path)
     if plateau:  # depends on scores, which cannot be had again
         for scheduler, state in zip(schedulers, checkpoint.get("param_schedulers") or (), strict=False):
             scheduler.load_state_dict(state)
@@ -242,6 +247,28 @@ def _load_optimizer(
     if not rates_of_file:
         for group, own in zip(wrapper.param_groups, options, strict=False):
             group.update(own)
+
+
+def pending_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradients that wait for the end of an accumulation, by name; none after a change of the weights."""
+    return {name: value.grad.cpu() for name, value in model.named_parameters() if value.grad is not None}
+
+
+def _load_gradients(runner: Runner, gradients: dict | None, same_training: bool, path: str | Path) -> None:
+    """Go on in the middle of an accumulation; each of several processes has gradients of its own, which are lost."""
+    if not gradients:
+        return
+    if not same_training or get_world_size() > 1:
+        runner.logger.warning(
+            "resumed in the middle of a gradient accumulation: the gradients of the steps since the last change of the "
+            "weights are lost, as they are not saved for several processes or the training has changed"
+        )
+        return
+    parameters = dict(getattr(runner.model, "module", runner.model).named_parameters())
+    for name, value in gradients.items() if isinstance(gradients, dict) else [(None, None)]:
+        if not isinstance(value, Tensor) or name not in parameters or value.shape != parameters[name].shape:
+            raise CheckpointError(f"{path}: the gradient of {name!r} does not fit the model")
+        parameters[name].grad = value.to(parameters[name])
 
 
 def _check_classes(meta: dict, dataset: object, path: str | Path) -> None:
