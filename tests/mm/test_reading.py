@@ -1,6 +1,7 @@
 """mmdet's and mmseg's pipelines read as vssm.data does, and labels of all data sets go by the training's classes."""
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def test_categories_are_found_by_name(tmp_path: Path, categories: list, order: t
     assert objects(dataset) == {"ant": 1, "bee": 2, "cat": 3}
     wrapped = dict(type="RepeatDataset", times=2, dataset=coco(tmp_path, categories, metainfo=dict(classes=classes)))
     assert objects(build(wrapped).dataset) == objects(dataset)
+
+
+@pytest.mark.usefixtures("mmdet")
+def test_joined_files_have_the_order_of_the_first(tmp_path: Path) -> None:
+    one = coco(tmp_path / "one", [(1, "ant"), (2, "bee")], metainfo=dict(classes=("ant", "bee")))
+    (tmp_path / "names.txt").write_text("bee\nant\n")
+    other = coco(tmp_path / "two", [(1, "bee"), (2, "ant")], metainfo=dict(classes=str(tmp_path / "names.txt")))
+    joined = build(dict(type="ConcatDataset", datasets=[one, other]))
+    assert [objects(part) for part in joined.datasets] == [{"ant": 1, "bee": 2}, {"bee": 1, "ant": 2}]
+    assert [part.metainfo["classes"] for part in joined.datasets] == [("ant", "bee")] * 2
+
+
+@pytest.mark.usefixtures("mmdet")
+def test_data_sets_go_to_workers_that_are_not_forked(tmp_path: Path) -> None:
+    dataset = build(coco(tmp_path, [(2, "bee"), (1, "ant")], metainfo=dict(classes=("ant", "bee"))))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert objects(copy) == objects(dataset) and np.array_equal(copy[0]["img"], dataset[0]["img"])
 
 
 @pytest.mark.usefixtures("mmdet")
@@ -267,6 +285,16 @@ def test_reading_equals_mmseg_where_that_is_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("mmseg")
+@pytest.mark.parametrize("own", [None, ("sky", "wall"), ("wall", "sky"), ("sky",)])
+def test_known_sets_keep_the_numbers_of_their_files(tmp_path: Path, own: tuple | None) -> None:
+    config = ade(tmp_path, [[0, 1, 2, 3, 255]], reduce_zero_label=True, test_mode=True)
+    config |= dict(type="ADE20KDataset", img_suffix=".jpg", **({} if own is None else dict(metainfo=dict(classes=own))))
+    dataset = build(config, is_training=False, classes=("sky", "wall"), scored=True)
+    assert dataset[0]["gt_seg_map"].tolist() == [[255, 1, 255, 0, 255]]
+    assert dataset.metainfo["palette"] == [[6, 230, 230], [120, 120, 120]]
+
+
+@pytest.mark.usefixtures("mmseg")
 def test_steps_inside_other_steps_are_replaced(tmp_path: Path) -> None:
     config = ade(tmp_path, [[0, 1]], metainfo=dict(classes=("a", "b")))
     load, annotations = config["pipeline"]
@@ -322,6 +350,10 @@ def test_annotations_without_objects_are_enough_for_predictions(tmp_path: Path) 
     del content["annotations"]
     (tmp_path / "a.json").write_text(json.dumps(content))
     config["pipeline"] = config["pipeline"][:1]
-    assert len(build(config, is_training=False)) == 1
+    dataset = build(config, is_training=False)
+    assert len(dataset) == 1
+    metric = CocoMetric(ann_file=str(tmp_path / "a.json"), format_only=True, outfile_prefix=str(tmp_path / "found"))
+    score_by_name(metric, dataset, "test_evaluator.ann_file")
+    assert metric.cat_ids == [1]
     with pytest.raises(DataError, match="no list 'annotations'"):
         build(config, is_training=False, scored=True)

@@ -47,6 +47,7 @@ def test_letters_that_a_font_has_are_drawn() -> None:
         text, font = lettering.lettering(name, 15)
         assert text == name and all(lettering._has(font, letter) for letter in text)
     assert lettering.lettering("disc", 15)[1] is lettering._default(15)
+    assert lettering.lettering("кошка \ue000", 15)[0] == r"кошка \ue000"
 
 
 def test_damaged_font_files_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

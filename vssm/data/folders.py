@@ -139,9 +139,10 @@ def walk_files(root: str) -> Iterator[str]:
 def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tuple[int, int]]]:
     """The files in a tar file, each with the place of its bytes: where they begin, and how many there are."""
     places: dict[str, tuple[int, int]] = {}
+    clean: dict[str, str] = {}  # folders, without "./"
     with tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            name = str(PurePosixPath(folder, member.name))
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # a kilobyte each
             if member.islnk() and member.linkname in places:
                 place = places[member.linkname]
             elif member.isreg() and not member.issparse():
@@ -149,6 +150,10 @@ def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tu
             else:
                 continue
             places[member.name] = place
+            above, _, name = member.name.rpartition("/")
+            if above not in clean:
+                clean[above] = str(PurePosixPath(folder, above))
+            name = name if clean[above] == "." else f"{clean[above]}/{name}"
             if name.lower().endswith(".tar"):
                 inner = archive.extractfile(member)
                 yield from _members(inner, name[: -len(".tar")], place[0])

@@ -49,8 +49,8 @@ def lettering(text: str, size: int) -> tuple[str, Font]:
         for font in _fonts(size):
             if all(_has(font, letter) for letter in text):
                 return text, font
-    first = next(_fonts(size))
-    return "".join(_escaped(letter, first) for letter in text), first
+    best = min(_fonts(size), key=lambda font: sum(not _has(font, letter) for letter in text))
+    return "".join(_escaped(letter, best) for letter in text), best
 
 
 def fitted(text: str, width: float, size: int) -> tuple[str, Font]:
@@ -71,7 +71,7 @@ def fitted(text: str, width: float, size: int) -> tuple[str, Font]:
 def _escaped(letter: str, font: Font) -> str:
     if letter == "\\":
         return "\\\\"
-    if letter.isprintable() and _has(font, letter):
+    if _has(font, letter):
         return letter
     return letter.encode("ascii", "backslashreplace").decode() if ord(letter) > 127 else f"\\x{ord(letter):02x}"
 
@@ -117,8 +117,8 @@ def _files() -> tuple[str, ...]:
 @lru_cache(maxsize=65536)
 def _has(font: Font, letter: str) -> bool:
     """Whether a font has a letter: it draws it, and otherwise than one that it lacks."""
-    if letter == " ":
-        return True
+    if letter == " " or not letter.isprintable():
+        return letter == " "
     drawn = _drawn(font, letter)
     return any(drawn[1]) and drawn != _drawn(font, _NO_LETTER)
 

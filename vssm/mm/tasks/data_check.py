@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS, DefaultScope
 
 from vssm.data import DataError, ImageDataset, StreamedImageDataset
@@ -68,9 +69,13 @@ def prepare_dataset(config: dict, use: Use = Use()) -> dict:
     Raises:
         DataError: names what is missing or wrong, and what to do.
     """
-    inner = config.get("datasets")
-    if inner:
-        return {**config, "datasets": [prepare_dataset(part, use) for part in inner]}
+    if config.get("datasets"):
+        parts = []
+        for part in config["datasets"]:
+            parts.append(prepare_dataset(part, use))
+            # The first one's classes are those of all that are joined with it.
+            use = use if use.classes else replace(use, classes=_declared(parts[-1]))
+        return {**config, "datasets": parts}
     if isinstance(config.get("dataset"), dict):
         return {**config, "dataset": prepare_dataset(config["dataset"], use)}
     target = _class_of(config)
@@ -97,6 +102,13 @@ def _class_of(config: dict) -> object:
         return registry.get(config["type"]) if isinstance(config["type"], str) else config["type"]
 
 
+def _declared(config: dict) -> tuple[str, ...] | None:
+    """The classes that a data set's config gives it, or its class."""
+    meta, target = config.get("metainfo") or {}, _class_of(config)
+    names = meta.get("classes") or getattr(target, "METAINFO", {}).get("classes")
+    return tuple(list_from_file(names) if isinstance(names, str) else names) if names else None
+
+
 def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | None) -> dict:
     """The config of a data set whose labels are places in the given classes, or in its own where there are none.
 
@@ -104,7 +116,8 @@ def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | N
     """
     meta = dict(config.get("metainfo") or {})
     if classes:
-        own = meta.get("classes")
+        own, of_class = meta.get("classes"), getattr(target, "METAINFO", {}).get("classes")
+        own = list_from_file(own) if isinstance(own, str) else own
         if own is not None and list(own) != list(classes):
             unknown = [name for name in own if name not in classes]
             if unknown:
@@ -112,13 +125,14 @@ def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | N
                     f"{_named(target, config)} has {len(unknown)} classes that are none of the training's: "
                     f"{some(unknown)}; those are {some(classes)} ({len(classes)} in all)"
                 )
-            meta["file_classes"] = tuple(own)
+            if of_class is None:  # otherwise files have the numbers of the class of the data set
+                meta["file_classes"] = tuple(own)
         palette = meta.pop("palette", None) if own is None or list(own) != list(classes) else None
         if palette and own and set(own) == set(classes):
             meta["palette"] = [palette[list(own).index(name)] for name in classes]
         elif palette and own is None:
             meta["palette"] = palette
-        known = own if own is not None else getattr(target, "METAINFO", {}).get("classes")
+        known = of_class if own is None else own
         if known is None or list(known) != list(classes):
             meta["classes"] = tuple(classes)
             config = {**config, "metainfo": meta}
@@ -147,7 +161,18 @@ def _numbering_by_name(target: type) -> type:
         def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
             return list(ids_of_classes(self, cat_names).values())
 
-    return type(target.__name__, (target,), {"COCOAPI": Annotations, "__module__": target.__module__})
+    def reduced(self: BaseDataset) -> tuple:
+        return _restored, (target, vars(self))
+
+    return type(target.__name__, (target,), {"COCOAPI": Annotations, "__reduce__": reduced})
+
+
+def _restored(target: type, state: dict) -> BaseDataset:
+    """A pickled data set: workers that are not forked get it so, and find no class of its own in any module."""
+    kind = _numbering_by_name(target)
+    dataset = kind.__new__(kind)
+    vars(dataset).update(state)
+    return dataset
 
 
 def ids_of_classes(annotations: object, classes: Sequence[str]) -> dict[str, int]:

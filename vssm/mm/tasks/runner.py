@@ -171,8 +171,9 @@ class TaskRunner(SafeRunner):
         own = model.backbone.num_classes
         if len(names) != own and "classes" not in config["dataset"]:
             raise ConfigError(
-                f"{dataset.source} has {len(names)} classes ({some(names)}), and the model {own} whose names "
-                "the file of weights does not hold: name those, in the order of the outputs, with dataset.classes=[...]"
+                f"{dataset.source} has {len(names)} classes ({some(names)}), and the model {own} whose names are not "
+                "known, as the training's data or the file of weights have none: name those, in the order of the "
+                "outputs, with dataset.classes=[...]"
             )
 
     def _keep_classes(self, dataset: object) -> None:
