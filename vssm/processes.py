@@ -1,4 +1,4 @@
-"""Nothing outlives its parent: data workers and launched processes end with the process that started them."""
+"""Processes: how many the machine has cores for, and that none outlives its parent."""
 
 import ctypes
 import os
@@ -8,6 +8,13 @@ import threading
 
 # Of Linux' prctl: the signal that the kernel sends to this process when the thread that started it ends.
 PR_SET_PDEATHSIG = 1
+
+
+def available_cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def die_with_parent(parent: int, signum: int = signal.SIGKILL) -> None:

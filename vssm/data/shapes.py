@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from vssm.data.layouts import IMAGE_FOLDER, Layout
 from vssm.data.scene import draw_scene
 from vssm.data.silhouettes import KINDS
-from vssm.machine import available_cores
-from vssm.processes import protect_worker
+from vssm.processes import available_cores, protect_worker
 
 _logger = logging.getLogger(__name__)
 

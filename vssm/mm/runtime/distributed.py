@@ -8,8 +8,7 @@ from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
 
 from vssm.errors import ConfigError
-from vssm.machine import available_cores
-from vssm.processes import die_with_parent
+from vssm.processes import available_cores, die_with_parent
 
 # The variable in which each launcher passes a process its rank on its machine.
 LOCAL_RANK = {"pytorch": "LOCAL_RANK", "slurm": "SLURM_LOCALID", "mpi": "OMPI_COMM_WORLD_LOCAL_RANK"}

@@ -18,9 +18,8 @@ from vssm.bench import Execution, benchmark_model, environment
 from vssm.errors import ConfigError, TrainingError
 from vssm.files import file_stem, write_atomically
 from vssm.inference.saved import to_plain
-from vssm.machine import available_cores
 from vssm.mm.runtime.config import check_config, check_names, load_config, read_config
-from vssm.processes import die_with_parent
+from vssm.processes import available_cores, die_with_parent
 
 OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
 MEASURED = ("size", "batch", "seconds")
