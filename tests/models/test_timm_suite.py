@@ -36,8 +36,9 @@ PYRAMIDS = [name for name in MODELS if name not in PLAIN]
 
 
 def parameters(name: str) -> int:
+    """As results.yaml counts them; 0 where it has no numbers yet, which test_families.py says."""
     family, variant = DECLARED[name]
-    return RESULTS[family.name]["models"][variant.name]["parameters"]
+    return RESULTS.get(family.name, {}).get("models", {}).get(variant.name, {}).get("parameters", 0)
 
 
 # Larger models go through the tests on the meta device and one forward alone, for the sake of memory and time.
