@@ -139,6 +139,35 @@ def test_evaluation_gives_what_validation_gave(task, work, config_of, tmp_path):
         assert value == pytest.approx(before[name], nan_ok=True), name
 
 
+OTHER_ORDER = """
+_load = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale_factor=1.0),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+test_dataloader = dict(dataset=dict(
+    _delete_=True, type='CocoDataset', data_root={root!r}, ann_file={file!r}, data_prefix=dict(img='val/'),
+    metainfo=dict(classes={classes!r}), test_mode=True, pipeline=_load))
+test_evaluator = dict(_delete_=True, type='CocoMetric', ann_file={file!r}, metric=['bbox', 'segm'])
+"""
+
+
+@pytest.mark.parametrize("task", ["detection"], indirect=True)
+def test_evaluation_goes_by_the_names_of_classes(task, work, config_of, folder, tmp_path):
+    """Categories in another order in the file, classes in another order in the config, and one that is not there."""
+    (root,) = (folder / "data").glob("shapes_coco*")
+    content = json.loads((root / "annotations/instances_val.json").read_text())
+    content["categories"].insert(0, {"id": 0, "name": "star"})  # a root category, without objects
+    content["categories"].reverse()
+    file = tmp_path / "turned.json"
+    file.write_text(json.dumps(content))
+    config = config_of(task)
+    classes = [category["name"] for category in content["categories"]][:-1]
+    config.write_text(config.read_text() + OTHER_ORDER.format(root=str(root), file=str(file), classes=classes))
+    metrics, before = evaluate(config, work / "epoch_2.pth", tmp_path), validated(work)
+    for name in ("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP"):
+        assert metrics[name] == pytest.approx(before[name], nan_ok=True), name
+
+
 def test_time_augmentation(task, work, config_of, tmp_path):
     metrics = evaluate(config_of(task), work / "epoch_2.pth", tmp_path, "--tta")
     assert {"detection": "coco/bbox_mAP_50", "segmentation": "mIoU"}[task] in metrics
