@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.mask import decode
 
@@ -15,6 +16,7 @@ from vssm import cli
 from vssm.cli.arguments import test_parser as parser_of_test
 from vssm.cli.prediction import load_predictor, predict_files
 from vssm.cli.training import run_test
+from vssm.data import KINDS
 from vssm.models import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,25 +149,38 @@ _load = [
 test_dataloader = dict(dataset=dict(
     _delete_=True, type='CocoDataset', data_root={root!r}, ann_file={file!r}, data_prefix=dict(img='val/'),
     metainfo=dict(classes={classes!r}), test_mode=True, pipeline=_load))
-test_evaluator = dict(_delete_=True, type='CocoMetric', ann_file={file!r}, metric=['bbox', 'segm'])
+test_evaluator = dict(_delete_=True, type='CocoMetric', ann_file={file!r}, metric='bbox')
 """
 
 
 @pytest.mark.parametrize("task", ["detection"], indirect=True)
-def test_evaluation_goes_by_the_names_of_classes(task, work, config_of, folder, tmp_path):
-    """Categories in another order in the file, classes in another order in the config, and one that is not there."""
+def test_evaluation_goes_by_the_names_of_classes(task, work, config_of, folder, tmp_path, monkeypatch):
+    """Categories in another order in the file, classes in another order in the config, and a root category."""
+    from mmdet.models.detectors import TwoStageDetector
+
     (root,) = (folder / "data").glob("shapes_coco*")
     content = json.loads((root / "annotations/instances_val.json").read_text())
-    content["categories"].insert(0, {"id": 0, "name": "star"})  # a root category, without objects
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    content["categories"].insert(0, {"id": 0, "name": "star"})  # without objects
     content["categories"].reverse()
     file = tmp_path / "turned.json"
     file.write_text(json.dumps(content))
     config = config_of(task)
     classes = [category["name"] for category in content["categories"]][:-1]
     config.write_text(config.read_text() + OTHER_ORDER.format(root=str(root), file=str(file), classes=classes))
-    metrics, before = evaluate(config, work / "epoch_2.pth", tmp_path), validated(work)
-    for name in ("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP"):
-        assert metrics[name] == pytest.approx(before[name], nan_ok=True), name
+
+    def all_right(self, inputs, samples, rescale=True):
+        """What a perfect detector finds that was trained with the classes in their own order."""
+        for sample in samples:
+            shapes = [shape for shape in content["annotations"] if shape["image_id"] == sample.img_id]
+            left, top, width, height = torch.tensor([shape["bbox"] for shape in shapes], dtype=torch.float32).T
+            labels = torch.tensor([KINDS.index(names[shape["category_id"]]) for shape in shapes])
+            boxes = torch.stack([left, top, left + width, top + height], dim=1)
+            sample.pred_instances = InstanceData(bboxes=boxes, labels=labels, scores=torch.ones(len(shapes)))
+        return samples
+
+    monkeypatch.setattr(TwoStageDetector, "predict", all_right)
+    assert evaluate(config, work / "epoch_2.pth", tmp_path)["coco/bbox_mAP"] == pytest.approx(1.0)
 
 
 def test_time_augmentation(task, work, config_of, tmp_path):
