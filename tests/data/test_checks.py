@@ -195,16 +195,27 @@ def test_masks_that_are_not_there(check: Callable, coco: dict, mask: object) -> 
         if mask == "absent":
             del shape["segmentation"]
     check()
-    with pytest.raises(DataError, match=r"2 of 2 objects have no mask \('segmentation'\).*RetinaNet.*with_mask=False"):
+    with pytest.raises(DataError, match=r"2 of 2 objects have no mask .*RetinaNet.*with_mask=False"):
         check(masks=True)
 
 
 @pytest.mark.parametrize(
-    "mask", [[[1, 2, 3]], [[1, 2, 3, 4, 5, float("nan")]], [1, 2, 3, 4, 5, 6], {"size": [32, 64], "counts": [9]}, 3]
+    "mask",
+    [[[1, 2, 3, 4, 5, float("nan")]], [["1", 2, 3, 4, 5, 6]], [1, 2, 3, 4, 5, 6], {"size": [32, 64], "counts": [9]}, 3],
 )
 def test_masks_that_cannot_be_used(check: Callable, coco: dict, mask: object) -> None:
     coco["annotations"][1]["segmentation"] = mask
     with pytest.raises(DataError, match=r"1 of 2 objects have a mask that cannot be used .*annotation 2 of b\.jpg"):
+        check(masks=True)
+
+
+def test_masks_of_two_points(check: Callable, coco: dict, caplog: pytest.LogCaptureFixture) -> None:
+    """mmdet leaves them out."""
+    coco["annotations"][1]["segmentation"] = [[1, 2, 3, 4]]
+    check(masks=True)
+    assert "1 of 2 objects have a mask of fewer than three points, and are left out" in caplog.text
+    coco["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    with pytest.raises(DataError, match="2 of 2 objects have a mask that cannot be used"):
         check(masks=True)
 
 

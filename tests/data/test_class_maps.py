@@ -114,7 +114,8 @@ def test_a_rare_class_is_looked_for_in_all_maps(
     maps: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("vssm.data.class_maps.COUNTED", 2)
-    maps([0, 255], [0, 1], [0, 0], [0, 0])
+    with caplog.at_level(logging.WARNING, logger="vssm"):
+        maps([0, 255], [0, 1], [0, 0], [0, 0])
     assert not caplog.records
 
 

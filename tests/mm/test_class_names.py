@@ -87,8 +87,9 @@ def test_one_training_and_all_that_follows(trained: Path, write: Callable, tmp_p
     (tmp_path / "root/val/ant").rmdir()
     backbone = {name.removeprefix("backbone."): value for name, value in saved["state_dict"].items()}
     torch.save({"model": backbone}, tmp_path / "weights.pth")
-    told = r"root/val has 3 classes .*and the model 4 whose names are not known.*dataset\.classes="
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(
+        ConfigError, match=r"root/val has 3 classes .*and the model 4 whose names are not known.*dataset\.classes="
+    ):
         evaluate(config, tmp_path / "weights.pth", tmp_path / "test")
     options = [str(config), str(tmp_path / "weights.pth"), "--work-dir", str(tmp_path / "test")]
     named = "test_dataloader.dataset.classes=[Ant,ant,bee,cow]"

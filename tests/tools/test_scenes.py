@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.mask import decode
 from small_training import ROOT, logged
@@ -16,6 +17,7 @@ from vssm import cli
 from vssm.cli.arguments import test_parser as parser_of_test
 from vssm.cli.prediction import load_predictor, predict_files
 from vssm.cli.training import run_test
+from vssm.data import KINDS
 from vssm.models import CheckpointError
 
 _count = itertools.count()
@@ -135,6 +137,48 @@ def test_evaluation_gives_what_validation_gave(task, work, config_of, tmp_path):
     before = validated(work)
     for name, value in metrics.items():
         assert value == pytest.approx(before[name], nan_ok=True), name
+
+
+OTHER_ORDER = """
+_load = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale_factor=1.0),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+test_dataloader = dict(dataset=dict(
+    _delete_=True, type='CocoDataset', data_root={root!r}, ann_file={file!r}, data_prefix=dict(img='val/'),
+    metainfo=dict(classes={classes!r}), test_mode=True, pipeline=_load))
+test_evaluator = dict(_delete_=True, type='CocoMetric', ann_file={file!r}, metric='bbox')
+"""
+
+
+@pytest.mark.parametrize("task", ["detection"], indirect=True)
+def test_evaluation_goes_by_the_names_of_classes(task, work, config_of, folder, tmp_path, monkeypatch):
+    """Categories in another order in the file, classes in another order in the config, and a root category."""
+    from mmdet.models.detectors import TwoStageDetector
+
+    (root,) = (folder / "data").glob("shapes_coco*")
+    content = json.loads((root / "annotations/instances_val.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    content["categories"].insert(0, {"id": 0, "name": "star"})  # without objects
+    content["categories"].reverse()
+    file = tmp_path / "turned.json"
+    file.write_text(json.dumps(content))
+    config = config_of(task)
+    classes = [category["name"] for category in content["categories"]][:-1]
+    config.write_text(config.read_text() + OTHER_ORDER.format(root=str(root), file=str(file), classes=classes))
+
+    def all_right(self, inputs, samples, rescale=True):
+        """What a perfect detector finds that was trained with the classes in their own order."""
+        for sample in samples:
+            shapes = [shape for shape in content["annotations"] if shape["image_id"] == sample.img_id]
+            left, top, width, height = torch.tensor([shape["bbox"] for shape in shapes], dtype=torch.float32).T
+            labels = torch.tensor([KINDS.index(names[shape["category_id"]]) for shape in shapes])
+            boxes = torch.stack([left, top, left + width, top + height], dim=1)
+            sample.pred_instances = InstanceData(bboxes=boxes, labels=labels, scores=torch.ones(len(shapes)))
+        return samples
+
+    monkeypatch.setattr(TwoStageDetector, "predict", all_right)
+    assert evaluate(config, work / "epoch_2.pth", tmp_path)["coco/bbox_mAP"] == pytest.approx(1.0)
 
 
 def test_time_augmentation(task, work, config_of, tmp_path):

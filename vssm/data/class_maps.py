@@ -177,7 +177,7 @@ def check_class_maps(images: Path, maps: Path, image_suffix: str, map_suffix: st
             f"{len(missing)} of {len(found)} images in {images} have no class map *{map_suffix} in {maps}: "
             f"{some(missing)}"
         )
-    unused = there - {of_name for _, of_name in pairs}
+    unused = {name for name in there if name.endswith(map_suffix)} - {of_name for _, of_name in pairs}
     if unused:
         _logger.warning(f"{len(unused)} files in {maps} are of no image and are left out: {some(sorted(unused))}")
     return [(str(images / name), str(maps / of_name)) for name, of_name in pairs]

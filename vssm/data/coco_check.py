@@ -262,38 +262,42 @@ def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wan
 
 
 def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> None:
-    lacking, unusable = [], []
+    lacking, wrong, degenerate = [], [], []
     for shape in shapes:
         mask = shape.get("segmentation")
         if not mask:
             lacking.append(shape)
         elif not _is_mask(mask, images[shape["image_id"]]):
-            unusable.append(shape)
-    for wrong, what in ((lacking, "no mask ('segmentation')"), (unusable, "a mask that cannot be used")):
-        if wrong:
-            first = wrong[0]
-            told = (
-                f"{file}: {len(wrong)} of {len(shapes)} objects have {what} (first: annotation {first['id']} of "
-                f"{images[first['image_id']]['file_name']}, {str(first.get('segmentation'))[:80]})"
-            )
-            if wrong is lacking:
-                raise DataError(
-                    f"{told}, and the config asks for masks: use a detector of boxes (RetinaNet), with_mask=False in "
-                    "LoadAnnotations and metric='bbox' in the evaluator, or add the masks"
-                )
-            raise DataError(
-                f"{told}; expected polygons [x, y, x, y, x, y, ...] in pixels, or run lengths with the size of the "
-                "image, [height, width]"
-            )
+            wrong.append(shape)
+        elif isinstance(mask, list) and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask):
+            degenerate.append(shape)
+
+    def told(found: list[dict], what: str) -> str:
+        first = found[0]
+        name, shown = images[first["image_id"]]["file_name"], str(first.get("segmentation"))[:80]
+        count = f"{len(found)} of {len(shapes)} objects"
+        return f"{file}: {count} have {what} (first: annotation {first['id']} of {name}, {shown})"
+
+    if lacking:
+        raise DataError(
+            f"{told(lacking, 'no mask (segmentation)')}, and the config asks for masks: use a detector of boxes "
+            "(RetinaNet), with_mask=False in LoadAnnotations and metric='bbox' in the evaluator, or add the masks"
+        )
+    if wrong or (degenerate and len(degenerate) == len(shapes)):
+        raise DataError(
+            f"{told(wrong or degenerate, 'a mask that cannot be used')}; expected polygons [x, y, x, y, x, y, ...] in "
+            "pixels, or run lengths with the size of the image, [height, width]"
+        )
+    if degenerate:
+        _logger.warning(f"{told(degenerate, 'a mask of fewer than three points, and are left out')}")
 
 
 def _is_mask(mask: object, image: Mapping[str, Any]) -> bool:
+    """Whether a mask is run lengths of the image's size, or lists of finite numbers."""
     if isinstance(mask, dict):
         return list(mask.get("size", ())) == [image["height"], image["width"]] and bool(mask.get("counts"))
     try:
-        # A degenerate polygon among others is left out by mmdet; a mask of nothing else is a fault.
-        usable = [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
-        return bool(usable) and all(math.isfinite(sum(polygon)) for polygon in usable)
+        return isinstance(mask, list) and all(math.isfinite(sum(polygon)) for polygon in mask)
     except TypeError:
         return False
 

@@ -89,7 +89,9 @@ def names_of(opened: Reader, root: str | Path | None, options: Mapping[str, Any]
         return opened.names
     listed = Path(root or "") / "classnames.txt"
     if listed.is_file() and not options.get("class_map"):
-        return tuple(listed.read_text(encoding="utf-8-sig").splitlines())
+        names = listed.read_text(encoding="utf-8-sig").splitlines()
+        # Lists for ImageNet have some names twice, such as crane, the bird and the machine.
+        return tuple(f"{name} ({i})" if name in names[:i] else name for i, name in enumerate(names))
     labels = getattr(opened, "class_to_idx", None)
     return classes_of_map(labels) if labels else None
 
