@@ -1,6 +1,7 @@
 """Nothing outlives its parent: data workers and launched processes end with the process that started them."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,7 +36,8 @@ def protect_worker(worker_id: int = 0) -> None:
     Args:
         worker_id: unused; PyTorch passes it to a ``worker_init_fn``.
     """
-    parent = os.getppid()
+    started_by = multiprocessing.parent_process()  # known even if it has ended since
+    parent = started_by.pid if started_by else os.getppid()
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
