@@ -1,6 +1,7 @@
 """Processes: how many the machine has cores for, and that none outlives its parent."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -42,7 +43,8 @@ def protect_worker(worker_id: int = 0) -> None:
     Args:
         worker_id: unused; PyTorch passes it to a ``worker_init_fn``.
     """
-    parent = os.getppid()
+    started_by = multiprocessing.parent_process()  # known even if it has ended since
+    parent = started_by.pid if started_by else os.getppid()
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

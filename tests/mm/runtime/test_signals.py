@@ -13,11 +13,19 @@ from mmengine.hooks import Hook
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.mm.runtime.seeding import keep_epoch_seed
-from vssm.mm.runtime.signals import InterruptedTraining, SignalWatch
+from vssm.mm.runtime.signals import InterruptedTraining, InterruptHook, SignalWatch
 from vssm.processes import die_with_parent
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as clusters are")
 SMOOTH = {"type": "EMAHook", "momentum": 0.1}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Return when a condition holds, or fail."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class SendSignal(Hook):
@@ -28,15 +36,16 @@ class SendSignal(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter + 1 == self.step and not self.in_validation:
-            self.send()
+            self.send(runner)
 
     def before_val_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == self.step and self.in_validation:
-            self.send()
+            self.send(runner)
 
-    def send(self):
+    def send(self, runner):
         os.kill(os.getpid(), self.signum)
-        time.sleep(0.05)  # for the thread that takes it
+        (hook,) = [hook for hook in runner.hooks if isinstance(hook, InterruptHook)]
+        wait_for(lambda: hook.watch.received)
 
 
 def end_of(work_dir: Path) -> dict:
@@ -132,7 +141,8 @@ def test_the_same_signal_twice_in_milliseconds_is_one():
         watch.start()
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.05)
+        wait_for(lambda: watch.received)
+        time.sleep(0.1)
         os._exit(watch.received)
 
     assert code_of(child) == signal.SIGTERM
@@ -184,7 +194,8 @@ def alive(number: int) -> bool:
     [Numbers(), Numbers(seconds=1000), Numbers(size=100_000)],
     ids=["working", "stuck in an item", "stuck in a full pipe"],
 )
-def test_no_worker_outlives_its_parent(dataset, signum):
+@pytest.mark.parametrize("delay", [0, 0.4], ids=["on starting", "later"])
+def test_no_worker_outlives_its_parent(dataset, signum, delay):
     parent = os.fork()
     if not parent:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -193,17 +204,13 @@ def test_no_worker_outlives_its_parent(dataset, signum):
         time.sleep(60)
         del iterator
         os._exit(0)
-    deadline = time.monotonic() + 10
-    while len(workers := workers_of(parent)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.4)
-    assert len(workers) == 2 and all(map(alive, workers))
+    wait_for(lambda: len(workers_of(parent)) == 2)
+    workers = workers_of(parent)
+    time.sleep(delay)
+    assert all(map(alive, workers))
     os.kill(parent, signum)
     os.waitpid(parent, 0)
-    deadline = time.monotonic() + 2
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(map(alive, workers))
+    wait_for(lambda: not any(map(alive, workers)), seconds=3)
 
 
 def test_a_parent_that_ended_before_the_call():
@@ -224,19 +231,14 @@ def test_a_launched_process_saves_when_its_launcher_is_killed(tmp_path):
             watch.start()
             die_with_parent(parent, signal.SIGTERM)
             (tmp_path / "ready").touch()
-            while not watch.received:
-                time.sleep(0.02)
-            (tmp_path / "received").write_text(str(watch.received))
+            wait_for(lambda: watch.received)
+            (tmp_path / f"received_{watch.received}").touch()
             os._exit(0)
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.02)
+        wait_for((tmp_path / "ready").exists)
         os.kill(parent, signal.SIGKILL)
 
     assert code_of(launcher) == -signal.SIGKILL
-    deadline = time.monotonic() + 5
-    while not (tmp_path / "received").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert (tmp_path / "received").read_text() == str(int(signal.SIGTERM))
+    wait_for((tmp_path / f"received_{int(signal.SIGTERM)}").exists)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

@@ -1,0 +1,144 @@
+"""A resumed training: the config's schedules count, moved to the point in training, and every change is said."""
+
+import math
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from vssm.errors import ConfigError
+from vssm.models import CheckpointError
+
+RATE = 1e-3
+COSINE = [{"type": "CosineAnnealingLR", "eta_min": 0.0, "begin": 0, "end": 4, "convert_to_iter_based": True}]
+
+
+class Rates(Hook):
+    """The rate of each step."""
+
+    def __init__(self) -> None:
+        self.seen = {}
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.seen[runner.iter] = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
+
+
+def cosine(part: float) -> float:
+    return RATE * (1 + math.cos(math.pi * part)) / 2
+
+
+@pytest.mark.parametrize(
+    ("then", "told", "iters", "steps"),
+    [
+        ({}, None, 8, 4),
+        ({"train_dataloader__batch_size": 16}, "8 images per step, now 16", 4, 2),
+        ({"train_dataloader__batch_size": 4}, "8 images per step, now 4", 16, 8),
+        ({"train_dataloader__dataset__train": 64}, "32 images of the data set, now 64", 16, 8),
+        ({"optim_wrapper__accumulative_counts": 2}, "1 steps of gradient accumulation, now 2", 8, 4),
+    ],
+)
+def test_schedules_in_epochs_are_moved_to_the_point_in_training(stopped, caplog, then, told, iters, steps):
+    rest = stopped(step=9, train_cfg__max_epochs=4, param_scheduler=COSINE, then=then)
+    rates = Rates()
+    rest.register_hook(rates)
+    rest.logger.addHandler(caplog.handler)
+    rest.logger.setLevel("INFO")
+    rest.train()
+    assert list(rates.seen) == list(range(iters, 4 * steps))
+    for step, rate in rates.seen.items():
+        assert rate == pytest.approx(cosine(step / (4 * steps)), rel=1e-6, abs=1e-9), step
+    assert (told or "resumed at epoch 2 of 4") in caplog.text
+    assert told or "the checkpoint's training had" not in caplog.text
+
+
+def test_another_number_of_processes_counts_like_another_batch(stopped, monkeypatch, caplog):
+    rest = stopped(step=9, train_cfg__max_epochs=4, param_scheduler=COSINE)
+    monkeypatch.setattr("vssm.mm.runtime.resume.get_world_size", lambda: 2)
+    rest.logger.addHandler(caplog.handler)
+    rest.train()
+    assert "1 processes, now 2" in caplog.text and "8 images per step, now 16" in caplog.text
+
+
+def test_other_rates_and_more_epochs_in_the_config_count(stopped, caplog):
+    longer = [{**COSINE[0], "end": 8}]
+    rest = stopped(
+        step=9,
+        train_cfg__max_epochs=4,
+        param_scheduler=COSINE,
+        then={"train_cfg__max_epochs": 8, "param_scheduler": longer, "optim_wrapper__optimizer__lr": 3 * RATE},
+    )
+    rates = Rates()
+    rest.register_hook(rates)
+    rest.train()
+    assert rates.seen[8] == pytest.approx(3 * cosine(8 / 32), rel=1e-6)
+    assert list(rates.seen) == list(range(8, 32))
+
+
+def test_a_schedule_that_ends_before_the_training_is_told(stopped, caplog):
+    rest = stopped(step=5, train_cfg__max_epochs=4, param_scheduler=COSINE, then={"train_cfg__max_epochs": 6})
+    rest.logger.addHandler(caplog.handler)
+    rest.train()
+    assert "the schedules of param_scheduler end at step 16 of 24" in caplog.text
+
+
+def test_a_complete_training_says_that_nothing_is_left(trained, make_runner, caplog):
+    runner = make_runner(resume=True, load_from=str(trained / "epoch_2.pth"))
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert "nothing is left to train" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        [{"type": "LinearLR", "start_factor": 0.01, "end": 1, "convert_to_iter_based": True}, COSINE[0]],
+        [
+            {"type": "LinearLR", "start_factor": 0.01, "end": 3, "by_epoch": False},
+            {"type": "MultiStepLR", "milestones": [1, 2]},
+        ],
+        [{"type": "PolyLR", "power": 0.9, "end": 7, "by_epoch": False}],
+        [{"type": "ReduceOnPlateauLR", "monitor": "accuracy/top1", "patience": 0, "rule": "greater", "threshold": 50}],
+    ],
+    ids=["cosine", "steps", "poly", "plateau"],
+)
+def test_an_unchanged_schedule_goes_on_to_the_same_rates(stopped, make_runner, schedule):
+    options = {"train_cfg__max_epochs": 3, "param_scheduler": schedule}
+    whole, rates = make_runner(**options), [Rates(), Rates()]
+    whole.register_hook(rates[0])
+    whole.train()
+    rest = stopped(step=9, **options)
+    rest.register_hook(rates[1])
+    rest.train()
+    assert rates[1].seen == {step: rate for step, rate in rates[0].seen.items() if step >= 8}
+
+
+def test_another_optimiser_is_refused(stopped):
+    sgd = {"_delete_": True, "type": "SGD", "lr": 0.1}
+    with pytest.raises(CheckpointError, match="holds the state of AdamW, and the config's optimiser is SGD"):
+        stopped(step=5, then={"optim_wrapper__optimizer": sgd}).train()
+
+
+def test_a_training_that_counts_otherwise_is_refused(stopped):
+    by_steps = {"_delete_": True, "by_epoch": False, "max_iters": 9, "val_interval": 3}
+    with pytest.raises(ConfigError, match="counts epochs, and train_cfg counts steps"):
+        stopped(step=5, then={"train_cfg": by_steps}).train()
+
+
+def test_other_classes_are_refused(trained, make_runner):
+    checkpoint = torch.load(trained / "epoch_1.pth", weights_only=True)
+    names = list(checkpoint["meta"]["dataset_meta"]["classes"])
+    checkpoint["meta"]["dataset_meta"]["classes"] = names[::-1]
+    torch.save(checkpoint, trained / "epoch_1.pth")
+    with pytest.raises(ConfigError, match=f"'{names[-1]}' there is '{names[0]}' here"):
+        make_runner(resume=True, load_from=str(trained / "epoch_1.pth")).train()
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_seed(stopped, caplog, seed):
+    """Without one in the config the checkpoint's counts, also for the order of the images; another one is told."""
+    rest = stopped(step=5, randomness={"seed": 3}, then={"randomness": {"seed": seed}})
+    rest.logger.addHandler(caplog.handler)
+    rest.train()
+    assert rest.seed == (3 if seed is None else 5)
+    assert rest.train_dataloader.batch_sampler.sampler.seed == rest.seed
+    assert ("had the seed 3, now 5" in caplog.text) == (seed is not None)
