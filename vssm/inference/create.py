@@ -7,7 +7,11 @@ from torch import nn
 
 import vssm  # noqa: F401  (registers its models with timm)
 from vssm.errors import ConfigError
+from vssm.models import CheckpointError
 from vssm.scan import resolve_order
+
+# What constructors raise for values that they cannot use.
+_OF_ARGUMENTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def create_model(model_name: str, **arguments: object) -> nn.Module:
@@ -30,10 +34,12 @@ def create_model(model_name: str, **arguments: object) -> nn.Module:
             raise ConfigError(f"model.backbone.scan_order: {error}") from error
     try:
         return timm.create_model(model_name, **arguments)
-    except TypeError as error:
-        if "argument" not in str(error):
+    except CheckpointError:
+        raise
+    except _OF_ARGUMENTS as error:
+        if not arguments:
             raise
-        raise ConfigError(f"model {model_name!r}: {error}") from error
+        raise ConfigError(f"model {model_name!r}: {error or type(error).__name__}") from error
 
 
 def is_known(model_name: str) -> bool:
