@@ -2,57 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from collections.abc import Mapping
 
 import torch
 
-
-@dataclass(frozen=True)
-class _Rule:
-    expected: str
-    holds: Callable[[object], bool]
-
-
-def _whole(least: int, most: int) -> _Rule:
-    def holds(value: object) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
-
-    return _Rule(f"a whole number from {least} to {most}", holds)
-
-
-def _factor(with_zero: bool, most: int = 64) -> _Rule:
-    """A finite number; zero where it switches a part off."""
-
-    def holds(value: object) -> bool:
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-            return False
-        return (value >= 0 if with_zero else value > 0) and value <= most
-
-    return _Rule(f"a number from 0 to {most}" if with_zero else f"a number above 0, up to {most}", holds)
-
-
-def _list_of(rule: _Rule) -> _Rule:
-    def holds(value: object) -> bool:
-        listed = isinstance(value, Sequence) and not isinstance(value, str)
-        return listed and len(value) > 0 and all(map(rule.holds, value))
-
-    return _Rule(f"a list, each entry {rule.expected}", holds)
-
-
-def _one_or_pair(rule: _Rule) -> _Rule:
-    pair = _list_of(rule)
-
-    def holds(value: object) -> bool:
-        return rule.holds(value) or (pair.holds(value) and len(value) == 2)
-
-    return _Rule(f"{rule.expected}, or a pair of these", holds)
-
-
-def _rate_holds(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1
+from vssm.values import FLAG, RATE, Rule, check_values, list_of, number, one_or_pair, shortened, whole
 
 
 def _is_device(value: object) -> bool:
@@ -66,36 +20,34 @@ def _is_device(value: object) -> bool:
 
 
 _POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "")
-_RATE = _Rule("a number from 0 to below 1", _rate_holds)
-_FLAG = _Rule("True or False", lambda value: isinstance(value, bool))
-_MADE_BY_CALL = _Rule("a class or function", callable)
+_MADE_BY_CALL = Rule("a class or function", callable)
 # The upper bounds lie far above every published model: they refuse what would only fill the memory.
-_CHANNELS, _BLOCKS, _PIXELS = _whole(1, 16_384), _whole(1, 1024), _whole(1, 65_536)
+_CHANNELS, _BLOCKS, _PIXELS = whole(1, 16_384), whole(1, 1024), whole(1, 65_536)
 
 _RULES = {
     "in_chans": _CHANNELS,
-    "num_classes": _whole(0, 2**24),
-    "img_size": _one_or_pair(_PIXELS),
-    "patch_size": _whole(1, 1024),
-    "stride": _whole(1, 1024),
+    "num_classes": whole(0, 2**24),
+    "img_size": one_or_pair(_PIXELS),
+    "patch_size": whole(1, 1024),
+    "stride": whole(1, 1024),
     "embed_dim": _CHANNELS,
-    "dims": _list_of(_CHANNELS),
+    "dims": list_of(_CHANNELS),
     "depth": _BLOCKS,
-    "depths": _list_of(_BLOCKS),
-    "scanned_stages": _whole(0, 1024),
-    "state": _whole(1, 1024),
-    "expansion": _factor(with_zero=False),
-    "mlp_ratio": _factor(with_zero=True),
-    "conv_bias": _FLAG,
-    "gated": _FLAG,
-    "post_norm": _FLAG,
+    "depths": list_of(_BLOCKS),
+    "scanned_stages": whole(0, 1024),
+    "state": whole(1, 1024),
+    "expansion": number(0, 64, least_too=False),
+    "mlp_ratio": number(0, 64),
+    "conv_bias": FLAG,
+    "gated": FLAG,
+    "post_norm": FLAG,
     "stem": _MADE_BY_CALL,
     "downsample": _MADE_BY_CALL,
     "mixer": _MADE_BY_CALL,
     "scan_order": _MADE_BY_CALL,
-    "global_pool": _Rule(f"one of {_POOLS}", lambda value: value in _POOLS),
-    "device": _Rule("a device, such as 'cpu' or 'cuda:1', or None", _is_device),
-    "dtype": _Rule("a dtype, such as torch.bfloat16, or None", lambda value: isinstance(value, torch.dtype | None)),
+    "global_pool": Rule(f"one of {_POOLS}", lambda value: value in _POOLS),
+    "device": Rule("a device, such as 'cpu' or 'cuda:1', or None", _is_device),
+    "dtype": Rule("a dtype, such as torch.bfloat16, or None", lambda value: isinstance(value, torch.dtype | None)),
 }
 
 
@@ -114,18 +66,14 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
     Traceback (most recent call last):
     ValueError: drop_path_rate is 1.5; expected a number from 0 to below 1
     """
-    for name, value in arguments.items():
-        rule = _RATE if name.endswith("_rate") else _RULES.get(name)
-        if rule is not None and not rule.holds(value):
-            raise ValueError(f"{name} is {_short(value)}; expected {rule.expected}")
+    check_values(arguments, _rule_of)
     dims, depths = arguments.get("dims"), arguments.get("depths")
     if dims is not None and depths is not None and len(dims) != len(depths):
         raise ValueError(
             f"dims has {len(dims)} entries and depths {len(depths)}; expected as many, one for each stage: "
-            f"{_short(dims)} and {_short(depths)}"
+            f"{shortened(dims)} and {shortened(depths)}"
         )
 
 
-def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
+def _rule_of(name: str) -> Rule | None:
+    return RATE if name.endswith("_rate") else _RULES.get(name)
