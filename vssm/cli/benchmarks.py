@@ -36,9 +36,11 @@ from vssm.bench import (
 from vssm.cli.arguments import CHECKOUT, add_overwrite, pixels, positive
 from vssm.errors import ConfigError
 from vssm.files import check_outputs, make_directory
+from vssm.inference.create import check_known
 from vssm.inference.predictor import resolve_device
 from vssm.models import FAMILIES
 from vssm.scan import order_named, order_names
+from vssm_kernels import use_backend
 
 RESULTS = CHECKOUT / "model_cards/results.yaml"
 RECIPES = CHECKOUT / "configs/recipes.yaml"
@@ -53,7 +55,13 @@ def benchmark_parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser("kernels", help="the selective scan at the shapes of real models")
     kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
                          help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
-    kernels.add_argument("--backends", nargs="+", help="default: triton on a GPU, native and grouped on a CPU")
+    kernels.add_argument(
+        "--backends",
+        nargs="+",
+        type=known_backend,
+        metavar="NAME",
+        help="default: triton on a GPU, native and grouped on a CPU",
+    )
     kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
                          help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
     kernels.add_argument("--batch", type=positive, help="instead of each case's own")
@@ -86,6 +94,14 @@ def known_device(name: str) -> torch.device:
     try:
         return resolve_device(name)
     except ConfigError as error:  # a sentence for the user
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def known_backend(name: str) -> str:
+    try:
+        with use_backend(name):
+            return name
+    except ValueError as error:  # a sentence for the user
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -154,6 +170,8 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
     modes = (False, True) if arguments.train else (False,)
     runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
     runs += [(how, False, 1) for how in executions] if arguments.latency and arguments.batch > 1 else []
+    for name in arguments.names:
+        check_known(name)
     for name in arguments.names:
         for size in arguments.sizes:
             for execution, training, batch in runs:

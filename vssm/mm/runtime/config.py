@@ -129,11 +129,12 @@ def read_config(path: str | Path, options: dict | None = None) -> Config:
         config = Config.fromfile(path)
         config.merge_from_dict(options or {})
     except SyntaxError as error:
-        raise ConfigError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+        file = path if error.filename in (None, "<unknown>") else error.filename
+        raise ConfigError(f"{file}, line {error.lineno}: {error.msg}") from error
     except ImportError as error:
         hint = "; detection and segmentation need: pip install 'vssm[train,mm]'" if _of_mm(error) else ""
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}{hint}") from error
-    except (AttributeError, KeyError, NameError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # a config is code, and can raise anything
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     return config
 
