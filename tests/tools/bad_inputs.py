@@ -146,8 +146,8 @@ COMMANDS = [
             ("train_cfg.max_epochs=[1", r"max_epochs is '\[1'"),
             ("model.backbone.model_name=vim_tinny", r"did you mean vim_tiny"),
             ("model.backbone.drop_path_rate=2", r"drop_path_rate is 2; expected a number from 0 to below 1"),
-            ("model.backbone.num_classes=-1", r"the data have 10 classes, but the model -1"),
-            ("model.backbone.num_classes=ten", r"num_classes is 'ten'|10 classes, but the model ten"),
+            ("model.backbone.num_classes=-1", r"num_classes is -1; expected a whole number from 0"),
+            ("model.backbone.num_classes=ten", r"num_classes is 'ten'; expected a whole number"),
             (
                 "model.backbone.model_name=vim_tiny model.backbone.depth=0",
                 r"depth is 0; expected a whole number from 1",
