@@ -268,7 +268,7 @@ def test_batches_are_positive(capsys):
     for text in ("0", "-1", "x"):
         with pytest.raises(SystemExit):
             cli.predict(["a.png", "--batch", text])
-        assert "takes a number of 1 or more" in capsys.readouterr().err
+        assert "takes a whole number from 1 to" in capsys.readouterr().err
 
 
 def test_a_line_shows_how_far_it_is(capsys):
