@@ -4,6 +4,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from vssm.errors import ConfigError
@@ -66,6 +67,34 @@ def make_directory(directory: Path, option: str) -> None:
         raise ConfigError(
             f"the directory {directory} cannot be written: {error.strerror}; choose another with {option}"
         ) from error
+
+
+def check_outputs(
+    outputs: Iterable[Path], option: str, overwrite: bool, inputs: Iterable[str | Path | None] = ()
+) -> None:
+    """Refuse to write over files of the user, before any work is done.
+
+    Args:
+        outputs: the files that will be written.
+        option: the command-line option that names them, for the error.
+        overwrite: whether earlier results may be replaced; inputs never are.
+        inputs: files that the command reads; None for one that is not given.
+
+    Raises:
+        ConfigError: an output exists, or is an input.
+
+    >>> check_outputs([Path("/dev/null")], "--out", overwrite=False)
+    Traceback (most recent call last):
+    vssm.errors.ConfigError: --out: /dev/null exists already: choose another name, or allow it with --overwrite
+    """
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    for path in outputs:
+        if os.path.realpath(path) in read:
+            raise ConfigError(f"{option}: {path} would overwrite an input of this command: choose another name")
+        if path.is_dir():
+            raise ConfigError(f"{option}: {path} is a folder; expected the name of a file")
+        if not overwrite and os.path.lexists(path):
+            raise ConfigError(f"{option}: {path} exists already: choose another name, or allow it with --overwrite")
 
 
 def file_stem(text: str) -> str:

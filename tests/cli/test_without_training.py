@@ -25,7 +25,7 @@ CALLS = [
     ("compare", ["small.py"], 1, "need mmengine: pip install"),
     ("demo", [], 1, "need mmengine: pip install"),
     ("benchmark", ["heads", "small.py"], 1, "need mmengine: pip install"),
-    ("predict", ["image.png", "--model", "small.py"], 1, "need mmengine: pip install"),
+    ("predict", ["image.png", "--model", "small.py", "--out", "other.png"], 1, "need mmengine: pip install"),
 ]
 CALL_ALL = """
 import contextlib, io, sys

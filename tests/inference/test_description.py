@@ -181,7 +181,7 @@ def test_a_strangers_file_is_one_sentence(changes: dict, tmp_path: Path, monkeyp
 
 
 def test_a_giant_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
-    """90,000 channels in a file of a few kilobytes: the first block alone would take 97 GB."""
-    torch.save(classifier(backbone={"model_name": "vim_tiny", "depth": 1, "embed_dim": 90_000}), tmp_path / "giant.pth")
+    """16,000 channels in a file of a few kilobytes: the first block alone would take gigabytes."""
+    torch.save(classifier(backbone={"model_name": "vim_tiny", "depth": 1, "embed_dim": 16_000}), tmp_path / "giant.pth")
     with pytest.raises(CheckpointError, match=r"giant\.pth does not fit Vim"):
         load_predictor(None, tmp_path / "giant.pth")

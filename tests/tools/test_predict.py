@@ -95,7 +95,7 @@ def predictor():
     """A classifier of three classes, small and fast."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3))
-    return Predictor(model, build_transform(dict(type="TimmTransform", input_size=8)), LABELS)
+    return Predictor(model, build_transform(dict(type="TimmTransform", input_size=8)), LABELS, {})
 
 
 @pytest.fixture
@@ -215,10 +215,10 @@ def test_where_pictures_may_not_go(photos, tmp_path):
     for name in ("x.json", "x.pdf", "x.txt"):
         with pytest.raises(ConfigError, match=r"--out .*expected \.png, \.jpg"):
             check_out(tmp_path / name, paths)
-    with pytest.raises(ConfigError, match="would overwrite the image"):
+    with pytest.raises(ConfigError, match="would overwrite an input"):
         check_out(paths[0], paths[:1])
     Image.new("RGB", (2, 2)).save(tmp_path / "photos/c_a.png")
-    with pytest.raises(ConfigError, match="would overwrite the image"):
+    with pytest.raises(ConfigError, match="would overwrite an input"):
         check_out(tmp_path / "photos/c.png", [*paths, tmp_path / "photos/c_a.png"])
 
 
@@ -268,7 +268,7 @@ def test_batches_are_positive(capsys):
     for text in ("0", "-1", "x"):
         with pytest.raises(SystemExit):
             cli.predict(["a.png", "--batch", text])
-        assert "takes a number of 1 or more" in capsys.readouterr().err
+        assert "takes a whole number from 1 to" in capsys.readouterr().err
 
 
 def test_a_line_shows_how_far_it_is(capsys):

@@ -60,11 +60,9 @@ def test_weights_without_a_training(run, tmp_path):
     ("arguments", "told"),
     [
         (("orders", "hilbrt"), "error: no scan order is named 'hilbrt'; known: "),
-        (("orders", "--grid", "0", "4"), "needs a grid of at least 1 x 1 tokens; got 0 x 4"),
         (("erf",), "error: which model? Name it with --model"),
         (("erf", "--model", "vim_tyni"), "error: there is no model called 'vim_tyni'; did you mean"),
         (("attention", "--model", "vim_tiny", "--layer", "99"), "error: layer is 99; this model has 24 scans"),
-        (("attention", "--model", "vim_tiny", "--place", "2", "0"), "error: place is (2.0, 0.0); expected two numbers"),
     ],
 )
 def test_failures_are_one_sentence(run, arguments, told):

@@ -74,7 +74,7 @@ def write_csv(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
     columns = [*dict.fromkeys(name for row in rows for name in row), *facts]
     temporary = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w", newline="") as file:
+    with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({**row, **facts} for row in rows)

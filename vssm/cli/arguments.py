@@ -1,6 +1,9 @@
 """Command-line options of the tools. Nothing here imports a training package."""
 
 import argparse
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 # Of the checkout: tools and configurations are not part of an installed package.
@@ -15,11 +18,40 @@ def key_value(pair: str) -> str:
     return pair
 
 
-def positive(text: str) -> int:
-    """Refuse a number below one."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a number of 1 or more, but got {text!r}")
-    return int(text)
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A type of option that refuses all but whole numbers of a range.
+
+    >>> whole_number(1, 8)("2")
+    2
+    """
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"takes a whole number from {least} to {most}, but got {text!r}")
+        return int(text)
+
+    return parse
+
+
+positive = whole_number(1, 1_000_000)
+pixels = whole_number(1, 65_536)
+seed = whole_number(0, 2**32 - 1)
+
+
+def share(text: str) -> float:
+    """Refuse all but numbers from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"takes a number from 0 to 1, but got {text!r}")
+    return value
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add the option without which no existing result is replaced."""
+    parser.add_argument("--overwrite", action="store_true", help="replace results that exist already; inputs never are")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +80,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="what started the processes; pytorch means torchrun (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, help="seed of every random number (default: the config's)")
+    parser.add_argument("--seed", type=seed, help="seed of every random number (default: the config's)")
     parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
 
 
@@ -128,6 +160,7 @@ def predict_parser() -> argparse.ArgumentParser:
         help="images that are read and predicted together; fewer take less memory (default: %(default)s)",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
+    add_overwrite(parser)
     return parser
 
 
@@ -140,12 +173,12 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path, metavar="STUDY", help="such as configs/studies/scan_orders.py")
     parser.add_argument(
         "--parallel",
-        type=int,
+        type=positive,
         default=1,
         metavar="N",
         help="trainings at a time, spread over the GPUs (default: %(default)s)",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: those of the study")
+    parser.add_argument("--seeds", nargs="+", type=seed, metavar="SEED", help="default: those of the study")
     parser.add_argument(
         "--work-dir", type=Path, help="folder of trainings and their logs (default: work_dirs/<name of the study>)"
     )
@@ -161,6 +194,7 @@ def compare_parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change the config of all trainings: --cfg-options train_cfg.max_epochs=5",
     )
+    add_overwrite(parser)
     return parser
 
 
@@ -181,21 +215,21 @@ def visualize_parser() -> argparse.ArgumentParser:
     orders = commands.add_parser("orders", help="one picture of each scan order on a grid")
     orders.add_argument("names", nargs="*", metavar="NAME", help='such as hilbert or "windows(4)" (default: all)')
     orders.add_argument(
-        "--grid", nargs=2, type=int, default=(8, 10), metavar=("H", "W"), help="in tokens (default: 8 10)"
+        "--grid", nargs=2, type=positive, default=(8, 10), metavar=("H", "W"), help="in tokens (default: 8 10)"
     )
     orders.add_argument(
         "--out", type=Path, default=Path("orders"), metavar="FOLDER", help="for the pictures (default: %(default)s)"
     )
     field = commands.add_parser("erf", help="the effective receptive field of a model, before and after training")
     field.add_argument(
-        "--images", type=int, default=16, metavar="N", help="number to average over (default: %(default)s)"
+        "--images", type=positive, default=16, metavar="N", help="number to average over (default: %(default)s)"
     )
     attention = commands.add_parser("attention", help="the hidden attention of a chosen token in one layer")
     attention.add_argument("--image", type=Path, metavar="FILE", help="default: one of the embedded set")
     attention.add_argument(
         "--place",
         nargs=2,
-        type=float,
+        type=share,
         default=(0.5, 0.5),
         metavar=("DOWN", "ALONG"),
         help="of the token in the image, from 0 to 1 (default: the middle)",
@@ -221,4 +255,6 @@ def visualize_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--out", type=Path, default=Path(name), metavar="FILE", help="the picture (default: %(default)s)"
         )
+    for command in (orders, field, attention):
+        add_overwrite(command)
     return parser

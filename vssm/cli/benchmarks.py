@@ -33,10 +33,14 @@ from vssm.bench import (
     write_csv,
     write_plot,
 )
-from vssm.cli.arguments import CHECKOUT
+from vssm.cli.arguments import CHECKOUT, add_overwrite, pixels, positive
 from vssm.errors import ConfigError
+from vssm.files import check_outputs, make_directory
+from vssm.inference.create import check_known
+from vssm.inference.predictor import resolve_device
 from vssm.models import FAMILIES
 from vssm.scan import order_named, order_names
+from vssm_kernels import use_backend
 
 RESULTS = CHECKOUT / "model_cards/results.yaml"
 RECIPES = CHECKOUT / "configs/recipes.yaml"
@@ -51,15 +55,21 @@ def benchmark_parser() -> argparse.ArgumentParser:
     kernels = commands.add_parser("kernels", help="the selective scan at the shapes of real models")
     kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
                          help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
-    kernels.add_argument("--backends", nargs="+", help="default: triton on a GPU, native and grouped on a CPU")
+    kernels.add_argument(
+        "--backends",
+        nargs="+",
+        type=known_backend,
+        metavar="NAME",
+        help="default: triton on a GPU, native and grouped on a CPU",
+    )
     kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
                          help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
-    kernels.add_argument("--batch", type=int, help="instead of each case's own")
+    kernels.add_argument("--batch", type=positive, help="instead of each case's own")
 
     models = commands.add_parser("models", help="any timm models end to end")
     models.add_argument("names", nargs="+", metavar="MODEL", help="vim_tiny, deit_tiny_patch16_224, ...")
-    models.add_argument("--sizes", nargs="+", type=int, default=[224], help="pixels (default: 224)")
-    models.add_argument("--batch", type=int, default=128, help="default: %(default)s")
+    models.add_argument("--sizes", nargs="+", type=pixels, default=[224], help="pixels (default: 224)")
+    models.add_argument("--batch", type=positive, default=128, help="default: %(default)s")
     models.add_argument("--train", action="store_true", help="also forward, backward and an AdamW step")
     models.add_argument("--compile", action="store_true", help="also through torch.compile")
     models.add_argument("--graph", action="store_true", help="also as CUDA graphs; with --compile, of both")
@@ -68,15 +78,31 @@ def benchmark_parser() -> argparse.ArgumentParser:
 
     heads = commands.add_parser("heads", help="detectors and segmentors, and their backbones alone")
     heads.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="configs/detection/... or segmentation/")
-    heads.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"),
+    heads.add_argument("--size", nargs=2, type=pixels, metavar=("HEIGHT", "WIDTH"),
                        help="pixels (default: 800 1280 for detection, 512 2048 for segmentation)")  # fmt: skip
-    heads.add_argument("--batch", type=int, default=1, help="default: %(default)s")
+    heads.add_argument("--batch", type=positive, default=1, help="default: %(default)s")
 
     for command in (kernels, models, heads):
         command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
-        command.add_argument("--device", type=torch.device, help="default: a GPU if there is one")
+        command.add_argument("--device", type=known_device, help="default: a GPU if there is one")
         command.add_argument("--csv", type=Path, help="write the results with device, versions, commit and command")
+        add_overwrite(command)
     return parser
+
+
+def known_device(name: str) -> torch.device:
+    try:
+        return resolve_device(name)
+    except ConfigError as error:  # a sentence for the user
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def known_backend(name: str) -> str:
+    try:
+        with use_backend(name):
+            return name
+    except ValueError as error:  # a sentence for the user
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def known_order(name: str) -> str:
@@ -93,6 +119,11 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if getattr(arguments, "graph", False) and device.type != "cuda":
         raise ConfigError(f"--graph captures CUDA graphs, which needs a GPU; the device is {device}")
+    inputs = getattr(arguments, "configs", ())
+    for option in ("csv", "plot"):
+        if path := getattr(arguments, option, None):
+            check_outputs([path], f"--{option}", arguments.overwrite, inputs)
+            make_directory(path.parent, f"--{option}")
     facts = environment(device)
     print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
     rows = []
@@ -139,6 +170,8 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
     modes = (False, True) if arguments.train else (False,)
     runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
     runs += [(how, False, 1) for how in executions] if arguments.latency and arguments.batch > 1 else []
+    for name in arguments.names:
+        check_known(name)
     for name in arguments.names:
         for size in arguments.sizes:
             for execution, training, batch in runs:

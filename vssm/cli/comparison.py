@@ -11,8 +11,7 @@ import torch
 from vssm.bench import environment, write_csv
 from vssm.bench.summary import COSTS, study_table, summarise
 from vssm.cli.arguments import CHECKOUT
-from vssm.errors import ConfigError
-from vssm.files import make_directory
+from vssm.files import check_outputs, make_directory
 from vssm.mm.runtime.config import parse_options
 from vssm.mm.tasks.study import Report, load_study, make_data, measure, train_study
 from vssm.viz import draw_comparison
@@ -24,14 +23,13 @@ def run_study(arguments: argparse.Namespace) -> None:
     """Train and compare as the arguments of `compare_parser` say."""
     # A time limit sends SIGTERM. Like Ctrl-C, it shall also end the trainings.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if arguments.parallel < 1:
-        raise ConfigError(f"--parallel is {arguments.parallel}; expected at least 1")
     name = arguments.config.stem
     study = load_study(arguments.config, parse_options(arguments.cfg_options), arguments.seeds)
     directory = arguments.work_dir or Path("work_dirs") / name
     out = arguments.out or directory
     make_directory(directory, "--work-dir")
     make_directory(out, "--out")
+    check_outputs([out / f"{name}{end}" for end in (".csv", ".md", ".png")], "--out", arguments.overwrite)
 
     print(study.title)
     make_data(study)

@@ -13,12 +13,16 @@ from vssm import inference
 from vssm.data import ensure_shapes, read_rgb
 from vssm.data.transforms import Transform
 from vssm.errors import ConfigError, UserError
-from vssm.files import file_stem, make_directory
+from vssm.files import check_outputs, file_stem, make_directory
 from vssm.inference.predictor import model_arguments
 from vssm.models import CheckpointError
 from vssm.scan import order_named, order_names
 from vssm.viz import attention_maps, draw_attention, draw_order, draw_receptive_fields, receptive_field
 from vssm.viz.attention import memory_needed, scan_input
+from vssm.viz.style import picture_format
+
+# Tokens of a picture of an order: a cell is 66 pixels wide while it is drawn, and two directions stand side by side.
+LARGEST_SIDE, LARGEST_GRID = 128, 4096
 
 
 def draw(arguments: argparse.Namespace) -> None:
@@ -33,15 +37,23 @@ def draw(arguments: argparse.Namespace) -> None:
 
 
 def draw_orders(arguments: argparse.Namespace) -> None:
+    height, width = arguments.grid
+    if max(height, width) > LARGEST_SIDE or height * width > LARGEST_GRID:
+        raise ConfigError(
+            f"--grid {height} {width} is too large for a picture: expected at most {LARGEST_SIDE} tokens a side and "
+            f"{LARGEST_GRID} in all"
+        )
+    files = {name: arguments.out / f"{file_stem(name)}.png" for name in arguments.names or order_names()}
+    functions = {name: order_named(name) for name in files}
     make_directory(arguments.out, "--out")
-    for name in arguments.names or order_names():
-        order = order_named(name)(*arguments.grid)
-        file = arguments.out / f"{file_stem(name)}.png"
+    check_outputs(files.values(), "--out", arguments.overwrite)
+    for name, file in files.items():
+        order = functions[name](*arguments.grid)
         print(draw_order(order, *arguments.grid, title=name, path=file))
 
 
 def draw_erf(arguments: argparse.Namespace) -> None:
-    make_directory(arguments.out.parent, "--out")
+    check_picture(arguments)
     models = load_models(arguments.model, arguments.checkpoint)
     files = embedded_images(arguments.data, arguments.images, models.transform)
     images = torch.stack([models.transform(read_rgb(str(file), str(file))) for file in files])
@@ -53,7 +65,7 @@ def draw_erf(arguments: argparse.Namespace) -> None:
 
 
 def draw_hidden_attention(arguments: argparse.Namespace) -> None:
-    make_directory(arguments.out.parent, "--out")
+    check_picture(arguments)
     models = load_models(arguments.model, arguments.checkpoint)
     model = models.trained or models.initial
     file = arguments.image or embedded_images(arguments.data, 1, models.transform)[0]
@@ -63,6 +75,14 @@ def draw_hidden_attention(arguments: argparse.Namespace) -> None:
     title = f"hidden attention of {models.name}, {name}"
     print(draw_attention(visible(image), token, maps, title, path=arguments.out))
     print(f"largest tensor: {memory / 2**20:.1f} MiB")
+
+
+def check_picture(arguments: argparse.Namespace) -> None:
+    """Check where the picture goes, before a model is built."""
+    picture_format(arguments.out)
+    make_directory(arguments.out.parent, "--out")
+    inputs = (arguments.checkpoint, getattr(arguments, "image", None))
+    check_outputs([arguments.out], "--out", arguments.overwrite, inputs)
 
 
 @dataclass(frozen=True)

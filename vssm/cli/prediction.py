@@ -5,12 +5,11 @@ Images are read, predicted, drawn and forgotten a batch at a time, so that memor
 
 import argparse
 import glob
-import io
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -24,7 +23,7 @@ from vssm.data.classes import some
 from vssm.data.decode import IMAGE_SUFFIXES, is_image_name
 from vssm.data.folders import is_hidden, walk_files
 from vssm.errors import ConfigError, UserError
-from vssm.files import make_directory, replace_atomically
+from vssm.files import check_outputs, make_directory, replace_atomically
 from vssm.inference.predictor import Predictor, predictor_of, read_labels, resolve_device
 from vssm.viz import draw_predictions
 from vssm.viz.predictions import PORTRAIT
@@ -47,10 +46,10 @@ def run_prediction(arguments: argparse.Namespace) -> None:
     Raises:
         UnreadImagesError: at the end, if images could not be read.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack the script of a class's name
     paths = find_images(arguments.images)
-    check_out(arguments.out, paths)
+    config = arguments.model if arguments.model and arguments.model.endswith(".py") else None
+    others = (arguments.checkpoint, arguments.labels, config)
+    check_out(arguments.out, paths, overwrite=arguments.overwrite, others=others)
     predictor = load_predictor(arguments.model, arguments.checkpoint, arguments.labels, arguments.device)
     bad = []
     try:
@@ -100,21 +99,29 @@ def find_images(given: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def check_out(picture: Path, paths: Sequence[Path]) -> None:
+def check_out(
+    picture: Path, paths: Sequence[Path], overwrite: bool = False, others: Iterable[str | Path | None] = ()
+) -> None:
     """Check where pictures go, before anything is predicted.
 
+    Args:
+        picture: the name that the others are made from.
+        paths: the images.
+        overwrite: whether earlier results may be replaced.
+        others: further files that are read.
+
     Raises:
-        ConfigError: a format that is not known, a folder that cannot be written, or an image that would be overwritten.
+        ConfigError: a format that is not known, a folder that cannot be written, or a file that would be overwritten.
     """
     try:
         picture_format(picture)
     except ValueError as error:
         raise ConfigError(f"--out {error}") from error
     make_directory(picture.parent, "--out")
-    inputs = {path.resolve() for path in paths}
-    for file in (picture, *pictures_of(picture, paths)):
-        if file.resolve() in inputs:
-            raise ConfigError(f"--out {picture} would overwrite the image {file}: choose another name")
+    if picture.is_dir():
+        raise ConfigError(f"--out {picture} is a folder; expected the name of a file in it")
+    files = (picture, picture.with_suffix(".json"), *pictures_of(picture, paths), *sheets_of(picture, len(paths)))
+    check_outputs(files, "--out", overwrite, (*paths, *others))
 
 
 def load_predictor(
@@ -190,8 +197,8 @@ class _Sheets:
     """Predicts with a classifier, and draws small copies of the images on pictures of many."""
 
     def __init__(self, predictor: Predictor, picture: Path, count: int) -> None:
-        self.predictor, self.picture = predictor, picture
-        self.digits = len(str(-(-count // SHEET))) if count > SHEET else 0
+        self.predictor = predictor
+        self.files = sheets_of(picture, count)
         self.number = 1
         self.images: list[Image.Image] = []
         self.predictions: list[list[tuple[str, float]]] = []
@@ -208,9 +215,7 @@ class _Sheets:
             yield {"picture": str(self._file()), "classes": best}
 
     def _file(self) -> Path:
-        if not self.digits:
-            return self.picture
-        return self.picture.with_name(f"{self.picture.stem}_{self.number:0{self.digits}}{self.picture.suffix}")
+        return self.files[self.number - 1]
 
     def finish(self) -> None:
         if self.images:
@@ -251,6 +256,15 @@ def _json_list(file: Path) -> Iterator:
             opened.write("\n]\n")
             opened.close()
             replace_atomically(temporary, file)
+
+
+def sheets_of(picture: Path, count: int) -> list[Path]:
+    """The pictures of a classifier's predictions of `count` images; numbered where there are several."""
+    sheets = -(-count // SHEET)
+    if sheets <= 1:
+        return [picture]
+    digits = len(str(sheets))
+    return [picture.with_name(f"{picture.stem}_{number:0{digits}}{picture.suffix}") for number in range(1, sheets + 1)]
 
 
 def pictures_of(picture: Path, paths: Sequence[Path]) -> list[Path]:

@@ -1,6 +1,7 @@
 """Runs a command: a foreseeable failure is one sentence on stderr and exit code 1."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,9 @@ def run_tool(main: Callable[[argparse.Namespace], None], arguments: argparse.Nam
         The exit code: 0, or 1 after such a failure; 128 and the number of the signal for a training that a signal
         stopped. Any other failure keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The terminal may lack the script of a class's name, and file names may hold bytes that are no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(arguments)
     except (UserError, CheckpointError, DataError) as error:

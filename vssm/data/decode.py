@@ -18,6 +18,8 @@ from vssm.files import check_regular
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 # Above this Pillow warns, above twice as many it refuses. Decoded, this many pixels take 0.3 to 0.7 GB.
 MAX_PIXELS = 89_478_485
+# The longer side over the shorter one. Transforms enlarge the shorter side to some 256 pixels, and the other with it.
+MAX_ASPECT = 500
 # Endings of the names of images, in any case. Pillow reads AVIF and JPEG 2000 where it was built with them.
 _SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm",
@@ -68,8 +70,8 @@ def read_rgb(file: str | IO[bytes], path: str, *, upright: bool = True) -> Image
         The image, fully decoded. Of an animation the first frame.
 
     Raises:
-        BadImageError: no regular file, or one that is truncated, corrupt, not an image, of more than MAX_PIXELS pixels,
-            or with values of no known range.
+        BadImageError: no regular file, or one that is truncated, corrupt, not an image, of more than MAX_PIXELS pixels
+            or more oblong than MAX_ASPECT, or with values of no known range.
     """
     try:
         if isinstance(file, str):
@@ -78,6 +80,8 @@ def read_rgb(file: str | IO[bytes], path: str, *, upright: bool = True) -> Image
             width, height = image.size  # in the file's head: nothing is decoded yet
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width} x {height} pixels are too many; expected at most {MAX_PIXELS:,} in all")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise ValueError(f"{width} x {height} pixels are too oblong; expected at most {MAX_ASPECT} to 1")
             image.load()
             return to_rgb(image, upright=upright)
     except _DECODING_ERRORS as error:

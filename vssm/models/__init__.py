@@ -6,6 +6,7 @@
 import importlib
 import pkgutil
 
+from vssm.models._arguments import check_arguments
 from vssm.models._checkpoint import (
     CheckpointError,
     Renaming,
@@ -42,6 +43,7 @@ __all__ = [
     "Pyramid",
     "Renaming",
     "Variant",
+    "check_arguments",
     "check_fits",
     "load_checkpoint",
     "official_state_dict",

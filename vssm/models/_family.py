@@ -17,8 +17,9 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
+from vssm.models._arguments import check_arguments
 from vssm.models._checkpoint import CheckpointError, fit, our_layout, unwrap
-from vssm.models._contract import Backbone, quarters
+from vssm.models._contract import Backbone, quarters, with_defaults
 from vssm.scan import resolve_order
 
 
@@ -164,10 +165,14 @@ def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs:
 
     `features_only=True` gives four maps, or all where there are fewer, unless `out_indices` are asked for. A
     `scan_order` may be a name, an order function or a list of them; models themselves take functions only.
+
+    Raises:
+        ValueError: an argument that the model cannot mean.
     """
     if "scan_order" in kwargs:
         kwargs["scan_order"] = resolve_order(kwargs["scan_order"])
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+    check_arguments(with_defaults(model_class, kwargs))
     if pretrained:
         _check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)
     default_indices = quarters(model_class.count_maps(kwargs))

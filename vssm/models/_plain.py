@@ -11,6 +11,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from vssm.models._arguments import check_arguments
 from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
 
 
@@ -47,6 +48,8 @@ class Plain(Backbone):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        sizes = {"embed_dim": num_features, "stride": stride, "depth": depth}
+        check_arguments({**sizes, "in_chans": in_chans, "num_classes": num_classes, "drop_rate": drop_rate})
         self.in_chans, self.num_classes = in_chans, num_classes
         self.num_features = self.head_hidden_size = num_features
         self.global_pool = self._checked_pool(global_pool)
@@ -141,6 +144,7 @@ class Plain(Backbone):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier (none for 0 classes), and another pooling where given."""
+        check_arguments({"num_classes": num_classes})
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = self._checked_pool(global_pool)

@@ -13,6 +13,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from vssm.models._arguments import check_arguments
 from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
 
 
@@ -55,7 +56,11 @@ def make_stages(
         downsample: makes the layer that a stage begins with, except the first, from numbers of channels.
         drop_path_rate: of the last block.
         **dd: device and dtype.
+
+    Raises:
+        ValueError: sizes or a rate that no model can mean.
     """
+    check_arguments({"dims": dims, "depths": depths, "drop_path_rate": drop_path_rate})
     rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
     return [
         Stage(
@@ -94,6 +99,8 @@ class Pyramid(Backbone):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
+        sizes = {"in_chans": in_chans, "num_classes": num_classes}
+        check_arguments({**sizes, "global_pool": global_pool, "drop_rate": drop_rate})
         self.in_chans, self.num_classes = in_chans, num_classes
         self.stem = stem
         self.stages = nn.Sequential(*stages)
@@ -169,6 +176,7 @@ class Pyramid(Backbone):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier (none for 0 classes), and another pooling where given."""
+        check_arguments({"num_classes": num_classes})
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features

@@ -14,6 +14,10 @@ from torch import Tensor
 
 OrderFunction = Callable[[int, int], "ScanOrder"]
 
+# The largest grid of a table, padding included: a picture of 16,384 x 16,384 pixels in patches of 4. Tables of more
+# would take gigabytes.
+MAX_CELLS = 2**24
+
 _registry: dict[str, OrderFunction | OrderWithNumber] = {}
 
 
@@ -101,7 +105,9 @@ def scan_order(function: Callable[[int, int], Tensor | ScanOrder]) -> OrderFunct
     return order
 
 
-def scan_order_with(default: int, least: int = 0) -> Callable[[Callable[..., Tensor | ScanOrder]], OrderWithNumber]:
+def scan_order_with(
+    default: int, least: int = 0, most: int = 10**9
+) -> Callable[[Callable[..., Tensor | ScanOrder]], OrderWithNumber]:
     """Decorator: register an order that takes a whole number, such as a window's size.
 
     The function takes (number, height, width) and returns a ScanOrder, or the table alone. The decorated object takes
@@ -110,11 +116,11 @@ def scan_order_with(default: int, least: int = 0) -> Callable[[Callable[..., Ten
 
     Args:
         default: the number where a name gives none.
-        least: the smallest number that makes sense.
+        least, most: the smallest and the largest number that make sense.
     """
 
     def decorate(function: Callable[..., Tensor | ScanOrder]) -> OrderWithNumber:
-        order = OrderWithNumber(function, default, least)
+        order = OrderWithNumber(function, default, least, most)
         _register(function.__name__, order)
         return order
 
@@ -124,13 +130,13 @@ def scan_order_with(default: int, least: int = 0) -> Callable[[Callable[..., Ten
 class OrderWithNumber:
     """A family of orders with a whole-number parameter; call it with the number to get the order function."""
 
-    def __init__(self, function: Callable[..., Tensor | ScanOrder], default: int, least: int):
+    def __init__(self, function: Callable[..., Tensor | ScanOrder], default: int, least: int, most: int):
         update_wrapper(self, function)
-        self.function, self.default, self.least = function, default, least
+        self.function, self.default, self.least, self.most = function, default, least, most
 
     def __call__(self, number: int) -> OrderFunction:
-        if not isinstance(number, int) or isinstance(number, bool) or number < self.least:
-            raise ValueError(f"{self.__name__}({number!r}): expected a whole number from {self.least}")
+        if not isinstance(number, int) or isinstance(number, bool) or not self.least <= number <= self.most:
+            raise ValueError(f"{self.__name__}({number!r}): expected a whole number from {self.least} to {self.most}")
         return _Numbered(self, number)
 
     def __reduce__(self) -> str:
@@ -155,12 +161,26 @@ class _Numbered:
 def _make(name: str, make: Callable[[int, int], Tensor | ScanOrder], height: int, width: int) -> ScanOrder:
     if height < 1 or width < 1:
         raise ValueError(f"scan order {name!r} needs a grid of at least 1 x 1 tokens; got {height} x {width}")
+    check_cells(name, height, width)
 
     def order() -> ScanOrder:
         made = make(height, width)
         return made if isinstance(made, ScanOrder) else ScanOrder(made, height * width)
 
     return without_modes(order)
+
+
+def check_cells(name: str, height: int, width: int) -> None:
+    """Refuse a grid, padding included, whose table would take gigabytes.
+
+    Raises:
+        ValueError: more than MAX_CELLS.
+    """
+    if height * width > MAX_CELLS:
+        raise ValueError(
+            f"scan order {name!r} on a grid of {height} x {width}, padding included, is too large: expected at most "
+            f"{MAX_CELLS:,} cells; choose a smaller image, larger patches or a smaller window"
+        )
 
 
 def _register(name: str, order: OrderFunction | OrderWithNumber) -> None:

@@ -14,6 +14,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from vssm.errors import ConfigError
+from vssm.values import RATE, check_values, list_of, number, optional, whole
 
 # Top-level options that mmengine reads from the config beside the Runner's arguments.
 RUNTIME_OPTIONS = (
@@ -49,6 +50,38 @@ EXTRA_ARGUMENTS = {
     "custom_hooks": ("priority",),
     "param_scheduler": ("convert_to_iter_based",),
     "visualizer": ("name",),
+}
+
+_COUNT, _FROM_ZERO = whole(1, 2**31), whole(0, 2**31)
+_LEARNING_RATE = number(0, 1000)
+# By name, in these sections and all within them.
+VALUE_SECTIONS = (
+    "train_cfg", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "param_scheduler",
+    "randomness", "auto_scale_lr",
+)  # fmt: skip
+VALUES = {
+    "max_epochs": _COUNT,
+    "max_iters": _COUNT,
+    "val_interval": _COUNT,
+    "val_begin": _FROM_ZERO,
+    "batch_size": optional(_COUNT),
+    "num_workers": _FROM_ZERO,
+    "prefetch_factor": optional(_COUNT),
+    "accumulative_counts": _COUNT,
+    "base_batch_size": _COUNT,
+    "seed": optional(whole(0, 2**32 - 1)),
+    "lr": _LEARNING_RATE,
+    "weight_decay": _LEARNING_RATE,
+    "eps": number(0, 1),
+    "betas": list_of(RATE),
+    "layer_decay": number(0, 1),
+    "max_norm": number(0, 1e9, least_too=False),
+    "T_max": optional(_COUNT),
+    "eta_min": optional(_LEARNING_RATE),
+    "start_factor": number(0, 1, least_too=False),
+    "end_factor": number(0, 1),
+    "begin": _FROM_ZERO,
+    "end": _COUNT,
 }
 
 
@@ -96,11 +129,12 @@ def read_config(path: str | Path, options: dict | None = None) -> Config:
         config = Config.fromfile(path)
         config.merge_from_dict(options or {})
     except SyntaxError as error:
-        raise ConfigError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+        file = path if error.filename in (None, "<unknown>") else error.filename
+        raise ConfigError(f"{file}, line {error.lineno}: {error.msg}") from error
     except ImportError as error:
         hint = "; detection and segmentation need: pip install 'vssm[train,mm]'" if _of_mm(error) else ""
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}{hint}") from error
-    except (AttributeError, KeyError, NameError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # a config is code, and can raise anything
         raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     return config
 
@@ -128,6 +162,19 @@ def check_config(config: Config) -> None:
         if not section.startswith("_"):
             for place, part in _typed_parts(node, section, implied.get(section)):
                 _check_part(place, part, EXTRA_ARGUMENTS.get(section, ()), scope)
+    for section in VALUE_SECTIONS:
+        _check_values(config.get(section), section)
+
+
+def _check_values(node: object, place: str) -> None:
+    if isinstance(node, dict):
+        try:
+            check_values(node, VALUES.get, f"{place}.")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, value in entries:
+        _check_values(value, f"{place}.{name}")
 
 
 def check_scope(scope: str) -> None:

@@ -96,7 +96,7 @@ def fit(
 
 
 def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str, model: str) -> None:
-    """Refuse weights that a model would take only in part.
+    """Refuse weights that a model would take only in part, or that hold no numbers.
 
     Args:
         state: the weights.
@@ -105,7 +105,7 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         model: what it is called in the error.
 
     Raises:
-        CheckpointError: names the missing, unexpected and misshapen keys.
+        CheckpointError: names the missing, unexpected and misshapen keys, and those with NaN or infinite values.
     """
     problems = {
         "missing": [name for name in expected if name not in state],
@@ -120,6 +120,20 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
         hint = _directions_hint(state, expected)
         raise CheckpointError(f"{source} does not fit {model}, nothing was loaded: {told}{hint}")
+    broken = [name for name, value in state.items() if not _is_finite(value)]
+    if broken:
+        raise CheckpointError(
+            f"{source} holds NaN, infinite or complex values, nothing was loaded: {len(broken)} of {len(state)} "
+            f"weights ({_some(broken)}). Its training diverged, or the file is damaged: take an earlier checkpoint"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_meta:  # an outline without values
+        return True
+    if value.is_floating_point():
+        return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())
+    return not value.is_complex()
 
 
 def _directions_hint(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

@@ -129,7 +129,9 @@ def weights_in(checkpoint: object, source: str, weights_under: Sequence[str] = W
     for key in weights_under:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
-    weights = isinstance(checkpoint, Mapping) and all(isinstance(value, Tensor) for value in checkpoint.values())
+    weights = isinstance(checkpoint, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in checkpoint.items()
+    )
     if not weights or not checkpoint:
         found = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise CheckpointError(

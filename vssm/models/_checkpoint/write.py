@@ -22,7 +22,7 @@ def official_state_dict(model: Loadable) -> dict[str, Tensor]:
     return model.renaming.write(model.state_dict())
 
 
-def save_official(model: Loadable, path: str | Path) -> None:
+def save_official(model: Loadable, path: str | Path, overwrite: bool = False) -> None:
     """Write a model's weights as its family's official code reads them: a dict with the weights under "model".
 
     Written under a temporary name and renamed, so that no incomplete file ever stands under `path`.
@@ -30,8 +30,14 @@ def save_official(model: Loadable, path: str | Path) -> None:
     Args:
         model: one of this package's models.
         path: of the .pth file.
+        overwrite: replace a file that exists already.
+
+    Raises:
+        FileExistsError: there is such a file, and `overwrite` is not given.
     """
     path = Path(path)
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already: choose another name, or give overwrite=True")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         torch.save({model.weights_under[0]: official_state_dict(model)}, temporary)
