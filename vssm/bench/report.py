@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import platform
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ import timm
 import torch
 
 import vssm
+from vssm.files import replace_atomically
 
 Row = dict[str, object]
 
@@ -78,7 +78,7 @@ def write_csv(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({**row, **facts} for row in rows)
-    os.replace(temporary, path)
+    replace_atomically(temporary, path)
 
 
 def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:

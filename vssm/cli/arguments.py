@@ -49,6 +49,12 @@ def share(text: str) -> float:
     return value
 
 
+def _add_config_options(parser: argparse.ArgumentParser, told: str) -> None:
+    parser.add_argument(
+        "--cfg-options", nargs="+", action="extend", type=key_value, default=[], metavar="KEY=VALUE", help=told
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add the option without which no existing result is replaced."""
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist already; inputs never are")
@@ -65,14 +71,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("off", "fp16", "bf16"),
         help="precision: off (float32), bf16 (CPU and recent GPUs), fp16 (GPU); default: the config's",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action="extend",
-        type=key_value,
-        default=[],
-        metavar="KEY=VALUE",
-        help="change the config: --cfg-options train_cfg.max_epochs=10 train_dataloader.batch_size=64",
+    _add_config_options(
+        parser, "change the config: --cfg-options train_cfg.max_epochs=10 train_dataloader.batch_size=64"
     )
     parser.add_argument(
         "--launcher",
@@ -185,15 +185,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="for the table (CSV and Markdown) and the plot (default: --work-dir)"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action="extend",
-        type=key_value,
-        default=[],
-        metavar="KEY=VALUE",
-        help="change the config of all trainings: --cfg-options train_cfg.max_epochs=5",
-    )
+    _add_config_options(parser, "change the config of all trainings: --cfg-options train_cfg.max_epochs=5")
     add_overwrite(parser)
     return parser
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
 from vssm.ops import ScanTable
-from vssm.scan import ScanOrder
+from vssm.scan import OrderFunction
 from vssm.scan.order import without_modes
 
 Place = tuple[int, int, torch.device]
@@ -23,27 +23,26 @@ class OrderTable:
 
     Args:
         order: a function (height, width) -> ScanOrder, hashable as all functions are.
-        arguments: what it takes before height and width, such as the order that it changes.
 
     >>> from vssm.scan import cross
     >>> OrderTable(cross)(2, 3, torch.device("cpu")).table.shape
     torch.Size([4, 6])
     """
 
-    def __init__(self, order: Callable[..., ScanOrder], *arguments: Hashable):
-        self.order, self.arguments = order, arguments
+    def __init__(self, order: OrderFunction):
+        self.order = order
         self._constants: dict[Place, ScanTable] = {}
-        self._add_constant = _constant_maker(order, arguments, self._constants)
+        self._add_constant = _constant_maker(order, self._constants)
 
     def __call__(self, height: int, width: int, device: torch.device) -> ScanTable:
         place = concrete(height), concrete(width), device
         if torch.compiler.is_compiling():
             self._add_constant(*place)
             return self._constants[place]
-        return _scan_table(self.order, self.arguments, *place)
+        return _scan_table(self.order, *place)
 
     def __reduce__(self):
-        return OrderTable, (self.order, *self.arguments)
+        return OrderTable, (self.order,)
 
 
 def concrete(size: int) -> int:
@@ -63,18 +62,16 @@ def concrete(size: int) -> int:
 
 
 @lru_cache(maxsize=128)
-def _scan_table(
-    order: Callable[..., ScanOrder], arguments: tuple[Hashable, ...], height: int, width: int, device: torch.device
-) -> ScanTable:
+def _scan_table(order: OrderFunction, height: int, width: int, device: torch.device) -> ScanTable:
     def make() -> ScanTable:
-        made = order(*arguments, height, width)
+        made = order(height, width)
         return ScanTable.of(made.table, made.tokens, device)
 
     return without_modes(make)
 
 
 def _constant_maker(
-    order: Callable[..., ScanOrder], arguments: tuple[Hashable, ...], constants: dict[Place, ScanTable]
+    order: OrderFunction, constants: dict[Place, ScanTable]
 ) -> Callable[[int, int, torch.device], bool]:
     """A function that puts a table into `constants`.
 
@@ -86,7 +83,7 @@ def _constant_maker(
     def add(height: int, width: int, device: torch.device) -> bool:
         place = height, width, device
         if place not in constants:
-            constants[place] = _scan_table(order, arguments, *place)
+            constants[place] = _scan_table(order, *place)
         return True
 
     return add

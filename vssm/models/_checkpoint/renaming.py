@@ -158,7 +158,7 @@ class Renaming:
         """
         if state.keys() <= shapes.keys():
             return dict(state)
-        state = {name: value for name, value in state.items() if not name.startswith(self.dropped or ("\0",))}
+        state = {name: value for name, value in state.items() if not name.startswith(self.dropped)}
         rules = list(self.rules(shapes))
         if self.older:
             current = {self._older.official(name)[0]: name for rule in rules for name in rule.theirs}

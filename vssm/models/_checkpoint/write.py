@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vssm.files import replace_atomically
 from vssm.models._checkpoint.fit import Loadable
 
 
@@ -41,6 +42,6 @@ def save_official(model: Loadable, path: str | Path, overwrite: bool = False) ->
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         torch.save({model.weights_under[0]: official_state_dict(model)}, temporary)
-        temporary.replace(path)
+        replace_atomically(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
