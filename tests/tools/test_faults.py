@@ -40,13 +40,13 @@ class FaultyDataset(ShapesDataset):
 
 @HOOKS.register_module()
 class RemoveHook(Hook):
-    """Removes a directory after a step."""
+    """Removes a directory before the second epoch: after the first checkpoint, and before workers read ahead for it."""
 
-    def __init__(self, folder: str, step: int) -> None:
-        self.folder, self.step = folder, step
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.step:
+    def before_train_epoch(self, runner):
+        if runner.epoch == 1:
             shutil.rmtree(self.folder)
 
 
@@ -86,7 +86,7 @@ def test_a_fault_in_a_data_worker(fault, name, told):
 
 def test_the_work_directory_is_gone(fault, tmp_path):
     work = str(tmp_path / "work")
-    line = fault(f"default_hooks = dict(remove=dict(type='RemoveHook', folder={work!r}, step=2))\n")
+    line = fault(f"default_hooks = dict(remove=dict(type='RemoveHook', folder={work!r}))\n")
     assert f"the work directory {work} is gone" in line
 
 
@@ -95,7 +95,7 @@ def test_the_data_are_gone(fault, tmp_path):
     ensure_shapes(data, train=32, val=20, image_size=32, seed=0)
     line = fault(
         f"train_dataloader = dict(dataset=dict(root={str(data)!r}))\n"
-        f"default_hooks = dict(remove=dict(type='RemoveHook', folder={str(data)!r}, step=2))\n"
+        f"default_hooks = dict(remove=dict(type='RemoveHook', folder={str(data)!r}))\n"
     )
     assert f"{data} is gone" in line and "epoch_1.pth: continue with --resume" in line
 
