@@ -137,8 +137,9 @@ def house(tmp_path):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.py[co]")
         )
-    for file in ("README.md", "NOTICE"):
-        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / "tests" / "parity").mkdir(parents=True)
+    for file in ("README.md", "NOTICE", *(f"tests/parity/{family}.yaml" for family in FAMILIES)):
+        shutil.copy(ROOT / file, tmp_path / file)
     return tmp_path
 
 
@@ -199,7 +200,7 @@ def test_card_has_the_front_matter_of_the_hub(family):
     assert front_matter["library_name"] == "timm"
     assert front_matter["pipeline_tag"] == "image-classification"
     assert front_matter["license"] == family.license
-    assert front_matter["datasets"] == ["imagenet-1k"]
+    assert front_matter["datasets"] == [family.data.hub]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -209,5 +210,7 @@ def test_size_is_the_official_one(name):
 
 
 def test_every_parity_record_is_claimed_and_every_claim_has_its_record():
-    claimed = sorted(model["parity"] for model in MODELS.values() if "parity" in model)
-    assert claimed == sorted(path.stem for path in (ROOT / "tests" / "parity").glob("*.json"))
+    folder = ROOT / "tests" / "parity"
+    files = [yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")]
+    claimed = sorted(name for file in files for name in file["records"])
+    assert claimed == sorted(path.stem for path in folder.glob("*.json"))
