@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,45 +140,38 @@ def paragraph(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
-def families(sources: Sources) -> str:
-    """The list of families."""
-    rows = [
-        [
-            f"[{family.title}](model_cards/{family.name}.md)",
-            f"[arXiv {family.paper}](https://arxiv.org/abs/{family.paper})",
-            f"[{family.repository.removeprefix('https://github.com/')}]({family.repository})",
-            LICENSES.get(family.license, family.license),
-            ", ".join(f"`{name}`" for name in orders(family)),
-        ]
-        for family in sources.families
-    ]
-    return markdown(["family", "paper", "official code", "licence of the weights", "scan orders"], rows)
-
-
 def top1(family: Family, published: dict[str, Any]) -> str | None:
     """A published accuracy, with the data set where that is not ImageNet."""
     other = "" if family.data == IMAGENET else f" ({family.data.title})"
     return f"{published['top1']}{other}" if "top1" in published else None
 
 
-def models(sources: Sources, *of: Family) -> str:
-    """Size, published accuracy and parity of every model."""
-    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published"]
+def models(sources: Sources, family: Family, speeds: Mapping[str, list[str]] | None = None) -> str:
+    """Size, published accuracy and parity of every model.
+
+    Args:
+        sources: where the facts are.
+        family: whose models.
+        speeds: further cells of each model, by its name; those under "" are their headings.
+    """
+    speeds = speeds or {"": []}
+    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published", *speeds[""]]
     head += ["parity with the official code"]
+    entries, recorded = sources.numbers(family)["models"], sources.recorded(family)
     rows = []
-    for family in of or sources.families:
-        entries, recorded = sources.numbers(family)["models"], sources.recorded(family)
-        for variant in family.variants:
-            if variant.name not in entries:
-                continue
-            model = entries[variant.name]
-            names = ", ".join(f"`{name}`" for name in (variant.name, *variant.aliases))
-            published = model.get("published", {})
-            parity = "recorded outputs reproduced" if variant.name in recorded else "same code, no record"
-            size = f"{model['parameters'] / 1e6:.2f} M"
-            flops = [f"{model['gflops']:.2f}", published.get("flops")]
-            pixels = family.default_cfgs[variant.name].default.input_size[-1]
-            rows.append([names, size, pixels, *flops, top1(family, published), parity])
+    for variant in family.variants:
+        if variant.name not in entries:
+            continue
+        model = entries[variant.name]
+        names = ", ".join(f"`{name}`" for name in (variant.name, *variant.aliases))
+        published = model.get("published", {})
+        parity = "recorded outputs reproduced" if variant.name in recorded else "same code, no record"
+        size = f"{model['parameters'] / 1e6:.2f} M"
+        flops = [f"{model['gflops']:.2f}", published.get("flops")]
+        pixels = family.default_cfgs[variant.name].default.input_size[-1]
+        measured = next((speeds[name] for name in (variant.name, *variant.aliases) if name in speeds), None)
+        measured = measured or [""] * len(speeds[""])
+        rows.append([names, size, pixels, *flops, top1(family, published), *measured, parity])
     return markdown(head, rows)
 
 
