@@ -19,7 +19,7 @@ def _is_device(value: object) -> bool:
     return True
 
 
-_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "")
+_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "")
 _MADE_BY_CALL = Rule("a class or function", callable)
 # The upper bounds lie far above every published model: they refuse what would only fill the memory.
 _CHANNELS, _BLOCKS, _PIXELS = whole(1, 16_384), whole(1, 1024), whole(1, 65_536)
@@ -36,6 +36,7 @@ _RULES = {
     "depths": list_of(_BLOCKS),
     "scanned_stages": whole(0, 1024),
     "state": whole(1, 1024),
+    "pool_heads": whole(1, 1024),
     "expansion": number(0, 64, least_too=False),
     "mlp_ratio": number(0, 64),
     "conv_bias": FLAG,

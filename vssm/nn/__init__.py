@@ -1,6 +1,6 @@
 """The parts that families share, one file per kind: stems, downsampling, blocks, mixers, MLPs, gates, norms, scans."""
 
-from vssm.nn.attention import Attention
+from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block
 from vssm.nn.compilation import compile_module
 from vssm.nn.conv import ChannelsLastConv2d
@@ -32,6 +32,7 @@ __all__ = [
     "ConvStem",
     "GatedMixer",
     "InvertedDownsample",
+    "LatentPooling",
     "LeanMlp",
     "OrderTable",
     "PaddedPatchConv",
