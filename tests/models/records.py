@@ -8,7 +8,7 @@ records     the model that reproduces each, `arguments` for timm.create_model, a
 traces      titles of traces (regular expressions), and the module of ours that gives the same: "stages.0" what it
             returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse; null for what no module of ours
             returns. Titles of the form "module X output" need no entry: the family's renaming says which module X is.
-            A record may have `traces` of its own, which come first.
+            A record may have `traces` of its own, for the same titles or others.
 
 The record of a backbone, without logits, is of the maps, with the norms that detection puts on them.
 """
@@ -95,7 +95,7 @@ def _records(file: Path) -> list[Record]:
     declared = yaml.safe_load(file.read_text())
     traces = declared.get("traces", {})
     records = declared["records"].items()
-    return [Record(name, **{**how, "traces": how.get("traces", {}) | traces}) for name, how in records]
+    return [Record(name, **{**how, "traces": traces | how.get("traces", {})}) for name, how in records]
 
 
 RECORDS = {record.name: record for file in sorted(FOLDER.glob("*.yaml")) for record in _records(file)}

@@ -262,7 +262,7 @@ FAMILY = Family(
     cfg={"pool_size": (14, 14)},
     small={
         "lbvim_tiny": {"embed_dim": 32, "depth": 2, "img_size": 64},
-        "lbvim_528": {"embed_dim": 36, "depth": 1, "img_size": 64},
+        "lbvim_528": {"embed_dim": 36, "depth": 2, "img_size": 64},
     },
     variants=(
         Variant("lbvim_tiny", "LBVim-Ti", {"embed_dim": 192}),

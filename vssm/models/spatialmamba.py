@@ -33,6 +33,7 @@ from vssm.nn import (
     SelectiveScan,
     initialise_linear_layers,
 )
+from vssm.ops import without_autocast
 from vssm.scan import OrderFunction, raster
 
 _DILATIONS = (1, 3, 5)
@@ -62,7 +63,7 @@ class StateFusion(nn.Module):
         # same mathematics with the parameters of the moment.
         states = states.permute(0, 3, 1, 2)
         fused = torch.zeros_like(states)
-        with torch.autocast(states.device.type, enabled=False):
+        with without_autocast(states.device):
             for kernel, alpha, dilation in zip(self.kernels, self.alpha, _DILATIONS, strict=True):
                 padded = F.pad(states, [dilation] * 4, mode="replicate")
                 weight = (alpha * kernel).to(states.dtype)
@@ -204,7 +205,7 @@ FAMILY = Family(
     license="apache-2.0",
     owner="edwardchasel",
     strides=(4, 8, 16, 32),
-    small={"spatialmamba_tiny": {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)}},
+    small={"spatialmamba_tiny": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1)}},
     variants=(
         _variant("spatialmamba_tiny", "Spatial-Mamba-T", "19kXoqGSTuKKs4AHbdUSrdKZTwTWenLIW"),
         _variant("spatialmamba_small", "Spatial-Mamba-S", "1Wb3sYoWLpgmWrmHMYKwdgDwGPZaqM28O", depths=_DEEP),
