@@ -48,8 +48,8 @@ from vssm.scan import (
 def two_spirals(height: int, width: int) -> ScanOrder:
     """Clockwise from the top left corner inwards, the same upside down, both ways."""
     down = spiral(height, width)
-    token = torch.arange(height * width).view(height, width)
-    return stack(down, ScanOrder(token.flip(0).flatten()[down.table], height * width))
+    up = (height - 1 - down.table // width) * width + down.table % width
+    return stack(down, ScanOrder(up, down.tokens))
 
 
 def rows_and_columns(height: int, width: int) -> ScanOrder:
@@ -58,7 +58,7 @@ def rows_and_columns(height: int, width: int) -> ScanOrder:
     return stack(bidirectional(height, width), by_columns, flipped(by_columns))
 
 
-def fuse_by_variation(directions: Tensor, threshold: float) -> Tensor:
+def fuse_by_variation(directions: Tensor, shared: Tensor, threshold: float) -> Tensor:
     """The sum of the directions, times how far their coefficient of variation exceeds a threshold (the paper's GFU).
 
     Where the directions agree on a channel of a pixel, nothing is passed on. The coefficient is the deviation over the
@@ -66,18 +66,21 @@ def fuse_by_variation(directions: Tensor, threshold: float) -> Tensor:
 
     Args:
         directions: (batch, tokens, directions, channels), of at least two directions.
+        shared: (batch, tokens, channels), to be added to each of them. On it the coefficient does not depend; added
+            before, it would take the digits of what does.
         threshold: 0 passes on every disagreement.
 
     Returns:
         (batch, tokens, channels).
 
-    >>> fuse_by_variation(torch.tensor([1.0, 1.0, 3.0]).view(1, 1, 3, 1), threshold=0.0)
+    >>> fuse_by_variation(torch.tensor([1.0, 1.0, 3.0]).view(1, 1, 3, 1), torch.zeros(1, 1, 1), threshold=0.0)
     tensor([[[8.6601]]])
     """
     values = directions.to(torch.promote_types(directions.dtype, torch.float32))
     above = (values - values.amin(2, keepdim=True)).mean(2)
     variation = values.std(2) / (above + 1e-5)
-    return (values.sum(2) * F.relu(variation - threshold)).to(directions.dtype)
+    total = values.sum(2) + values.shape[2] * shared
+    return (total * F.relu(variation - threshold)).to(directions.dtype)
 
 
 @register_notrace_module
@@ -107,8 +110,8 @@ class ScanHead(nn.Module):
         directions, rank = scan_order(2, 2).directions, math.ceil(channels / 16)
         if directions < 2:
             raise ValueError(
-                "the scan order has one direction, and a head of MHS-VM compares the outputs of several: choose one with "
-                'two or more, such as "bidirectional" for "raster"'
+                "the scan order has one direction, and a head of MHS-VM compares the outputs of several: choose one "
+                'with two or more, such as "bidirectional" for "raster"'
             )
         self.threshold = threshold
         self.order_table = OrderTable(scan_order)
@@ -116,9 +119,14 @@ class ScanHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         order = self.order_table(x.shape[1], x.shape[2], x.device)
-        return fuse_by_variation(self.scan(x.flatten(1, 2), order), self.threshold).view_as(x)
+        tokens, skip = x.flatten(1, 2), self.scan.D
+        shared = skip.mean(0)
+        return fuse_by_variation(self.scan(tokens, order, skip=skip - shared), shared * tokens, self.threshold).view_as(
+            x
+        )
 
 
+@register_notrace_module
 class MultiHeadScan(nn.Module):
     """Projection into heads, a scan in each, norm of them all, projection back: (batch, height, width, dim) in and out.
 
@@ -277,7 +285,8 @@ class MHSVM(Pyramid):
         return self.parameters_ending("D")
 
 
-_SMALL = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "state": 4}
+# Maps of few channels hold small values, whose variation would stay below the threshold.
+_SMALL = {"dims": (8, 16), "depths": (1, 1), "state": 4, "threshold": 0.0, "routes": HEADS[2:]}
 
 FAMILY = Family(
     title="MHS-VM",
