@@ -297,7 +297,6 @@ FAMILY = Family(
     license="apache-2.0",
     owner="pixdeep",
     strides=(4, 8, 16, 32),
-    cfg={"input_size": (3, 256, 256), "pool_size": (8, 8), "crop_pct": 1.0},
     small={"mhs_vm_4h": _SMALL},
     variants=(
         Variant("mhs_vm_4h", "MHS-VM with four heads"),

@@ -43,6 +43,8 @@ class UShapedHead(BaseDecodeHead):
         num_classes: classes of the data.
         depths: blocks of each level from the coarsest to the finest, which has no skip: as many as `in_channels`.
         stride: pixels per position of the finest skip; the finest level has half of it.
+        channels: of the map at the size of the image; if not given, as many as the last step leaves without adding values,
+            which is few for many classes.
         blocks: a pyramid whose blocks the levels have, ``dict(name="vanilla_vmamba_tiny")`` with any of its arguments
             but the sizes; depthwise 7 x 7 convolutions with an MLP (ConvNeXt's) if not given.
         drop_path_rate: stochastic depth, which falls linearly from this rate at the coarsest level.
@@ -66,6 +68,7 @@ class UShapedHead(BaseDecodeHead):
         num_classes: int,
         depths: Sequence[int] = (2, 2, 2, 1),
         stride: int = 8,
+        channels: int | None = None,
         blocks: Mapping[str, object] | None = None,
         drop_path_rate: float = 0.0,
         in_index: Sequence[int] | None = None,
@@ -81,7 +84,7 @@ class UShapedHead(BaseDecodeHead):
         dims = (in_channels[0] // 2, *in_channels[:-1])
         super().__init__(
             in_channels=list(in_channels),
-            channels=max(1, dims[0] // factor),
+            channels=channels or max(1, dims[0] // factor),
             num_classes=num_classes,
             in_index=list(in_index or range(len(in_channels))),
             input_transform="multiple_select",
@@ -137,7 +140,7 @@ def official_layout(encoder: Renaming) -> Renaming:
     """The layout of the official U-shaped networks' files, VM-UNet's and MHS-VM's, as that of our segmentors.
 
     Args:
-        encoder: the layout of the backbone's weights, `vssm.models.Backbone.renaming`, which the decoder's blocks share.
+        encoder: the layout of the backbone's weights, `vssm.models.Backbone.renaming`, and of the decoder's blocks.
     """
 
     def moved(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
