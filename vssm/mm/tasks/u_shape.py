@@ -43,8 +43,8 @@ class UShapedHead(BaseDecodeHead):
         num_classes: classes of the data.
         depths: blocks of each level from the coarsest to the finest, which has no skip: as many as `in_channels`.
         stride: pixels per position of the finest skip; the finest level has half of it.
-        channels: of the map at the size of the image; if not given, as many as the last step leaves without adding values,
-            which is few for many classes.
+        channels: of the map at the size of the image; if not given, those of the finest level over the last step's
+            factor, as in the networks named above, which is few for many classes.
         blocks: a pyramid whose blocks the levels have, ``dict(name="vanilla_vmamba_tiny")`` with any of its arguments
             but the sizes; depthwise 7 x 7 convolutions with an MLP (ConvNeXt's) if not given.
         drop_path_rate: stochastic depth, which falls linearly from this rate at the coarsest level.
