@@ -4,7 +4,8 @@ weights.
 Beside the records of each family lies a file `<family>.yaml`:
 
 records     the model that reproduces each, `arguments` for timm.create_model, and the absolute `tolerance`, scaled by
-            the mean magnitude of what is compared where that is above one
+            the mean magnitude of what is compared where that is above one; `segmentor` where the record is of a whole
+            segmentor, with which tests/mm/tasks/test_u_shape.py compares one that has the model for its backbone
 traces      titles of traces (regular expressions), and the module of ours that gives the same: "stages.0" what it
             returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse; null for what no module of ours
             returns. Titles of the form "module X output" need no entry: the family's renaming says which module X is.
@@ -45,6 +46,7 @@ class Record:
     model: str
     arguments: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 5e-5
+    segmentor: bool = False
     traces: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -63,7 +65,11 @@ class Record:
     def official_weights(self) -> dict[str, Tensor]:
         """The weights that the record was made with, by their official names, but for the norms of detection."""
         names = (entry for entry in self.content["manifest"] if not OUTPUT_NORM.match(entry[0]))
-        return {name: parity.tensor_for(name, shape) for name, shape, _ in names}
+        weights = {name: parity.tensor_for(name, shape) for name, shape, _ in names}
+        # Of names for one parameter, the value of the one that is loaded last.
+        for shared in self.content.get("shared_parameters", ()):
+            weights.update(dict.fromkeys(shared["names"], weights[shared["effective"]]))
+        return weights
 
     @property
     def parameters(self) -> int:

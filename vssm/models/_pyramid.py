@@ -35,7 +35,10 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self.run_blocks(self.downsample(x))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """What follows the downsampling."""
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
 
 
@@ -156,6 +159,18 @@ class Pyramid(Backbone):
         if intermediates_only:
             return maps
         return self.norm(x) if len(stages) == len(self.stages) else x, maps
+
+    def forward_entries(self, image: Tensor) -> list[Tensor]:
+        """What the blocks of each stage receive, and the last map, all (batch, channels, height, width).
+
+        The skips of U-shaped networks (VM-UNet, MHS-VM) are these, and not the maps that stages end in.
+        """
+        x = self.stem(image)
+        entries = []
+        for stage in self.stages:
+            entries.append(stage.downsample(x))
+            x = stage.run_blocks(entries[-1])
+        return [as_format(each, "NCHW") for each in (*entries, x)]
 
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True

@@ -15,6 +15,7 @@ from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_positio
 from vssm.nn.recompute import recomputed
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
+from vssm.nn.upsample import PatchExpanding
 from vssm.nn.windows import cut_windows, stitch_windows
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "LeanMlp",
     "OrderTable",
     "PaddedPatchConv",
+    "PatchExpanding",
     "PatchMerging",
     "PatchStem",
     "ResidualStem",

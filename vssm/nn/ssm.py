@@ -76,6 +76,7 @@ class SelectiveScan(nn.Module):
         *,
         segment: int | None = None,
         merge: bool = False,
+        skip: Tensor | None = None,
     ) -> Tensor:
         """The outputs of all directions, or their sum; with z the sum times scale * silu(z).
 
@@ -87,13 +88,15 @@ class SelectiveScan(nn.Module):
             scale: of the gate; 1 / directions makes the sum a mean.
             segment: the state starts anew every `segment` steps; None never.
             merge: sum over the directions, as a gate does anyway. Norms take the sum themselves.
+            skip: (directions, channels), in place of D.
 
         Returns:
             (batch, tokens, directions, channels), or (batch, tokens, channels) with merge or z.
         """
         delta, B, C = self.project(tokens)
         merge = merge and z is None
-        y = self._scan(tokens, delta, B, C, _wide(self.D), order=order, segment=segment, merge=merge)
+        D = _wide(self.D if skip is None else skip)
+        y = self._scan(tokens, delta, B, C, D, order=order, segment=segment, merge=merge)
         return y if z is None else sum_gate(y, z, scale)
 
     def states(

@@ -35,7 +35,7 @@ def first_with_record(kind: type) -> dict[str, Record]:
     """Of each model class of a kind, the first model with a parity record, and the record."""
     found = {}
     for record in RECORDS.values():
-        if issubclass(model_class(record.model), kind):
+        if issubclass(model_class(record.model), kind) and not record.segmentor:
             found.setdefault(model_class(record.model), record)
     return {record.model: record for record in found.values()}
 
