@@ -35,6 +35,7 @@ _RULES = {
     "dims": list_of(_CHANNELS),
     "depth": _BLOCKS,
     "depths": list_of(_BLOCKS),
+    "blocks": _BLOCKS,
     "scanned_stages": whole(0, 1024),
     "state": whole(1, 1024),
     "expansion": number(0, 64, least_too=False),

@@ -39,8 +39,6 @@ from vssm.nn import (
 )
 from vssm.scan import OrderFunction, cross
 
-_BLOCKS_OF_A_BRANCH = 2
-
 
 class ESInB(nn.Module):
     """Enhanced spatial inductive bias: x + GELU of four depthwise convolutions of norm(x), their channels shuffled.
@@ -83,7 +81,7 @@ class DSS2D(SS2D):
     def __init__(self, dim: int, channel_gate: bool = False, scan_order: OrderFunction = cross, **dd: Any):
         super().__init__(dim, expansion=2.0, scan_order=scan_order, **dd)
         inner = 2 * dim
-        # official: a depthwise convolution in front of the prediction exactly for such widths, which the base model has.
+        # official: a convolution in front of the prediction exactly for such widths; only the base model has them.
         self.conv = DeformableSampling(inner, groups=self.scan.rank, depthwise=dim % 80 == 0, **dd)
         self.channel_gate = ChannelGate(inner, **dd) if channel_gate else nn.Identity()
 
@@ -266,6 +264,7 @@ class HRVMamba(Pooled):
         first_dim: channels inside the bottlenecks of the first stage, four times as many outside.
         dims: channels of the branches, multiples of 4, at strides 4, 8, 16 ...; at least two.
         depths: number of bottlenecks of the first stage, and of units of each further one.
+        blocks: of each branch in each unit.
         mlp_ratio: hidden channels per channel of the MLPs.
         se_lpu: squeeze and excitation in the mixers, and local perception units (3 x 3 depthwise convolutions) in both
             halves of a block: the two small models.
@@ -311,6 +310,7 @@ class HRVMamba(Pooled):
         first_dim: int = 64,
         dims: Sequence[int] = (80, 160, 320, 640),
         depths: Sequence[int] = (2, 1, 4, 2),
+        blocks: int = 2,
         mlp_ratio: float = 2.0,
         se_lpu: bool = False,
         neck_maps: bool = False,
@@ -321,7 +321,7 @@ class HRVMamba(Pooled):
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        check_arguments({"dims": dims, "depths": depths, "drop_path_rate": drop_path_rate})
+        check_arguments({"dims": dims, "depths": depths, "blocks": blocks, "drop_path_rate": drop_path_rate})
         if len(dims) < 2 or any(dim % 4 for dim in dims):
             raise ValueError(f"dims is {tuple(dims)}; expected the channels of two branches or more, multiples of 4")
         super().__init__(in_chans)
@@ -344,14 +344,14 @@ class HRVMamba(Pooled):
         self.stem = BatchNormStem(in_chans, [(64, 3, 2), (64, 3, 2)], **dd)
         wide = 4 * first_dim
         self.layer1 = nn.Sequential(*(bottleneck(wide if i else 64, wide, **dd) for i in range(depths[0])))
-        pairs = torch.linspace(0, drop_path_rate, _BLOCKS_OF_A_BRANCH * sum(depths[1:]), device="cpu")
-        rates = iter(pairs.view(-1, _BLOCKS_OF_A_BRANCH).tolist())
+        rates = torch.linspace(0, drop_path_rate, blocks * sum(depths[1:]), device="cpu")
+        rates_of_units = iter(rates.view(-1, blocks).tolist())
         self.stages = nn.Sequential(
             *(
                 Stage(
                     dims[:i] if i > 1 else [wide],
                     dims[: i + 1],
-                    [unit(dims[: i + 1], next(rates)) for _ in range(depth)],
+                    [unit(dims[: i + 1], next(rates_of_units)) for _ in range(depth)],
                     **dd,
                 )
                 for i, depth in enumerate(depths)
@@ -457,7 +457,7 @@ FAMILY = Family(
     owner="zhanghao5201",
     strides=(4, 8, 16, 32),
     small={
-        "hrvmamba_nano": {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "first_dim": 8},
+        "hrvmamba_nano": {"dims": (16, 24, 32, 48), "depths": (1, 1, 1, 1), "blocks": 1, "first_dim": 8},
     },
     variants=(
         _variant(

@@ -59,45 +59,45 @@ class DeformableSampling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels) in and out."""
+        height, width = x.shape[1:3]
         predicted = self.offset_mask(self.depthwise(x))[..., : 27 * self.groups].unflatten(-1, (self.groups, 27))
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         # Each group's numbers: nine pairs (columns, rows) to move by, then nine weights. The nine samples are those of
         # the window's columns from left to right, each from top to bottom.
-        offsets, weights = predicted.split([18, 9], dim=-1)
-        offsets, weights = offsets.unflatten(-1, (3, 3, 2)), weights.unflatten(-1, (3, 3))
+        offsets, weights = predicted[..., :18].unflatten(-1, (9, 2)), predicted[..., 18:]
+        rows, columns, window = (torch.arange(size, device=x.device) for size in (height, width, 9))
+        x_at = columns[:, None, None] + (window // 3 - 1) + offsets[..., 0]
+        y_at = rows[:, None, None, None] + (window % 3 - 1) + offsets[..., 1]
+        # What is read is four times as large as the map for each sample. A compiler never writes it to memory; without
+        # one it is read in three parts, and again in the backward instead of saved.
+        parts = 1 if torch.compiler.is_compiling() else 3
         values = x.unflatten(-1, (self.groups, -1))
-        columns = [
-            # A column's samples are twelve times as large as the map: computed again in the backward, not saved.
-            recomputed(sampled_column, values, offsets[..., column, :, :], weights[..., column, :], shift)
-            for column, shift in enumerate((-1, 0, 1))
+        sums = [
+            recomputed(weighted_sum, values, *part)
+            for part in zip(*(numbers.chunk(parts, dim=-1) for numbers in (y_at, x_at, weights)), strict=True)
         ]
-        return sum(columns[1:], columns[0]).to(x.dtype).flatten(-2)
+        return sum(sums[1:], sums[0]).to(x.dtype).flatten(-2)
 
 
-def sampled_column(values: Tensor, offsets: Tensor, weights: Tensor, shift: int) -> Tensor:
-    """The weighted sum of the three samples of one column of the window.
+def weighted_sum(values: Tensor, y: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of samples of a map, each interpolated bilinearly, with zeros around the map.
 
     Args:
         values: (batch, height, width, groups, channels of a group).
-        offsets: (batch, height, width, groups, 3, 2), columns and rows to move by.
-        weights: (batch, height, width, groups, 3).
-        shift: of the column from the middle of the window.
+        y, x: (batch, height, width, groups, samples), the row and the column of each sample.
+        weights: likewise.
 
     Returns:
-        The shape of `values`, in the dtype that it shares with `weights`.
+        The shape of `values`, in the dtype of `weights` at least.
     """
     batch, height, width, groups, channels = values.shape
-    images, rows, columns, group, window, step = (
-        torch.arange(size, device=values.device) for size in (batch, height, width, groups, 3, 2)
-    )
-    y = rows[:, None, None, None] + (window - 1) + offsets[..., 1]
-    x = columns[:, None, None] + shift + offsets[..., 0]
+    images, group, step = (torch.arange(size, device=values.device) for size in (batch, groups, 2))
     top, left = y.floor(), x.floor()
-    near_y, near_x = (y - top)[..., None], (x - left)[..., None]
-    # The two rows and the two columns that a sample lies between; what is outside is read nowhere and weighs nothing.
+    below, right = (y - top)[..., None], (x - left)[..., None]
+    # The two rows and the two columns that a sample lies between; what is outside weighs nothing.
     row, column = top.long()[..., None] + step, left.long()[..., None] + step
-    by_row = torch.cat([1 - near_y, near_y], -1) * ((row >= 0) & (row < height)) * weights[..., None]
-    by_column = torch.cat([1 - near_x, near_x], -1) * ((column >= 0) & (column < width))
+    by_row = torch.cat([1 - below, below], -1) * ((row >= 0) & (row < height)) * weights[..., None]
+    by_column = torch.cat([1 - right, right], -1) * ((column >= 0) & (column < width))
     line = images[:, None, None, None, None, None] * height + row.clamp(0, height - 1)
     place = line[..., :, None] * width + column.clamp(0, width - 1)[..., None, :]
     place = place * groups + group[:, None, None, None]
