@@ -40,6 +40,7 @@ from vssm.nn import (
 from vssm.scan import OrderFunction, cross
 
 
+@register_notrace_module  # iterates over parts of a map
 class ESInB(nn.Module):
     """Enhanced spatial inductive bias: x + GELU of four depthwise convolutions of norm(x), their channels shuffled.
 

@@ -66,41 +66,45 @@ class DeformableSampling(nn.Module):
         # the window's columns from left to right, each from top to bottom.
         offsets, weights = predicted[..., :18].unflatten(-1, (9, 2)), predicted[..., 18:]
         rows, columns, window = (torch.arange(size, device=x.device) for size in (height, width, 9))
-        x_at = columns[:, None, None] + (window // 3 - 1) + offsets[..., 0]
-        y_at = rows[:, None, None, None] + (window % 3 - 1) + offsets[..., 1]
+        position = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)], -1)
+        places = position[:, :, None, None] + torch.stack([window // 3, window % 3], -1) - 1
         # What is read is four times as large as the map for each sample. A compiler never writes it to memory; without
         # one it is read in three parts, and again in the backward instead of saved.
         parts = 1 if torch.compiler.is_compiling() else 3
         values = x.unflatten(-1, (self.groups, -1))
         sums = [
             recomputed(weighted_sum, values, *part)
-            for part in zip(*(numbers.chunk(parts, dim=-1) for numbers in (y_at, x_at, weights)), strict=True)
+            for part in zip(
+                places.chunk(parts, dim=-2), offsets.chunk(parts, dim=-2), weights.chunk(parts, dim=-1), strict=True
+            )
         ]
         return sum(sums[1:], sums[0]).to(x.dtype).flatten(-2)
 
 
-def weighted_sum(values: Tensor, y: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(values: Tensor, places: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """The weighted sum of samples of a map, each interpolated bilinearly, with zeros around the map.
 
     Args:
         values: (batch, height, width, groups, channels of a group).
-        y, x: (batch, height, width, groups, samples), the row and the column of each sample.
-        weights: likewise.
+        places: (height, width, 1, samples, 2) integers, the column and the row that each sample is moved from.
+        offsets: (batch, height, width, groups, samples, 2), by how much: added only once rounded, which is exact.
+        weights: (batch, height, width, groups, samples).
 
     Returns:
         The shape of `values`, in the dtype of `weights` at least.
     """
-    batch, height, width, groups, channels = values.shape
-    images, group, step = (torch.arange(size, device=values.device) for size in (batch, groups, 2))
-    top, left = y.floor(), x.floor()
-    below, right = (y - top)[..., None], (x - left)[..., None]
-    # The two rows and the two columns that a sample lies between; what is outside weighs nothing.
-    row, column = top.long()[..., None] + step, left.long()[..., None] + step
-    by_row = torch.cat([1 - below, below], -1) * ((row >= 0) & (row < height)) * weights[..., None]
-    by_column = torch.cat([1 - right, right], -1) * ((column >= 0) & (column < width))
-    line = images[:, None, None, None, None, None] * height + row.clamp(0, height - 1)
-    place = line[..., :, None] * width + column.clamp(0, width - 1)[..., None, :]
-    place = place * groups + group[:, None, None, None]
-    shares = (by_row[..., :, None] * by_column[..., None, :]).flatten(-3)
-    corners = values.reshape(-1, channels).index_select(0, place.flatten()).view(*shares.shape, channels)
-    return (corners * shares[..., None]).sum(-2)
+    _, height, width, groups, channels = values.shape
+    images, rows, columns, group = (torch.arange(size, device=values.device) for size in values.shape[:-1])
+    before = offsets.floor()
+    beyond = (offsets - before)[..., None]
+    # The two columns and the two rows that a sample lies between; what is outside of the map weighs nothing.
+    lines = (places + before.long())[..., None] + torch.arange(2, device=values.device)
+    inside = lines.clamp(min=0).minimum(torch.stack([columns[-1], rows[-1]])[:, None])
+    shares = torch.cat([1 - beyond, beyond], -1) * (lines == inside)
+    column, row = inside.unbind(-2)
+    by_column, by_row = shares.unbind(-2)
+    first = images[:, None, None, None] * (height * width * groups) + group
+    corners = (row[..., :, None] * width + column[..., None, :]) * groups + first[..., None, None, None]
+    shares = (by_row[..., :, None] * by_column[..., None, :] * weights[..., None, None]).flatten(-3)
+    read = values.reshape(-1, channels).index_select(0, corners.flatten()).view(*shares.shape, channels)
+    return (read * shares[..., None]).sum(-2)
