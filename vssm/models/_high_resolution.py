@@ -116,11 +116,11 @@ class Stage(nn.Module):
             for before, after in zip(in_dims, dims[:-1], strict=True)
         ]
         self.transition = nn.ModuleList([*adapt, ConvNormAct(in_dims[-1], dims[-1], 3, 2, **dd)])
-        self.units = nn.Sequential(*units)
+        self.blocks = nn.Sequential(*units)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         maps = [adapt(x) for adapt, x in zip(self.transition, [*maps, maps[-1]], strict=True)]
-        return self.units(maps)
+        return self.blocks(maps)
 
 
 def bottleneck(in_channels: int, channels: int, **dd: Any) -> Bottleneck:
@@ -227,7 +227,7 @@ class HighResolution(Pooled):
         self.neck_maps = neck_maps
         self.outputs = list(range(len(dims)))  # the branches that the last unit gives
         self.add_head(self.neck.final.conv.out_channels, num_classes, global_pool, drop_rate, **dd)
-        last = f"stages.{len(stages) - 1}.units.{depths[-1] - 1}.fusions"
+        last = f"stages.{len(stages) - 1}.blocks.{depths[-1] - 1}.fusions"
         widths = [*self.neck.dims[:-1], self.num_features] if neck_maps else dims
         self.feature_info = [
             {"num_chs": width, "reduction": self.stem.stride * 2**i, "module": "neck" if neck_maps else f"{last}.{i}"}
@@ -277,7 +277,7 @@ class HighResolution(Pooled):
         else:
             self.outputs = sorted(taken)
             self.neck = nn.Identity()
-        fusions = self.stages[-1].units[-1].fusions
+        fusions = self.stages[-1].blocks[-1].fusions
         for branch in set(fusions) - {str(output) for output in self.outputs}:
             del fusions[branch]
         self.num_features = self.feature_info[last]["num_chs"]
@@ -294,8 +294,8 @@ class HighResolution(Pooled):
         """Parameter groups from stem to head, for layer-wise learning rates."""
         stages = [
             (r"^stages\.(\d+)\.transition", (0,)),
-            (r"^stages\.(\d+)\.units\.(\d+)", None),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
             (r"^neck", (99999,)),
         ]
         coarse_stages = [(r"^stages\.(\d+)", None), (r"^neck", (99999,))]
-        return {"stem": r"^stem", "first": r"^layer1", "stages": coarse_stages if coarse else stages}
+        return {"stem": r"^stem|^layer1", "stages": coarse_stages if coarse else stages}

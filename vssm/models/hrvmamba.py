@@ -103,7 +103,7 @@ _FUSION = (
     ("{k}.2", "{k}.1.conv"),
     ("{k}.3", "{k}.1.bn"),
 )
-_UNIT = ("stage{s+2}.{m}", "stages.{s}.units.{m}")
+_UNIT = ("stage{s+2}.{m}", "stages.{s}.blocks.{m}")
 
 
 class HRVMamba(HighResolution):
