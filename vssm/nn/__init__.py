@@ -4,6 +4,7 @@ from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block
 from vssm.nn.compilation import compile_module
 from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
 from vssm.nn.init import initialise_linear_layers
@@ -31,6 +32,7 @@ __all__ = [
     "ConvDownsample",
     "ConvMlp",
     "ConvStem",
+    "DeformableSampling",
     "GatedMixer",
     "InvertedDownsample",
     "LatentPooling",
