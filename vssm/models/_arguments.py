@@ -44,7 +44,7 @@ _RULES = {
     "stem": _MADE_BY_CALL,
     "downsample": _MADE_BY_CALL,
     "mixer": _MADE_BY_CALL,
-    "scan_order": _MADE_BY_CALL,
+    "scan_order": Rule("a function of vssm.scan (timm.create_model takes names too)", callable),
     "global_pool": Rule(f"one of {_POOLS}", lambda value: value in _POOLS),
     "device": Rule("a device, such as 'cpu' or 'cuda:1', or None", _is_device),
     "dtype": Rule("a dtype, such as torch.bfloat16, or None", lambda value: isinstance(value, torch.dtype | None)),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.models import group_parameters
-from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +14,7 @@ from vssm import models
 from vssm.errors import ConfigError
 from vssm.inference.create import create_model
 from vssm.inference.saved import to_plain
-from vssm.models import quarters
+from vssm.models import quarters, take_indices
 from vssm.values import whole
 
 
@@ -171,9 +170,9 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
     if out_indices is None:
         return list(quarters(count))
     try:
-        chosen, _ = feature_take_indices(count, list(out_indices))
+        chosen, _ = take_indices(count, list(out_indices))
         rising = chosen == sorted(set(chosen))
-    except (AssertionError, TypeError, ValueError):  # beyond the model's maps, or none
+    except (TypeError, ValueError):  # beyond the model's maps, or none
         rising = False
     if not rising:
         raise ConfigError(
