@@ -109,8 +109,8 @@ class SafeRunner(Runner):
     def load_or_resume(self) -> None:
         """Load weights or go on with a training, and say where the schedules end too early."""
         super().load_or_resume()
-        self._first_step = self.iter
         if isinstance(self._train_loop, EpochBasedTrainLoop | IterBasedTrainLoop):
+            self._first_step = self.iter
             warn_of_schedule_end(self)
 
     def resume(self, filename: str, *args: object, **kwargs: object) -> None:
