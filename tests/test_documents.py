@@ -13,6 +13,7 @@ import timm
 import yaml
 from families import ROOT
 
+from vssm.bench import write_csv
 from vssm.cli import arguments
 from vssm.models import FAMILIES
 from vssm.scan import order_names
@@ -137,8 +138,9 @@ def house(tmp_path):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.c", "*.py[co]")
         )
-    for file in ("README.md", "NOTICE"):
-        shutil.copy(ROOT / file, tmp_path)
+    (tmp_path / "tests" / "parity").mkdir(parents=True)
+    for file in ("README.md", "NOTICE", *(f"tests/parity/{family}.yaml" for family in FAMILIES)):
+        shutil.copy(ROOT / file, tmp_path / file)
     return tmp_path
 
 
@@ -152,8 +154,9 @@ def test_what_was_edited_by_hand_or_is_left_over_is_found_and_mended(cards, hous
     variant = next(iter(FAMILIES.values())).variants[0]
     name, card = variant.name, f"model_cards/{next(iter(FAMILIES))}.md"
     config = next(house.glob(f"configs/classification/*/{name}_in1k.py"))
-    files = {"README.md", "NOTICE", card, config.relative_to(house).as_posix()}
-    edit(house / "README.md", f"| `{name}`", f"| `{name}`, ")
+    files = {"README.md", "NOTICE", "docs/zoo.md", card, config.relative_to(house).as_posix()}
+    edit(house / "README.md", "| family | models", "| families | models")
+    edit(house / "docs" / "zoo.md", f"| `{name}`", f"| `{name}`, ")
     edit(house / "NOTICE", "Official implementation: ", "Official: ")
     edit(house / card, "library_name: timm", "library_name: vssm")
     edit(config, "drop_path_rate=", "drop_path_rate=1")
@@ -176,7 +179,7 @@ def test_what_was_edited_by_hand_or_is_left_over_is_found_and_mended(cards, hous
         ("configs/recipes.yaml", "models: [", "models: [nothing, ", "no model 'nothing'"),
         ("configs/recipes.yaml", "recipes: [", "recipes: [nothing, ", "no kind 'nothing'"),
         ("configs/recipes.yaml", "drop_path: 0", "drop_paht: 0", "no key 'drop_paht'; known: drop_path"),
-        ("README.md", "table: models", "table: nothing", "unknown table"),
+        ("README.md", "table: families", "table: nothing", "unknown table"),
     ],
 )
 def test_what_is_not_declared_is_refused_in_a_sentence(cards, house, file, old, new, sentence):
@@ -185,9 +188,30 @@ def test_what_is_not_declared_is_refused_in_a_sentence(cards, house, file, old, 
         cards.main([], house)
 
 
+def test_what_is_measured_of_the_zoo_stands_beside_what_is_published(cards, house):
+    """In the table, with its conditions, and in the picture; a model that was not measured has empty cells."""
+    keys = ("model", "size", "batch", "dtype", "mode", "execution", "ms", "images_per_second", "peak_gib")
+    rows = [
+        dict(zip(keys, values, strict=True))
+        for values in (
+            ("vim_tiny", 224, 128, "bfloat16", "infer", "eager", 64.0, 2000.0, 0.4),
+            ("vim_tiny", 224, 128, "bfloat16", "infer", "CUDA graph", 8.0, 16000.0, 0.4),
+            ("vim_tiny", 224, 1, "bfloat16", "infer", "eager", 31.5, 31.7, 0.1),
+            ("swin_tiny_patch4_window7_224", 224, 128, "bfloat16", "infer", "CUDA graph", 22.0, 5749.0, 1.7),
+        )
+    ]
+    facts = dict.fromkeys(("device", "torch", "triton", "timm", "commit", "command"), "here")
+    write_csv(house / "docs" / "studies" / "zoo.csv", rows, facts)
+    assert cards.main([], house) == 0
+    page = (house / "docs" / "zoo.md").read_text()
+    assert "76.1 | 2,000 | 16,000 |  |  | 31.5 |  | recorded" in page and "81.3 |  | 5,749 |  |" in page
+    assert "78.3 |  |  |  |  |  |  | same code" in page and "commit here:\n\n    here" in page
+    assert (house / "docs" / "studies" / "zoo.png").stat().st_size > 10_000 and "](studies/zoo.png)" in page
+
+
 def test_numbers_are_typed_only_once():
     """Accuracies stand in results.yaml; outside the generated tables no document repeats one."""
-    accuracies = {str(model["published"]["top1"]) for model in MODELS.values()}
+    accuracies = {str(model["published"]["top1"]) for model in MODELS.values() if "top1" in model.get("published", {})}
     for document in DOCUMENTS:
         text = re.sub(r"<!-- table: .*?<!-- end of table -->", "", document.read_text(), flags=re.DOTALL)
         assert [number for number in accuracies if re.search(rf"\b{re.escape(number)}\b", text)] == [], document.name
@@ -199,7 +223,7 @@ def test_card_has_the_front_matter_of_the_hub(family):
     assert front_matter["library_name"] == "timm"
     assert front_matter["pipeline_tag"] == "image-classification"
     assert front_matter["license"] == family.license
-    assert front_matter["datasets"] == ["imagenet-1k"]
+    assert front_matter["datasets"] == [family.data.hub]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -209,5 +233,7 @@ def test_size_is_the_official_one(name):
 
 
 def test_every_parity_record_is_claimed_and_every_claim_has_its_record():
-    claimed = sorted(model["parity"] for model in MODELS.values() if "parity" in model)
-    assert claimed == sorted(path.stem for path in (ROOT / "tests" / "parity").glob("*.json"))
+    folder = ROOT / "tests" / "parity"
+    files = [yaml.safe_load(file.read_text()) for file in folder.glob("*.yaml")]
+    claimed = sorted(name for file in files for name in file["records"])
+    assert claimed == sorted(path.stem for path in folder.glob("*.json"))

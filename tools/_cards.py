@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ import _recipes
 import timm
 import torch
 import yaml
+from timm.data import IMAGENET_DEFAULT_MEAN
 
 import vssm
-from vssm.models import FAMILIES, Family
+from vssm.models import FAMILIES, IMAGENET, Family
 from vssm.scan import ScanOrder, order_named, order_names
 from vssm.viz import draw_order
 
@@ -38,7 +39,7 @@ tags:
 - mamba
 - state-space-model
 datasets:
-- imagenet-1k
+- {data}
 ---
 """
 NEW_CARD = """{front_matter}
@@ -114,6 +115,12 @@ class Sources:
     def numbers(self, family: Family) -> dict[str, Any]:
         return self.results["families"][family.name]
 
+    def recorded(self, family: Family) -> set[str]:
+        """The models that reproduce recorded outputs of the official code."""
+        file = self.root / "tests" / "parity" / f"{family.name}.yaml"
+        records = yaml.safe_load(file.read_text(encoding="utf-8"))["records"] if file.exists() else {}
+        return {record["model"] for record in records.values()}
+
     def citation(self, family: Family, field: str) -> str:
         """A field of the BibTeX entry in the family's card."""
         card = self.root / "model_cards" / f"{family.name}.md"
@@ -133,39 +140,38 @@ def paragraph(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
-def families(sources: Sources) -> str:
-    """The list of families."""
-    rows = [
-        [
-            f"[{family.title}](model_cards/{family.name}.md)",
-            f"[arXiv {family.paper}](https://arxiv.org/abs/{family.paper})",
-            f"[{family.repository.removeprefix('https://github.com/')}]({family.repository})",
-            LICENSES.get(family.license, family.license),
-            ", ".join(f"`{name}`" for name in orders(family)),
-        ]
-        for family in sources.families
-    ]
-    return markdown(["family", "paper", "official code", "licence of the weights", "scan orders"], rows)
+def top1(family: Family, published: dict[str, Any]) -> str | None:
+    """A published accuracy, with the data set where that is not ImageNet."""
+    other = "" if family.data == IMAGENET else f" ({family.data.title})"
+    return f"{published['top1']}{other}" if "top1" in published else None
 
 
-def models(sources: Sources, *of: Family) -> str:
-    """Size, published accuracy and parity of every model."""
-    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published"]
+def models(sources: Sources, family: Family, speeds: Mapping[str, list[str]] | None = None) -> str:
+    """Size, published accuracy and parity of every model.
+
+    Args:
+        sources: where the facts are.
+        family: whose models.
+        speeds: further cells of each model, by its name; those under "" are their headings.
+    """
+    speeds = speeds or {"": []}
+    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published", *speeds[""]]
     head += ["parity with the official code"]
+    entries, recorded = sources.numbers(family)["models"], sources.recorded(family)
     rows = []
-    for family in of or sources.families:
-        entries = sources.numbers(family)["models"]
-        for variant in family.variants:
-            if variant.name not in entries:
-                continue
-            model = entries[variant.name]
-            names = ", ".join(f"`{name}`" for name in (variant.name, *variant.aliases))
-            published = model.get("published", {})
-            parity = "recorded outputs reproduced" if "parity" in model else "same code, no record"
-            size = f"{model['parameters'] / 1e6:.2f} M"
-            flops = [f"{model['gflops']:.2f}", published.get("flops")]
-            pixels = family.default_cfgs[variant.name].default.input_size[-1]
-            rows.append([names, size, pixels, *flops, published.get("top1"), parity])
+    for variant in family.variants:
+        if variant.name not in entries:
+            continue
+        model = entries[variant.name]
+        names = ", ".join(f"`{name}`" for name in (variant.name, *variant.aliases))
+        published = model.get("published", {})
+        parity = "recorded outputs reproduced" if variant.name in recorded else "same code, no record"
+        size = f"{model['parameters'] / 1e6:.2f} M"
+        flops = [f"{model['gflops']:.2f}", published.get("flops")]
+        pixels = family.default_cfgs[variant.name].default.input_size[-1]
+        measured = next((speeds[name] for name in (variant.name, *variant.aliases) if name in speeds), None)
+        measured = measured or [""] * len(speeds[""])
+        rows.append([names, size, pixels, *flops, top1(family, published), *measured, parity])
     return markdown(head, rows)
 
 
@@ -232,7 +238,7 @@ def facts(sources: Sources, family: Family) -> str:
         "Official implementation": f"<{family.repository}>, followed at commit `{family.commit[:7]}`. "
         "The code here was written anew.",
         "Licence of the official code and weights": f"{license}{unknown}",
-        "Training data": f"ImageNet-1k, {', '.join(map(str, pixels))} px",
+        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px",
         "Feature maps": strides(family),
     }
     return "".join(paragraph(f"- **{name}:** {fact}", "  ") for name, fact in rows.items())
@@ -330,7 +336,7 @@ def weights(sources: Sources, family: Family) -> str:
         )
     text += (
         f" Input: {cfg.input_size[-1]} px, {cfg.interpolation} resize to {cfg.input_size[-1] / cfg.crop_pct:.0f} and "
-        "centre crop, ImageNet mean and deviation."
+        f"centre crop, {'ImageNet' if cfg.mean == IMAGENET_DEFAULT_MEAN else 'its own'} mean and deviation."
     )
     entries, rows = sources.numbers(family)["models"], []
     for variant in family.variants:
@@ -370,7 +376,7 @@ def downstream(sources: Sources, family: Family) -> str:
 
 def whole_card(sources: Sources, family: Family) -> str:
     """A card with today's front matter, or a new one, whose tables are still to be filled in."""
-    front_matter = FRONT_MATTER.format(license=family.license)
+    front_matter = FRONT_MATTER.format(license=family.license, data=family.data.hub)
     file = sources.root / "model_cards" / f"{family.name}.md"
     if not file.exists():
         return NEW_CARD.format(front_matter=front_matter, title=family.title, name=family.name, unwritten=UNWRITTEN)

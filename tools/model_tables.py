@@ -7,7 +7,7 @@ Sources: the declarations in vssm/models/*.py, model_cards/results.yaml, configs
 docs/studies, which tools/compare.py and tools/benchmark.py write.
 
 A table stands between two comments, `<!-- table: card vim -->` and `<!-- end of table -->`; its name says which:
-`models`, `families`, `measured`, `notice`, `card` with a family, and `study`, `orders`, `kernels`, `throughput` and
+`families`, `zoo`, `measured`, `notice`, `card` with a family, and `study`, `orders`, `kernels`, `throughput` and
 `heads` with the name of a CSV file. Beside tables: the front matter of cards, new cards for families that have results
 but no card, the configs of configs/recipes.yaml, and pictures of the families' scan orders.
 """
@@ -17,10 +17,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import _setup  # noqa: F401
-from _cards import Sources, card, families, measured, models, notice, pictures, whole_card
+from _cards import Sources, card, measured, notice, pictures, whole_card
+from _zoo import STUDY, draw_zoo, families, zoo
 
 from vssm.bench import summary
 from vssm.models import FAMILIES
@@ -28,7 +30,7 @@ from vssm.models import FAMILIES
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "NOTICE", "model_cards/*.md", "docs/*.md", "kernels/README.md")
 TABLE = re.compile(r"(<!-- table: (?P<kind>\w+)(?: (?P<name>\w+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
-TABLES = {function.__name__: function for function in (models, families, measured, notice)}
+TABLES = {function.__name__: function for function in (families, zoo, measured, notice)}
 # Of a file in docs/studies: the table's function, and what its plot shows.
 STUDIES = {
     "study": (summary.study_table, "accuracy and costs of each model"),
@@ -88,7 +90,11 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     check = parser.parse_args(arguments).check
 
     files = written(root)
-    drawings = {path: draw for path, draw in pictures(Sources.read(root)).items() if not path.exists()}
+    sources = Sources.read(root)
+    drawings = pictures(sources)
+    if (root / STUDY).exists():
+        drawings[(root / STUDY).with_suffix(".png")] = partial(draw_zoo, sources)
+    drawings = {path: draw for path, draw in drawings.items() if not path.exists()}
     changed = [path for path, text in files.items() if text != (path.read_text("utf-8") if path.exists() else None)]
     names = ", ".join(sorted(path.relative_to(root).as_posix() for path in (*changed, *drawings)))
     if check or not names:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
-import timm
 import torch
-from records import RECORDS, record
+from records import RECORDS
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from vssm.models import our_layout
 
-every_record = pytest.mark.parametrize("name", RECORDS)
+INITIAL, DECAY = "init_stats_mean_std_min_max_seed0", "no_weight_decay_methods"
+
+
+def every_record_with(what: str):
+    return pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if what in record.content])
 
 
 def official_parts(name: str, model: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
@@ -19,7 +22,7 @@ def official_parts(name: str, model: nn.Module) -> dict[str, list[tuple[str, Ten
 
     Found with the family's own table: each official tensor is filled with its number and renamed.
     """
-    manifest = record(name)["manifest"]
+    manifest = RECORDS[name].content["manifest"]
     numbered = {official: torch.full(shape, float(i)) for i, (official, shape, _) in enumerate(manifest)}
     parts = {}
     for ours, numbers in our_layout(numbered, model).items():
@@ -29,13 +32,13 @@ def official_parts(name: str, model: nn.Module) -> dict[str, list[tuple[str, Ten
     return parts
 
 
-@every_record
+@every_record_with(INITIAL)
 def test_initial_weights_have_the_official_statistics(name: str) -> None:
     torch.manual_seed(1)
-    model = timm.create_model(name)
+    model = RECORDS[name].create()
     parameters = model.state_dict()
     parts = official_parts(name, model)
-    for official, (mean, std, low, high) in record(name)["init_stats_mean_std_min_max_seed0"].items():
+    for official, (mean, std, low, high) in RECORDS[name].content[INITIAL].items():
         values = torch.cat([parameters[ours][where] for ours, where in parts[official]]).double()
         if low == -2:  # one draw in 2^24 of the official trunc_normal_; ours leaves it out, so it is taken out here
             mean, std, low = mean + 2 / values.numel(), (std**2 - 4 / values.numel()) ** 0.5, -high
@@ -47,16 +50,16 @@ def test_initial_weights_have_the_official_statistics(name: str) -> None:
         assert extremes <= 2.5 * std + 1e-6, f"{official}: {values.min():.4g} to {values.max():.4g}, {low} to {high}"
 
 
-@every_record
+@every_record_with(DECAY)
 def test_weight_decay_groups_are_the_official_ones(name: str) -> None:
     """Officially undecayed: one-dimensional tensors, names ending in .bias, and those of no_weight_decay()."""
-    model = timm.create_model(name, device="meta")
+    model = RECORDS[name].create(device="meta")
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
     parameters = dict(model.named_parameters())
-    methods = dict(record(name)["no_weight_decay_methods"])
-    parts = official_parts(name, timm.create_model(name))
-    for official, shape, _ in record(name)["manifest"]:
+    methods = dict(RECORDS[name].content[DECAY])
+    parts = official_parts(name, RECORDS[name].create())
+    for official, shape, _ in RECORDS[name].content["manifest"]:
         spared = len(shape) == 1 or official.endswith(".bias") or official in methods.get("no_weight_decay", ())
         for ours, _ in parts[official]:
             if ours in parameters:  # and is no statistic of a batch norm

@@ -3,7 +3,7 @@
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
 from vssm.bench.models import Execution, benchmark_model
-from vssm.bench.report import environment, print_table, write_csv, write_plot
+from vssm.bench.report import environment, print_table, write_csv, write_plot, write_scatter
 from vssm.bench.timing import Ceilings, median_time
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "print_table",
     "write_csv",
     "write_plot",
+    "write_scatter",
 ]

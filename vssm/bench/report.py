@@ -7,7 +7,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -87,21 +89,54 @@ def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:
     Raises:
         ImportError: matplotlib is missing; the message has the install line.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import NullLocator
-    except ImportError:
-        raise ImportError("a plot needs matplotlib: pip install matplotlib") from None
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(7, 4.5)
     for name in dict.fromkeys(row[line] for row in rows):
         points = sorted((row[x], row[y]) for row in rows if row[line] == name)
         axes.plot(*zip(*points, strict=True), marker="o", label=str(name))
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
-    axes.set_xticks(sorted({row[x] for row in rows}))
-    for axis in (axes.xaxis, axes.yaxis):  # plain numbers, no powers of ten
+    axes.set_xticks(sorted({row[x] for row in rows}), minor=False)
+    axes.set_xticks([], minor=True)
+    _plain_numbers(axes)
+    _save(figure, axes, path)
+
+
+def write_scatter(path: Path, points: Iterable[tuple[str, str, float, float]], x: str, y: str) -> None:
+    """Plot points, each (group, label, x, y), over a logarithmic x axis; a colour for each group, the label beside it.
+
+    Raises:
+        ImportError: matplotlib is missing; the message has the install line.
+    """
+    groups: dict[str, list[tuple[str, float, float]]] = {}
+    for group, *point in points:
+        groups.setdefault(group, []).append(tuple(point))
+    figure, axes = _axes(10, 7)
+    for number, (group, found) in enumerate(groups.items()):
+        names, across, up = zip(*found, strict=True)
+        # Ten colours, then the same ten with another marker.
+        axes.plot(across, up, "os^D"[number // 10], color=f"C{number % 10}", label=group)
+        for name, *place in zip(names, across, up, strict=True):
+            axes.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", xlabel=x, ylabel=y)
+    _plain_numbers(axes)
+    _save(figure, axes, path)
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("a plot needs matplotlib: pip install matplotlib") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _plain_numbers(axes: Any) -> None:
+    """No powers of ten."""
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

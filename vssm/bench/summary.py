@@ -81,7 +81,7 @@ def study_table(rows: list[Mapping[str, object]]) -> str:
         f"{max(len(model.scores) for model in models)} seeds a model. Throughput and peak memory: each model alone "
         f"({first['execution']}), {first['batch']} images of {first['size']} x {first['size']} pixels at once, "
         f"{first['dtype']}. "
-        f"{_conditions(first)}"
+        f"{conditions(first)}"
     )
 
 
@@ -100,7 +100,7 @@ def orders_table(rows: list[Mapping[str, object]]) -> str:
         f"{row['backend']}"
         for row in rows
     )
-    return f"{_table(lines)}\n{'; '.join(cases)}. {_conditions(rows[0])}"
+    return f"{_table(lines)}\n{'; '.join(cases)}. {conditions(rows[0])}"
 
 
 def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[str, str]] = ()) -> str:
@@ -129,7 +129,7 @@ def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[s
                 *(f"{float(row['share_of_floor']):.2f}", f"{float(row['peak_gib']):.2f}"),
             ]
         )
-    return f"{_table(lines)}\n{rows[0]['dtype']}, {rows[0]['backend']}. {_conditions(rows[0])}"
+    return f"{_table(lines)}\n{rows[0]['dtype']}, {rows[0]['backend']}. {conditions(rows[0])}"
 
 
 def throughput_table(rows: list[Mapping[str, object]]) -> str:
@@ -148,7 +148,7 @@ def throughput_table(rows: list[Mapping[str, object]]) -> str:
         speeds = [_number(measured, execution, "images_per_second", "{:,.0f}") for execution in executions]
         peak = [_number(measured, executions[0], "peak_gib", "{:.2f}")] if with_memory else []
         lines.append([*run, *speeds, *peak])
-    return f"{_table(lines)}\nImages per second, {rows[0]['dtype']}. {_conditions(rows[0])}"
+    return f"{_table(lines)}\nImages per second, {rows[0]['dtype']}. {conditions(rows[0])}"
 
 
 def _number(measured: Mapping[str, Mapping[str, object]], execution: str, column: str, form: str) -> str:
@@ -166,7 +166,7 @@ def heads_table(rows: list[Mapping[str, object]]) -> str:
         stated = str(row.get("published_gflops") or "")
         lines.append([str(row["config"]), str(row["part"]), str(row["size"]), *counted, stated, *measured])
     batch = rows[0]["batch"]
-    return f"{_table(lines)}\nBatch {batch}, eager, {rows[0]['dtype']}. {_conditions(rows[0])}"
+    return f"{_table(lines)}\nBatch {batch}, eager, {rows[0]['dtype']}. {conditions(rows[0])}"
 
 
 def _table(lines: list[list[str]]) -> str:
@@ -175,7 +175,7 @@ def _table(lines: list[list[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in (lines[0], rule, *lines[1:]))
 
 
-def _conditions(row: Mapping[str, object]) -> str:
+def conditions(row: Mapping[str, object]) -> str:
     """Device, versions, commit and command."""
     versions = ", ".join(f"{package} {row[package]}" for package in ("torch", "triton", "timm"))
     return f"{row['device']}, {versions}, commit {row['commit']}:\n\n    {row['command']}\n"

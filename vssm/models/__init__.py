@@ -21,7 +21,7 @@ from vssm.models._checkpoint import (
     weights_in,
 )
 from vssm.models._contract import Backbone, quarters, take_indices
-from vssm.models._family import Family, Variant, register
+from vssm.models._family import IMAGENET, Family, TrainingData, Variant, register
 from vssm.models._plain import Plain
 from vssm.models._pyramid import Pyramid
 
@@ -36,12 +36,14 @@ for _family in FAMILIES.values():
 
 __all__ = [
     "FAMILIES",
+    "IMAGENET",
     "Backbone",
     "CheckpointError",
     "Family",
     "Plain",
     "Pyramid",
     "Renaming",
+    "TrainingData",
     "Variant",
     "check_arguments",
     "check_fits",

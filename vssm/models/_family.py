@@ -24,6 +24,26 @@ from vssm.scan import resolve_order
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """What published weights were trained on.
+
+    Args:
+        tag: in timm's names of weights and of recipes: the "in1k" of "vim_tiny.hustvl_in1k".
+        title: the data set's name.
+        hub: its name on the Hugging Face hub, or another one in that form.
+        classes: their number.
+    """
+
+    tag: str
+    title: str
+    hub: str
+    classes: int
+
+
+IMAGENET = TrainingData("in1k", "ImageNet-1k", "imagenet-1k", 1000)
+
+
+@dataclass(frozen=True)
 class Variant:
     """One size of a family.
 
@@ -31,7 +51,7 @@ class Variant:
         name: what timm calls it.
         title: what the paper calls it.
         arguments: of the model class.
-        weights: address of the published ImageNet-1k weights: a file, or a page of Google Drive, which only a browser
+        weights: address of the published weights: a file, or a page of Google Drive, which only a browser
             can fetch from; empty where none are published.
         aliases: other names of timm's for the same model.
         cfg: further entries of timm's `pretrained_cfg`, such as "pool_size" or "first_conv".
@@ -74,7 +94,8 @@ class Family:
             here).
         small: for tests, names of variants and the arguments that make each of them quick; at least one.
         strides: pixels per position of each map of the variants; one number where all maps have the same.
-        cfg: entries of timm's `pretrained_cfg` that differ from ImageNet-1k at 224 pixels with maps of 7 x 7.
+        cfg: entries of timm's `pretrained_cfg` that differ from those at 224 pixels with maps of 7 x 7.
+        data: what the weights were trained on.
         deprecated: names that go away, and the names to use instead (None for nothing): timm warns of them.
     """
 
@@ -90,6 +111,7 @@ class Family:
     strides: tuple[int, ...]
     parts: tuple[tuple[str, str, Callable[..., Any]], ...] = ()
     cfg: Mapping[str, Any] = field(default_factory=dict)
+    data: TrainingData = IMAGENET
     deprecated: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -105,14 +127,14 @@ class Family:
     @property
     def default_cfgs(self) -> dict[str, Any]:
         """timm's configurations: the published weights of every name."""
-        tag = f"{self.owner}_in1k"
+        tag = f"{self.owner}_{self.data.tag}"
         return generate_default_cfgs({f"{name}.{tag}": self._cfg(variant) for name, variant in self.models.items()})
 
     def _cfg(self, variant: Variant) -> dict[str, Any]:
         model = variant.model or self.model
         where = {"url": variant.weights} if variant.downloadable else {"notes": (variant.weights,)}
         return {
-            "num_classes": 1000,
+            "num_classes": self.data.classes,
             "input_size": (3, 224, 224),
             "pool_size": (7, 7),
             "crop_pct": 0.875,

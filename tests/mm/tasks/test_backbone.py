@@ -24,20 +24,20 @@ from vssm.models import CheckpointError, Plain, Pyramid, load_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "models"))
 
-from records import FOLDER, RECORDS, assert_trace, image, official_weights, parity, record
+from records import RECORDS, Record, assert_trace, image, official_weights, parity
 
 SMALL = dict(KINDS)
 PYRAMID = {"dims": (16, 32, 64, 128), "depths": (1, 1, 1, 1)}
 every_class = pytest.mark.parametrize("name", [name for name, _ in CLASSES])
 
 
-def first_with_record(kind: type) -> list[str]:
-    """Of each model class of a kind, the first model with a parity record."""
+def first_with_record(kind: type) -> dict[str, Record]:
+    """Of each model class of a kind, the first model with a parity record, and the record."""
     found = {}
-    for name in RECORDS:
-        if issubclass(model_class(name), kind):
-            found.setdefault(model_class(name), name)
-    return list(found.values())
+    for record in RECORDS.values():
+        if issubclass(model_class(record.model), kind):
+            found.setdefault(model_class(record.model), record)
+    return {record.model: record for record in found.values()}
 
 
 def build(name: str = "vmamba_tiny", **kwargs: object) -> VSSMBackbone:
@@ -205,10 +205,14 @@ def test_bad_arguments_are_told(arguments: dict, told: str) -> None:
 
 # Weights
 
-OFFICIAL = first_with_record(Pyramid)
+OFFICIAL, PLAIN = first_with_record(Pyramid), first_with_record(Plain)
 # Those whose official detection backbone was recorded too.
 DETECTION = "Backbone_VSSM output"
-RECORDED = [name for name in OFFICIAL if DETECTION in (FOLDER / f"{RECORDS[name]}.json").read_text()]
+RECORDED = [
+    name
+    for name, record in OFFICIAL.items()
+    if any(trace["name"].startswith(DETECTION) for case in record.cases for trace in case["features"])
+]
 
 
 @functools.cache
@@ -236,10 +240,10 @@ def test_official_detection_backbone_gives_the_official_maps(name: str, tmp_path
     # The last of the cases with such outputs: of odd sizes, where there is one.
     recorded = {
         i: [trace for trace in case["features"] if trace["name"].startswith(DETECTION)]
-        for i, case in enumerate(record(name)["cases"])
+        for i, case in enumerate(OFFICIAL[name].cases)
     }
     last = max(i for i, traces in recorded.items() if traces)
-    for y, trace in zip(backbone(image(record(name)["cases"][last])), recorded[last], strict=True):
+    for y, trace in zip(backbone(image(OFFICIAL[name].cases[last])), recorded[last], strict=True):
         assert_trace(y.contiguous(), trace)
 
 
@@ -263,7 +267,7 @@ def test_official_detector_loads_whole(name: str, tmp_path: Path) -> None:
         assert all(torch.equal(loaded[n], wanted[n]) for n in wanted)
 
 
-@pytest.mark.parametrize("name", first_with_record(Plain))
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_segmentor_of_another_size_loads(name: str, tmp_path: Path) -> None:
     """Position embeddings are resized; all other weights are those of the classifier."""
     official = official_weights(name)
