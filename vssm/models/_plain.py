@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from timm.layers import get_device_dtype, to_2tuple
 from timm.models import checkpoint
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
-from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
+from vssm.models._contract import Backbone, Indices, as_format, check_format, take_indices, with_defaults
 from vssm.nn import PatchStem, resize_position
 
 
@@ -126,7 +125,7 @@ class Plain(Backbone):
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         check_format(output_fmt)
-        taken, last = feature_take_indices(len(self.blocks), indices)
+        taken, last = take_indices(len(self.blocks), indices)
         tokens, height, width = self.embed(image)
         maps = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
@@ -141,7 +140,7 @@ class Plain(Backbone):
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        taken, last = feature_take_indices(len(self.blocks), indices)
+        taken, last = take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_norm:
             self.norm = nn.Identity()

@@ -20,6 +20,7 @@ from vssm.nn.recompute import recomputed
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import causal_conv1d, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
+from vssm.values import widened
 
 
 class GatedMixer(nn.Module):
@@ -95,7 +96,7 @@ class SS2D(GatedMixer):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        inner = int(expansion * dim)
+        inner = widened(dim, expansion, "expansion")
         self.gated = gated
         self.order_table = OrderTable(scan_order)
         self.in_proj = nn.Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
