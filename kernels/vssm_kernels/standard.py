@@ -20,7 +20,7 @@ _standard: ContextVar[bool] = ContextVar("vssm_standard_operations", default=Fal
 
 @contextmanager
 def standard_operations() -> Iterator[None]:
-    """What is exported or traced inside the block needs no operators of ours: its file runs where vssm is not installed.
+    """What is exported or traced inside the block needs no operators of ours: its file runs without vssm.
 
     `torch.onnx.export` does so by itself. The graphs are for inference: no gradient passes through a scan's.
 
