@@ -16,6 +16,7 @@ h      the state                                         (batch, directions, cha
 ====== ================================================= ===============================
 """
 
+import importlib
 import sys
 from types import ModuleType
 
@@ -41,6 +42,8 @@ __all__ = [
     "sum_norm",
     "use_backend",
 ]
+
+importlib.import_module("vssm_kernels.flops")
 
 # An op's function has the name of its package and hides it here, so that it offers the package's modules too:
 # `import vssm_kernels.selective_scan.reference` and then that name work.

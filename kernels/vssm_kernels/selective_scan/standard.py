@@ -1,9 +1,10 @@
 """The selective scan in standard operations, in two forms for two kinds of runtimes.
 
-`torch.export` keeps a loop over the steps as one operation, torch's `scan`, of which ONNX makes its Scan: a body of a
-few operations on numbers that stay in the cache. A trace has no loops, so for TorchScript the steps are cut into about
-as many chunks as each has steps, and all chunks are walked at once, twice: from a state of zero, for what a chunk adds
-to the state behind it, and from the states that follow from this, for the outputs. These are 2 sqrt(steps) steps.
+For ONNX a loop over the steps is one operation, torch's `scan`, which becomes ONNX's Scan: a body of a few operations
+on numbers that stay in the cache. TorchScript and exported programs are run by torch, which takes longer to start an
+operation than a step takes, and traces have no loops. For these the steps are cut into about as many chunks as each has
+steps, and all chunks are walked at once, twice: from a state of zero, for what a chunk adds to the state behind it, and
+from the states that follow from this, for the outputs. These are 2 sqrt(steps) steps.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from vssm_kernels.standard import gathered, scattered, visits
 
 def scan(args: ScanArguments) -> Tensor:
     """(batch, tokens, directions, channels) outputs, or states with C=None, in u's dtype."""
-    y = _chunked(args) if torch._C._is_tracing() else _looped(args)
+    for_onnx = torch.onnx.is_in_onnx_export() and not torch._C._is_tracing()
+    y = _looped(args) if for_onnx else _chunked(args)
     y = scattered(y.flatten(3), args.order, args.tokens)
     return saturate(y if args.C is not None else y.unflatten(3, (args.channels, args.state)), args.u.dtype)
 
