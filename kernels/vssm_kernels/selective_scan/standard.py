@@ -14,7 +14,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._higher_order_ops.scan import scan as loop
 
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -76,6 +75,8 @@ def _kept(args: ScanArguments, steps: int) -> Tensor | None:
 
 
 def _looped(args: ScanArguments) -> Tensor:
+    from torch._higher_order_ops.scan import scan as loop  # here: it takes a second to import
+
     rows = _Rows(args, visits(args.order, args.steps, args.directions, args.device))
     kept = _kept(args, args.steps)
     if args.state == 1:  # the numbers of all steps at once are no more than the inputs
