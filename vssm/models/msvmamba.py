@@ -103,7 +103,7 @@ class FirstMultiScaleSS2D(MultiScaleSS2D):
 
     def merge(self, full: Tensor, half: Tensor) -> Tensor:
         directions = self.scan(full.flatten(1, 2), _table(self.order_table, full))
-        visited = _table(self.half_order_table, half).table[0]
+        visited = _table(self.half_order_table, half).table[0].long()  # ONNX adds at 64-bit indices alone
         tokens = half.flatten(1, 2)
         met = tokens.index_select(1, visited)  # each token three times, in the order of the walk
         visits = self.norm(self.half_scan(met, None), merge=True)
