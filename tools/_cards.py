@@ -238,7 +238,9 @@ def facts(sources: Sources, family: Family) -> str:
         "Official implementation": f"<{family.repository}>, followed at commit `{family.commit[:7]}`. "
         "The code here was written anew.",
         "Licence of the official code and weights": f"{license}{unknown}",
-        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px",
+        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px"
+        if any(variant.weights for variant in family.variants)
+        else "no classifier is published",
         "Feature maps": strides(family),
     }
     return "".join(paragraph(f"- **{name}:** {fact}", "  ") for name, fact in rows.items())
@@ -274,7 +276,7 @@ def orders(family: Family) -> dict[str, Callable]:
     """The scan orders of a family by name: the defaults of its models, and those among its parts."""
     classes = dict.fromkeys(variant.model or family.model for variant in family.variants)
     found = [inspect.signature(model).parameters.get("scan_order") for model in classes]
-    functions = [parameter.default for parameter in found if parameter is not None]
+    functions = [parameter.default for parameter in found if parameter is not None and parameter.default is not None]
     functions += [part for *_, part in family.parts if is_order(part)]
     return {name_of(order): order for order in functions}
 
@@ -327,7 +329,12 @@ def scans(family: Family) -> str:
 def weights(sources: Sources, family: Family) -> str:
     """Where the published weights are, and how to load those that no program can fetch."""
     cfg = family.default_cfgs[family.variants[0].name].default
-    text = "The authors' files, fetched on request (`pretrained=True`) and never redistributed."
+    published = any(variant.weights for variant in family.variants)
+    text = (
+        "The authors' files, fetched on request (`pretrained=True`) and never redistributed."
+        if published
+        else "None of classifiers are published."
+    )
     other = next((variant for variant in family.variants if variant.weights and not variant.downloadable), None)
     if other:
         text += (

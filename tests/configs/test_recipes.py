@@ -37,9 +37,9 @@ def image_size(config: Config) -> tuple[int, int]:
     return (fixed, fixed) if fixed and config.default_scope == "mmdet" else SIZES[config.default_scope]
 
 
-def test_what_is_no_recipe_trains_on_the_embedded_set():
+def test_what_is_no_recipe_trains_on_the_embedded_set_or_a_folder():
     others = {*configs("detection"), *configs("segmentation")} - set(ROWS)
-    assert others and all(path.endswith("_shapes.py") for path in others)
+    assert others and all(path.endswith(("_shapes.py", "_masks.py")) for path in others)
 
 
 @every_recipe

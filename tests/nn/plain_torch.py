@@ -19,6 +19,7 @@ from vssm.nn import (
     ConvStem,
     DeformableSampling,
     InvertedDownsample,
+    LatentPooling,
     PaddedPatchConv,
     PatchMerging,
     ResidualStem,
@@ -120,6 +121,13 @@ def attention(module: Attention, x: Tensor, heads: int = 2, rotated: bool = Fals
     q, k, v = (part.flatten(1, -3) for part in (q, k, v))
     weights = torch.einsum("blhc,bmhc->bhlm", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
     return linear(torch.einsum("bhlm,bmhc->blhc", weights, v).reshape(x.shape), module.proj)
+
+
+def latent_pooling(module: LatentPooling, x: Tensor) -> Tensor:
+    k, v = (part.unflatten(-1, (module.heads, -1)) for part in linear(x, module.kv).chunk(2, -1))
+    q = module.latent[0, 0].unflatten(-1, (module.heads, -1))
+    weights = torch.einsum("hc,bmhc->bhm", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
+    return layer_norm(torch.einsum("bhm,bmhc->bhc", weights, v).flatten(1), module.norm)
 
 
 def mlp(layers: nn.Module, x: Tensor) -> Tensor:

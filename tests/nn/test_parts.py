@@ -32,6 +32,7 @@ from vssm.nn import (
     ConvStem,
     DeformableSampling,
     InvertedDownsample,
+    LatentPooling,
     LeanMlp,
     PaddedPatchConv,
     PatchMerging,
@@ -116,6 +117,7 @@ PARTS = {
         lambda **dd: Attention(8, heads=2, rotary=RotaryPosition(4), qk_norm=BranchLayerNorm, **dd),
         partial(plain.attention, rotated=True, normed=True),
     ),
+    "pooling by attention": Part(partial(LatentPooling, 8, heads=2), plain.latent_pooling, TOKENS),
     "rotation of heads": Part(
         lambda **dd: RotaryPosition(8), lambda _, x: plain.rotary(x), ((2, 5, 7, 3, 8), (1, 1, 3, 2, 8))
     ),

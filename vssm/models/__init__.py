@@ -20,9 +20,9 @@ from vssm.models._checkpoint import (
     under,
     weights_in,
 )
-from vssm.models._contract import Backbone, quarters
+from vssm.models._contract import Backbone, quarters, take_indices
 from vssm.models._family import IMAGENET, Family, TrainingData, Variant, register
-from vssm.models._plain import Plain
+from vssm.models._plain import Plain, PlainWithPosition
 from vssm.models._pyramid import Pyramid
 
 FAMILIES: dict[str, Family] = {
@@ -41,6 +41,7 @@ __all__ = [
     "CheckpointError",
     "Family",
     "Plain",
+    "PlainWithPosition",
     "Pyramid",
     "Renaming",
     "TrainingData",
@@ -55,6 +56,7 @@ __all__ = [
     "read_file",
     "register",
     "save_official",
+    "take_indices",
     "under",
     "weights_in",
 ]

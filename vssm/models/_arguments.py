@@ -19,7 +19,7 @@ def _is_device(value: object) -> bool:
     return True
 
 
-_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "")
+_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "")
 _MADE_BY_CALL = Rule("a class or function", callable)
 # The upper bounds lie far above every published model: they refuse what would only fill the memory.
 _CHANNELS, _BLOCKS, _PIXELS = whole(1, 16_384), whole(1, 1024), whole(1, 65_536)
@@ -38,6 +38,7 @@ _RULES = {
     "blocks": _BLOCKS,
     "scanned_stages": whole(0, 1024),
     "state": whole(1, 1024),
+    "pool_heads": whole(1, 1024),
     "expansion": number(0, 64, least_too=False),
     "mlp_ratio": number(0, 64),
     "conv_bias": FLAG,
@@ -48,7 +49,11 @@ _RULES = {
     "stem": _MADE_BY_CALL,
     "downsample": _MADE_BY_CALL,
     "mixer": _MADE_BY_CALL,
-    "scan_order": _MADE_BY_CALL,
+    "scan_order": Rule(
+        "a function of vssm.scan (timm.create_model takes names too)", lambda value: value is None or callable(value)
+    ),
+    "routes": list_of(_MADE_BY_CALL),
+    "threshold": number(0, 64),
     "global_pool": Rule(f"one of {_POOLS}", lambda value: value in _POOLS),
     "device": Rule("a device, such as 'cpu' or 'cuda:1', or None", _is_device),
     "dtype": Rule("a dtype, such as torch.bfloat16, or None", lambda value: isinstance(value, torch.dtype | None)),

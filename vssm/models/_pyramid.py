@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from timm.layers import to_2tuple
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
-from vssm.models._contract import Indices, as_format, check_format, with_defaults
+from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
 
 
@@ -36,7 +35,10 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self.run_blocks(self.downsample(x))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """What follows the downsampling."""
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
 
 
@@ -126,7 +128,7 @@ class Pyramid(Pooled):
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         check_format(output_fmt)
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = take_indices(len(self.stages), indices)
         stages = self.stages[: last + 1] if stop_early else self.stages
         x = self.stem(image)
         maps = []
@@ -139,10 +141,22 @@ class Pyramid(Pooled):
             return maps
         return self.norm(x) if len(stages) == len(self.stages) else x, maps
 
+    def forward_entries(self, image: Tensor) -> list[Tensor]:
+        """What the blocks of each stage receive, and the last map, all (batch, channels, height, width).
+
+        The skips of U-shaped networks (VM-UNet, MHS-VM) are these, and not the maps that stages end in.
+        """
+        x = self.stem(image)
+        entries = []
+        for stage in self.stages:
+            entries.append(stage.downsample(x))
+            x = stage.run_blocks(entries[-1])
+        return [as_format(each, "NCHW") for each in (*entries, x)]
+
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = take_indices(len(self.stages), indices)
         ends_early = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if ends_early:

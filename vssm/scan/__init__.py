@@ -6,7 +6,7 @@
 A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
 """
 
-from vssm.scan.combine import chain, flipped, insert_token, stack, with_class_token
+from vssm.scan.combine import backwards, chain, flipped, insert_token, stack, with_class_token
 from vssm.scan.order import (
     OrderFunction,
     OrderWithNumber,
@@ -22,6 +22,7 @@ from vssm.scan.orders import (
     columns,
     cross,
     diagonal,
+    diagonal_zigzag,
     hilbert,
     random,
     raster,
@@ -37,11 +38,13 @@ __all__ = [
     "OrderWithNumber",
     "ScanOrder",
     "atrous",
+    "backwards",
     "bidirectional",
     "chain",
     "columns",
     "cross",
     "diagonal",
+    "diagonal_zigzag",
     "flipped",
     "hilbert",
     "insert_token",

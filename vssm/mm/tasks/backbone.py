@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.models import group_parameters
-from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +14,8 @@ from vssm import models
 from vssm.errors import ConfigError
 from vssm.inference.create import create_model
 from vssm.inference.saved import to_plain
-from vssm.models import quarters
+from vssm.models import quarters, take_indices
+from vssm.values import whole
 
 
 @MODELS.register_module()
@@ -38,6 +38,8 @@ class VSSMBackbone(BaseModule):
         out_indices: of which stages (of plain models: after which blocks) maps are given; None for four at the
             quarters of the depth, which is every stage of a pyramid.
         output_norm: a LayerNorm on every map.
+        entries: give what the blocks of each stage receive, and the last map, in place of the maps that stages end in:
+            the skips of VM-UNet and MHS-VM. For pyramids, all of whose stages are used, without `output_norm`.
         frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages (plain models: blocks): their
             weights get no gradient, and stay in evaluation mode.
         norm_eval: do not update BatchNorm's running statistics.
@@ -65,6 +67,7 @@ class VSSMBackbone(BaseModule):
         name: str,
         out_indices: Sequence[int] | None = None,
         output_norm: bool = True,
+        entries: bool = False,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         grad_checkpointing: bool = False,
@@ -74,7 +77,7 @@ class VSSMBackbone(BaseModule):
         **arguments: object,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.name, self.pretrained, self.norm_eval = name, pretrained, norm_eval
+        self.name, self.pretrained, self.norm_eval, self.entries = name, pretrained, norm_eval, entries
         self.arguments = {**to_plain(arguments), "drop_path_rate": drop_path_rate}
         self.checkpoint = _checkpoint_of(init_cfg)
         if pretrained and self.checkpoint:
@@ -89,6 +92,13 @@ class VSSMBackbone(BaseModule):
         self.out_indices = _indices(out_indices, len(places), name)
         self.channels = [places[i]["num_chs"] for i in self.out_indices]
         self.strides = [places[i]["reduction"] for i in self.out_indices]
+        if entries:
+            if output_norm or not isinstance(self.model, models.Pyramid) or len(self.out_indices) < len(places):
+                raise ConfigError(
+                    "backbone: entries=True is for pyramids of this library, with output_norm=False and all out_indices"
+                )
+            self.channels.append(self.channels[-1])
+            self.strides.append(self.strides[-1])
 
         whole = set(self.model.state_dict())
         self.model.prune_intermediate_layers(self.out_indices, prune_norm=True, prune_head=True)
@@ -110,7 +120,10 @@ class VSSMBackbone(BaseModule):
         self._freeze(frozen_stages)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(batch, channels, height, width) -> one map (batch, channels, rows, columns) for each of `out_indices`."""
+        """(batch, channels, height, width) -> one map (batch, channels, rows, columns) for each of `out_indices`; with
+        `entries` one more."""
+        if self.entries:
+            return tuple(self.model.forward_entries(image))
         maps = self.model.forward_intermediates(image, indices=self.out_indices, intermediates_only=True)
         return tuple(self._normed(x, i) for x, i in zip(maps, self.out_indices, strict=True))
 
@@ -154,9 +167,9 @@ class VSSMBackbone(BaseModule):
     def _freeze(self, frozen_stages: int) -> None:
         layers = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
         stages = {layer for name, layer in layers.items() if name not in self.added}
-        if not -1 <= frozen_stages < len(stages):
+        if not whole(-1, len(stages) - 1).holds(frozen_stages):
             raise ConfigError(
-                f"backbone: frozen_stages is {frozen_stages}; expected -1 for none, 0 for the stem, up to "
+                f"backbone: frozen_stages is {frozen_stages!r}; expected -1 for none, 0 for the stem, up to "
                 f"{len(stages) - 1} for all of {self.name!r}"
             )
         for name, parameter in self.model.named_parameters():
@@ -170,13 +183,13 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
     if out_indices is None:
         return list(quarters(count))
     try:
-        chosen, _ = feature_take_indices(count, list(out_indices))
+        chosen, _ = take_indices(count, list(out_indices))
         rising = chosen == sorted(set(chosen))
-    except (AssertionError, ValueError):  # beyond the model's maps, or none
+    except (TypeError, ValueError):  # beyond the model's maps, or none
         rising = False
     if not rising:
         raise ConfigError(
-            f"backbone: out_indices are {tuple(out_indices)}; expected rising numbers from 0 to {count - 1}, "
+            f"backbone: out_indices is {to_plain(out_indices)!r}; expected rising numbers from 0 to {count - 1}, "
             f"for as many maps of {name!r}"
         )
     return chosen
