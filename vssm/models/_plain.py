@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import get_device_dtype
+from timm.layers import get_device_dtype, to_2tuple
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
 from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
+from vssm.nn import PatchStem, resize_position
 
 
 class Plain(Backbone):
@@ -32,6 +34,7 @@ class Plain(Backbone):
     classifier = "head"
     output_fmt = "NLC"
     has_class_token = False
+    pools: tuple[str, ...] = ("avg", "max", "")
     blocks: nn.Sequential
     norm: nn.Module
 
@@ -65,7 +68,7 @@ class Plain(Backbone):
         return with_defaults(cls, arguments)["depth"]
 
     def _checked_pool(self, global_pool: str) -> str:
-        pools = ("token", "avg", "max", "") if self.has_class_token else ("avg", "max", "")
+        pools = ("token", *self.pools) if self.has_class_token else self.pools
         if global_pool not in pools:
             raise ValueError(f'global_pool is {global_pool!r}; expected one of {pools}; "" is for none')
         return global_pool
@@ -92,6 +95,11 @@ class Plain(Backbone):
         if self.grad_checkpointing:
             return checkpoint(block, tokens, height, width)
         return block(tokens, height, width)
+
+    def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The tokens after a block, and those that a map is made of: the same, unless a family taps another place."""
+        tokens = self._run(block, tokens, height, width)
+        return tokens, tokens
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         pooled = self.head_drop(self._pool(features))
@@ -122,10 +130,12 @@ class Plain(Backbone):
         tokens, height, width = self.embed(image)
         maps = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            tokens = self._run(block, tokens, height, width)
             if i in taken:
-                patches = self.patch_tokens(self.norm(tokens) if norm else tokens)
+                tokens, tapped = self.run_to_map(block, tokens, height, width)
+                patches = self.patch_tokens(self.norm(tokens) if norm else tapped)
                 maps.append(as_format(patches.unflatten(1, (height, width)).to(image.dtype), output_fmt))
+            else:
+                tokens = self._run(block, tokens, height, width)
         return maps if intermediates_only else (self.norm(tokens), maps)
 
     def prune_intermediate_layers(
@@ -160,6 +170,35 @@ class Plain(Backbone):
             "stem": r"^cls_token|^pos_embed|^patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
+
+
+class PlainWithPosition(Plain):
+    """A plain model with a learned absolute position embedding, which is resized to any grid of patches.
+
+    A family sets `patch_embed`, a PatchStem, `grid`, the height and width that `pos_embed` is stored for, and
+    `pos_embed`, with a row for the class token, where there is one, in the middle.
+    """
+
+    patch_embed: PatchStem
+    grid: tuple[int, int]
+    pos_embed: nn.Parameter
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Store the position embedding for another image size, in pixels, for instance before fine-tuning at it."""
+        grid = self.patch_embed.grid(*to_2tuple(img_size))
+        resized = resize_position(self.pos_embed.detach(), self.grid, *grid)
+        self.pos_embed = nn.Parameter(resized.clone(), requires_grad=self.pos_embed.requires_grad)
+        self.grid = grid
+
+    def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A square position embedding, resized to this model's grid."""
+        position = state.get("pos_embed")
+        if position is not None and position.dim() == 3 and position.shape[1:] != self.pos_embed.shape[1:]:
+            more = int(self.has_class_token)
+            side = math.isqrt(max(position.shape[1] - more, 0))
+            if side * side + more == position.shape[1]:
+                return state | {"pos_embed": resize_position(position, (side, side), *self.grid)}
+        return state
 
 
 def _linear(in_features: int, num_classes: int, **dd: Any) -> nn.Module:

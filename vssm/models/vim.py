@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
-from vssm.models._plain import Plain
+from vssm.models._plain import PlainWithPosition
 from vssm.nn import Block, BranchRMSNorm, PatchStem, VimMixer, resize_position
 from vssm.scan import OrderFunction, bidirectional, with_class_token
 
@@ -39,7 +39,7 @@ RENAMING = Renaming(
 )
 
 
-class Vim(Plain):
+class Vim(PlainWithPosition):
     """Vision Mamba.
 
     Args:
@@ -133,26 +133,10 @@ class Vim(Plain):
         middle = (tokens.shape[1] - 1) // 2
         return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
 
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Store the position embedding for another image size, in pixels, for instance before fine-tuning at it."""
-        grid = self.patch_embed.grid(*to_2tuple(img_size))
-        resized = resize_position(self.pos_embed.detach(), self.grid, *grid)
-        self.pos_embed = nn.Parameter(resized.clone(), requires_grad=self.pos_embed.requires_grad)
-        self.grid = grid
-
     def no_weight_decay(self) -> set[str]:
         # official: one-dimensional tensors, biases, and the two embeddings. Our stacked biases and D are
         # two-dimensional, so they are named. A_log is decayed: the official flag on it is read by no optimiser.
         return {"cls_token", "pos_embed"} | self.parameters_ending("conv_bias", "dt_bias", "D")
-
-    def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A square position embedding, resized to this model's grid."""
-        position = state.get("pos_embed")
-        if position is not None and position.dim() == 3 and position.shape[1:] != self.pos_embed.shape[1:]:
-            side = math.isqrt(max(position.shape[1] - 1, 0))
-            if side * side + 1 == position.shape[1]:
-                return state | {"pos_embed": resize_position(position, (side, side), *self.grid)}
-        return state
 
 
 def _variant(name: str, title: str, file: str, **arguments: Any) -> Variant:

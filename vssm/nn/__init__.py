@@ -1,9 +1,10 @@
 """The parts that families share, one file per kind: stems, downsampling, blocks, mixers, MLPs, gates, norms, scans."""
 
-from vssm.nn.attention import Attention
+from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block
 from vssm.nn.compilation import compile_module
 from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
 from vssm.nn.init import initialise_linear_layers
@@ -31,8 +32,10 @@ __all__ = [
     "ConvDownsample",
     "ConvMlp",
     "ConvStem",
+    "DeformableSampling",
     "GatedMixer",
     "InvertedDownsample",
+    "LatentPooling",
     "LeanMlp",
     "OrderTable",
     "PaddedPatchConv",

@@ -108,10 +108,14 @@ class SelectiveScan(nn.Module):
             tokens, order, segment: as in `forward`.
 
         Returns:
-            (batch, tokens, directions, channels, state) and (batch, tokens, directions, state).
+            (batch, tokens, directions, channels, state), in float32 at least, and (batch, tokens, directions, state).
         """
         delta, B, C = self.project(tokens)
-        return self._scan(tokens, delta, B, None, None, order=order, segment=segment), C
+        if self.state > 1:
+            return self._scan(_wide(tokens), delta, B, None, None, order=order, segment=segment), C
+        # One state, read by a one, is an output: what every backend is fastest at.
+        read_by = torch.ones_like(B)
+        return self._scan(_wide(tokens), delta, B, read_by, None, order=order, segment=segment)[..., None], C
 
     def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
         bias = _wide(self.dt_bias)

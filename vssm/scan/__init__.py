@@ -6,7 +6,7 @@
 A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
 """
 
-from vssm.scan.combine import chain, flipped, insert_token, stack, with_class_token
+from vssm.scan.combine import backwards, chain, flipped, insert_token, stack, with_class_token
 from vssm.scan.order import (
     OrderFunction,
     OrderWithNumber,
@@ -38,6 +38,7 @@ __all__ = [
     "OrderWithNumber",
     "ScanOrder",
     "atrous",
+    "backwards",
     "bidirectional",
     "chain",
     "columns",

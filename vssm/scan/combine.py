@@ -93,3 +93,23 @@ def _tokens_of(orders: tuple[ScanOrder, ...], purpose: str) -> int:
     if len(tokens) != 1:
         raise ValueError(f"orders to {purpose} must walk the same tokens; these walk {sorted(tokens)} tokens")
     return tokens.pop()
+
+
+@dataclass(frozen=True)
+class _Backwards:
+    """An order function, every direction in reverse; equal to any other of the same order."""
+
+    order: OrderFunction
+
+    def __call__(self, height: int, width: int) -> ScanOrder:
+        return flipped(self.order(height, width))
+
+
+def backwards(order: OrderFunction) -> OrderFunction:
+    """The order with every direction in reverse (every second layer of LBMamba, arXiv 2506.15976).
+
+    >>> from vssm.scan import raster
+    >>> backwards(raster)(1, 4).table
+    tensor([[3, 2, 1, 0]], dtype=torch.int32)
+    """
+    return _Backwards(order)
