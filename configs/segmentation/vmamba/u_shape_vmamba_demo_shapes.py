@@ -1,6 +1,6 @@
 # Command: python tools/train.py configs/segmentation/vmamba/u_shape_vmamba_demo_shapes.py
-# Cost: 2 CPU cores, X minutes.
-# Score: X mIoU on held-out images.
+# Cost: 2 CPU cores, 8.6 minutes beside other work.
+# Score: 28.9 mIoU on held-out images.
 # A small U-shaped segmentor from scratch on scenes of 96 pixels, with VMamba's blocks in encoder and decoder. Most pixels are background, which counts a tenth in the cross-entropy.
 _base_ = [
     '../../_base_/models/u_shape.py',
