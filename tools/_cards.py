@@ -274,7 +274,7 @@ def orders(family: Family) -> dict[str, Callable]:
     """The scan orders of a family by name: the defaults of its models, and those among its parts."""
     classes = dict.fromkeys(variant.model or family.model for variant in family.variants)
     found = [inspect.signature(model).parameters.get("scan_order") for model in classes]
-    functions = [parameter.default for parameter in found if parameter is not None]
+    functions = [parameter.default for parameter in found if parameter is not None and parameter.default is not None]
     functions += [part for *_, part in family.parts if is_order(part)]
     return {name_of(order): order for order in functions}
 

@@ -50,9 +50,15 @@ class Record:
     def cases(self) -> list[dict[str, Any]]:
         return self.content["cases"]
 
+    @property
+    def manifest(self) -> list[tuple[str, list[int], str]]:
+        """Name, shape and dtype of each official tensor, without buffers that the official code computes."""
+        computed = self.content.get("kept_buffers", ())
+        return [entry for entry in self.content["manifest"] if entry[0] not in computed]
+
     def official_weights(self) -> dict[str, Tensor]:
         """The weights that the record was made with, by their official names."""
-        return {name: parity.tensor_for(name, shape) for name, shape, _ in self.content["manifest"]}
+        return {name: parity.tensor_for(name, shape) for name, shape, _ in self.manifest}
 
     def create(self, **more: Any) -> nn.Module:
         """Our model, with its own initial weights."""

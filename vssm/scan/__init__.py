@@ -6,7 +6,15 @@
 A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
 """
 
-from vssm.scan.combine import chain, flipped, insert_token, stack, with_class_token
+from vssm.scan.combine import (
+    backwards,
+    chain,
+    flipped,
+    insert_token,
+    stack,
+    with_class_token,
+    with_padding_tokens,
+)
 from vssm.scan.order import (
     OrderFunction,
     OrderWithNumber,
@@ -23,6 +31,7 @@ from vssm.scan.orders import (
     cross,
     diagonal,
     hilbert,
+    local,
     random,
     raster,
     spiral,
@@ -37,6 +46,7 @@ __all__ = [
     "OrderWithNumber",
     "ScanOrder",
     "atrous",
+    "backwards",
     "bidirectional",
     "chain",
     "columns",
@@ -45,6 +55,7 @@ __all__ = [
     "flipped",
     "hilbert",
     "insert_token",
+    "local",
     "order_named",
     "order_names",
     "random",
@@ -56,5 +67,6 @@ __all__ = [
     "stack",
     "windows",
     "with_class_token",
+    "with_padding_tokens",
     "zigzag",
 ]

@@ -6,6 +6,7 @@ from vssm.scan.orders.columns import columns
 from vssm.scan.orders.cross import cross
 from vssm.scan.orders.diagonal import diagonal
 from vssm.scan.orders.hilbert import hilbert
+from vssm.scan.orders.local import local
 from vssm.scan.orders.random import random
 from vssm.scan.orders.raster import raster
 from vssm.scan.orders.spiral import spiral
@@ -19,6 +20,7 @@ __all__ = [
     "cross",
     "diagonal",
     "hilbert",
+    "local",
     "random",
     "raster",
     "spiral",
