@@ -238,7 +238,9 @@ def facts(sources: Sources, family: Family) -> str:
         "Official implementation": f"<{family.repository}>, followed at commit `{family.commit[:7]}`. "
         "The code here was written anew.",
         "Licence of the official code and weights": f"{license}{unknown}",
-        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px",
+        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px"
+        if any(variant.weights for variant in family.variants)
+        else "no classifier is published",
         "Feature maps": strides(family),
     }
     return "".join(paragraph(f"- **{name}:** {fact}", "  ") for name, fact in rows.items())
@@ -327,7 +329,12 @@ def scans(family: Family) -> str:
 def weights(sources: Sources, family: Family) -> str:
     """Where the published weights are, and how to load those that no program can fetch."""
     cfg = family.default_cfgs[family.variants[0].name].default
-    text = "The authors' files, fetched on request (`pretrained=True`) and never redistributed."
+    published = any(variant.weights for variant in family.variants)
+    text = (
+        "The authors' files, fetched on request (`pretrained=True`) and never redistributed."
+        if published
+        else "None of classifiers are published."
+    )
     other = next((variant for variant in family.variants if variant.weights and not variant.downloadable), None)
     if other:
         text += (

@@ -119,8 +119,9 @@ class Recipe:
         if "drop_path" in self.changes:
             backbone["drop_path_rate"] = self.changes["drop_path"]
         config = merged({"model": {"backbone": backbone | self.start()}}, self.kind.get("config", {}))
+        arguments = self.changes.get("config", {}).get("model", {}).get("backbone", {})
         for key, maps in self.kind.get("channels", {}).items():
-            channels = channels_of(self.model)
+            channels = channels_of(self.model, **arguments)
             value = [channels[index] for index in maps] if isinstance(maps, list) else channels[maps]
             part, name = key.split(".")
             config = merged(config, {"model": {part: {name: value}}})
@@ -140,9 +141,9 @@ class Recipe:
 
 
 @functools.cache
-def channels_of(model: str) -> list[int]:
-    """Of the four maps of a model."""
-    return timm.create_model(model, features_only=True, device="meta").feature_info.channels()
+def channels_of(model: str, **arguments: Any) -> list[int]:
+    """Of the four maps of a model with these arguments."""
+    return timm.create_model(model, features_only=True, device="meta", **arguments).feature_info.channels()
 
 
 def recipes(file: Path, results: dict[str, Any]) -> Iterator[Recipe]:

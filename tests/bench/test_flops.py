@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from torch import nn
@@ -56,11 +57,12 @@ def test_models_count_as_stated_and_as_published(name, model, published_flops):
     """The published figures have one decimal, so 0.05 is left to rounding; 1.5 % to what a convention leaves open, such
     as means and norms. Which of our counts they are results.yaml says; a family of which it does not lies between them.
     """
-    flops = model_flops(name, 224)
+    flops = model_flops(name, timm.get_pretrained_cfg(name).input_size[-1])
     assert flops.total / 1e9 == pytest.approx(model["gflops"], abs=0.006)
     published = model["published"].get("flops")
     if published and published_flops:
         ours = getattr(flops, published_flops)
-        assert ours / 1e9 == pytest.approx(published, abs=0.05 + 0.015 * published)
+        agrees = ours / 1e9 == pytest.approx(published, abs=0.05 + 0.015 * published)
+        assert agrees != ("flops" in model["published"].get("differs", ()))
     elif published:
         assert flops.products / 1e9 < published < flops.total / 1e9

@@ -37,9 +37,9 @@ def image_size(config: Config) -> tuple[int, int]:
     return (fixed, fixed) if fixed and config.default_scope == "mmdet" else SIZES[config.default_scope]
 
 
-def test_what_is_no_recipe_trains_on_the_embedded_set():
+def test_what_is_no_recipe_trains_on_the_embedded_set_or_a_folder():
     others = {*configs("detection"), *configs("segmentation")} - set(ROWS)
-    assert others and all(path.endswith("_shapes.py") for path in others)
+    assert others and all(path.endswith(("_shapes.py", "_masks.py")) for path in others)
 
 
 @every_recipe
@@ -123,7 +123,7 @@ def test_sizes_are_those_of_the_model(recipe):
     published = numbers.get("published", {})
     if "parameters" in published:
         agrees = abs(parameters / 1e6 - float(published["parameters"][:-1])) < 0.8
-        assert agrees != (published.get("differs") == "parameters")
+        assert agrees != ("parameters" in published.get("differs", ()))
 
 
 @pytest.mark.parametrize("recipe", [path for path, row in ROWS.items() if "flops" in row.numbers.get("published", {})])
@@ -133,7 +133,7 @@ def test_count_agrees_with_the_published_one(recipe):
     published = row.numbers["published"]
     tolerance = {"total": 0.006, "products": 0.035}[SOURCES.numbers(row.family)["published_flops"]]
     agrees = abs(row.numbers["gflops"] / published["flops"] - 1) < tolerance
-    assert agrees != (published.get("differs") == "flops")
+    assert agrees != ("flops" in published.get("differs", ()))
 
 
 @every_recipe

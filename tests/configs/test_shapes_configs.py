@@ -12,6 +12,7 @@ from recipes import check_head, configs, ident, loaded
 
 from vssm.data import KINDS
 from vssm.mm.tasks.complexity import build_model
+from vssm.mm.tasks.weights import classes_of_heads
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -43,9 +44,10 @@ def test_model_is_built_for_the_classes_of_the_data(name: str) -> None:
     config = loaded(name)
     model = build_model(config, "meta")
     count = len(KINDS)
-    if "upernet" in name:
-        assert model.decode_head.num_classes == model.auxiliary_head.num_classes == count + 1
-        assert list(model.decode_head.in_channels) == model.backbone.channels
+    if config.default_scope == "mmseg":
+        assert set(classes_of_heads(model).values()) == {count + 1}
+        head = model.decode_head
+        assert list(head.in_channels) == [model.backbone.channels[index] for index in head.in_index]
     elif "retinanet" in name:
         assert model.bbox_head.num_classes == count
         assert [pair[0] for pair in model.bbox_head.prior_generator.strides][:3] == model.backbone.strides
@@ -76,7 +78,7 @@ def test_steps_once_and_predicts(name: str, root: Path) -> None:
         dataset = DATASETS.build({**config.val_dataloader.dataset, **dict(root=str(root), train=10, val=10)})
         model.eval()
         (sample,) = model.test_step(pseudo_collate([dataset[0]]))
-    if "upernet" in name:
+    if config.default_scope == "mmseg":
         assert sample.pred_sem_seg.data.shape == (1, 96, 96)
     else:
         assert sample.pred_instances.bboxes.shape[1] == 4

@@ -4,15 +4,20 @@ weights.
 Beside the records of each family lies a file `<family>.yaml`:
 
 records     the model that reproduces each, `arguments` for timm.create_model, and the absolute `tolerance`, scaled by
-            the mean magnitude of what is compared where that is above one
+            the mean magnitude of what is compared where that is above one; `segmentor` where the record is of a whole
+            segmentor, with which tests/mm/tasks/test_u_shape.py compares one that has the model for its backbone
 traces      titles of traces (regular expressions), and the module of ours that gives the same: "stages.0" what it
-            returns, "< stages.0" what it receives; null for what no module of ours returns. Titles of the form "module
-            X output" need no entry: the family's renaming says which module X is.
+            returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse; null for what no module of ours
+            returns. Titles of the form "module X output" need no entry: the family's renaming says which module X is.
+            A record may have `traces` of its own, for the same titles or others.
+
+The record of a backbone, without logits, is of the maps, with the norms that detection puts on them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -27,6 +32,7 @@ from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "parity"
+OUTPUT_NORM = re.compile(r"outnorm\d+\.")
 sys.path.insert(0, str(FOLDER))
 
 import parity  # noqa: E402
@@ -40,6 +46,7 @@ class Record:
     model: str
     arguments: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 5e-5
+    segmentor: bool = False
     traces: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -56,13 +63,32 @@ class Record:
         computed = self.content.get("kept_buffers", ())
         return [entry for entry in self.content["manifest"] if entry[0] not in computed]
 
+    @property
+    def std_correction(self) -> int:
+        """Of the recorded deviations: 0 for those of a population, 1 for those of a sample."""
+        return 0 if self.content.get("std_is", "").startswith("population") else 1
+
     def official_weights(self) -> dict[str, Tensor]:
-        """The weights that the record was made with, by their official names."""
-        return {name: parity.tensor_for(name, shape) for name, shape, _ in self.manifest}
+        """The weights that the record was made with, by their official names, but for the norms of detection."""
+        names = (entry for entry in self.manifest if not OUTPUT_NORM.match(entry[0]))
+        weights = {name: parity.tensor_for(name, shape) for name, shape, _ in names}
+        # Of names for one parameter, the value of the one that is loaded last.
+        for shared in self.content.get("shared_parameters", ()):
+            weights.update(dict.fromkeys(shared["names"], weights[shared["effective"]]))
+        return weights
+
+    @property
+    def parameters(self) -> int:
+        """Their number, as the official model counts it."""
+        norms = (math.prod(shape) for name, shape, _ in self.content["manifest"] if OUTPUT_NORM.match(name))
+        return self.content["params"] - sum(norms)
 
     def create(self, **more: Any) -> nn.Module:
         """Our model, with its own initial weights."""
-        return timm.create_model(self.model, **{**self.arguments, **more})
+        model = timm.create_model(self.model, **{**self.arguments, **more})
+        if not any(case.get("logits") for case in self.cases):
+            model.prune_intermediate_layers(None, prune_norm=True)
+        return model
 
     def where(self, title: str) -> str | None:
         """The module of ours that a trace's title stands for, as in the family's file."""
@@ -80,7 +106,8 @@ def _content(name: str) -> dict[str, Any]:
 def _records(file: Path) -> list[Record]:
     declared = yaml.safe_load(file.read_text())
     traces = declared.get("traces", {})
-    return [Record(name, **how, traces=traces) for name, how in declared["records"].items()]
+    records = declared["records"].items()
+    return [Record(name, **{**how, "traces": traces | how.get("traces", {})}) for name, how in records]
 
 
 RECORDS = {record.name: record for file in sorted(FOLDER.glob("*.yaml")) for record in _records(file)}
@@ -103,8 +130,8 @@ def layer_norm(channels: int, name: str) -> nn.LayerNorm:
     return norm
 
 
-def assert_trace(actual: Tensor, trace: dict[str, Any], tolerance: float = 5e-5) -> None:
-    """Compare a tensor with a trace of the official one: shape, mean, first and last values."""
+def assert_trace(actual: Tensor, trace: dict[str, Any], tolerance: float = 5e-5, std_correction: int = 1) -> None:
+    """Compare a tensor with a trace of the official one: shape, mean, deviation, first and last values."""
     tolerance *= max(1, trace["abs_mean"])
     assert list(actual.shape) == trace["shape"], trace["name"]
     values = actual.double().flatten()
@@ -112,7 +139,7 @@ def assert_trace(actual: Tensor, trace: dict[str, Any], tolerance: float = 5e-5)
         (values[:8], trace["first"]),
         (values[-8:], trace["last"]),
         (values.mean()[None], [trace["mean"]]),
-        (values.std()[None], [trace["std"]]),
+        (values.std(correction=std_correction)[None], [trace["std"]]),
         (values.abs().mean()[None], [trace["abs_mean"]]),
     ):
         difference = (found - torch.tensor(recorded, dtype=torch.float64)).abs().max().item()

@@ -15,7 +15,7 @@ def shallow(kind):
     """At full width, which kernels depend on, with few blocks."""
     name, arguments = kind
     torch.manual_seed(0)
-    few = {key: value for key, value in arguments.items() if key in ("depth", "depths")}
+    few = {key: value for key, value in arguments.items() if key in ("depth", "depths", "blocks")}
     return timm.create_model(name, num_classes=10, **few).eval()
 
 

@@ -184,8 +184,9 @@ def test_intermediates_formats_and_norm(kind: tuple[str, dict]) -> None:
         features, first = model.forward_intermediates(x, indices=1, norm=True)
         last = model.forward_intermediates(x, indices=[-1], norm=True, output_fmt="NHWC", intermediates_only=True)
         torch.testing.assert_close(first[0].permute(0, 2, 3, 1), last[0])
-        whole = model.patch_tokens(features) if isinstance(model, Plain) else features.flatten(1, 2)
-        torch.testing.assert_close(last[0].flatten(1, 2), whole)
+        if model.feature_info[-1]["num_chs"] == model.num_features:  # or a neck follows the maps
+            whole = model.patch_tokens(features) if isinstance(model, Plain) else features.flatten(1, 2)
+            torch.testing.assert_close(last[0].flatten(1, 2), whole)
 
 
 def rows_and_columns(height: int, width: int) -> ScanOrder:
@@ -256,6 +257,7 @@ def test_an_unknown_scan_order_is_named(kind: tuple[str, dict]) -> None:
 def test_drop_path_rises_linearly(kind: tuple[str, dict]) -> None:
     model = small(kind, drop_path_rate=0.3)
     rates = [module.drop_prob for module in model.modules() if isinstance(module, timm.layers.DropPath)]
+    rates = list(dict.fromkeys(rates))  # branches side by side have the same
     torch.testing.assert_close(rates, torch.linspace(0, 0.3, len(rates)).tolist())
     model.train()(images(4, 3, 32, 32)).sum().backward()
 

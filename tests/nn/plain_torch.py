@@ -17,7 +17,9 @@ from vssm.nn import (
     ChannelGate,
     ConvMlp,
     ConvStem,
+    DeformableSampling,
     InvertedDownsample,
+    LatentPooling,
     PaddedPatchConv,
     PatchMerging,
     ResidualStem,
@@ -127,6 +129,13 @@ def attention(module: Attention, x: Tensor, heads: int = 2, rotated: bool = Fals
     return linear(torch.einsum("bhlm,bmhc->blhc", weights, v).reshape(x.shape), module.proj)
 
 
+def latent_pooling(module: LatentPooling, x: Tensor) -> Tensor:
+    k, v = (part.unflatten(-1, (module.heads, -1)) for part in linear(x, module.kv).chunk(2, -1))
+    q = module.latent[0, 0].unflatten(-1, (module.heads, -1))
+    weights = torch.einsum("hc,bmhc->bhm", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
+    return layer_norm(torch.einsum("bhm,bmhc->bhc", weights, v).flatten(1), module.norm)
+
+
 def mlp(layers: nn.Module, x: Tensor) -> Tensor:
     return linear(F.gelu(linear(x, layers.fc1)), layers.fc2)
 
@@ -211,3 +220,20 @@ def residual_stem(stem: ResidualStem, image: Tensor) -> Tensor:
 
 def image_conv(image: Tensor, layer: nn.Conv2d) -> Tensor:
     return conv(image.permute(0, 2, 3, 1), layer)
+
+
+def deformable_sampling(layer: DeformableSampling, x: Tensor) -> Tensor:
+    """Every position weighs every other by how near it is to a sample, window columns from left to right."""
+    seen = conv(x, layer.depthwise) if isinstance(layer.depthwise, nn.Conv2d) else x
+    numbers = linear(seen, layer.offset_mask)[..., : 27 * layer.groups].unflatten(-1, (layer.groups, 27))
+    values = x.unflatten(-1, (layer.groups, -1))
+    rows, columns = (torch.arange(size, dtype=x.dtype) for size in x.shape[1:3])
+    total = torch.zeros_like(values)
+    for k, (column, row) in enumerate((column, row) for column in (-1, 0, 1) for row in (-1, 0, 1)):
+        to_column = columns[:, None] + column + numbers[..., 2 * k]
+        to_row = rows[:, None, None] + row + numbers[..., 2 * k + 1]
+        by_column = (1 - (to_column[..., None] - columns).abs()).relu()
+        by_row = (1 - (to_row[..., None] - rows).abs()).relu()
+        sample = torch.einsum("bhwgr,bhwgs,brsgc->bhwgc", by_row, by_column, values)
+        total = total + numbers[..., 18 + k, None] * sample
+    return total.flatten(-2)

@@ -30,7 +30,9 @@ from vssm.nn import (
     ConvDownsample,
     ConvMlp,
     ConvStem,
+    DeformableSampling,
     InvertedDownsample,
+    LatentPooling,
     LeanMlp,
     PaddedPatchConv,
     PatchMerging,
@@ -115,6 +117,7 @@ PARTS = {
         lambda **dd: Attention(8, heads=2, rotary=RotaryPosition(4), qk_norm=BranchLayerNorm, **dd),
         partial(plain.attention, rotated=True, normed=True),
     ),
+    "pooling by attention": Part(partial(LatentPooling, 8, heads=2), plain.latent_pooling, TOKENS),
     "rotation of heads": Part(
         lambda **dd: RotaryPosition(8), lambda _, x: plain.rotary(x), ((2, 5, 7, 3, 8), (1, 1, 3, 2, 8))
     ),
@@ -126,6 +129,10 @@ PARTS = {
         GRID,
     ),
     "conditional position": Part(partial(ConditionalPosition, 8), lambda layer, x: x + plain.conv(x, layer)),
+    "deformable sampling": Part(partial(DeformableSampling, 8, groups=2), plain.deformable_sampling),
+    "deformable sampling, predicted from a convolution": Part(
+        partial(DeformableSampling, 8, groups=1, depthwise=True), plain.deformable_sampling
+    ),
     "MLP": Part(partial(LeanMlp, 8, 24), plain.mlp),
     "MLP with convolution": Part(partial(ConvMlp, 8, 24), plain.conv_mlp),
     "MLP with convolution alone": Part(partial(ConvMlp, 8, 24, residual=False, pointwise=nn.Linear), plain.conv_mlp),
@@ -290,6 +297,17 @@ def test_patch_stem_knows_its_grid(stride: int, padding: int | None) -> None:
     stem = PatchStem(3, 2, 7, stride, padding=padding)
     for height, width in product((7, 16, 23), repeat=2):
         assert stem(torch.randn(1, 3, height, width)).shape[1:3] == stem.grid(height, width)
+
+
+def test_deformable_sampling_refuses_groups_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="3 groups share 8 channels; expected a number of groups that divides them"):
+        DeformableSampling(8, groups=3)
+
+
+def test_deformable_sampling_far_outside_of_the_map_is_zero() -> None:
+    layer = DeformableSampling(8, groups=1)
+    layer.offset_mask.bias.data[:18] = torch.tensor([1e9, -1e9]).repeat(9)
+    assert not layer(torch.randn(1, 3, 5, 8)).any()
 
 
 def test_patch_stem_refuses_less_than_one_patch() -> None:

@@ -22,7 +22,7 @@ from vssm.models._checkpoint import (
 )
 from vssm.models._contract import Backbone, quarters
 from vssm.models._family import IMAGENET, Family, TrainingData, Variant, register
-from vssm.models._plain import Plain
+from vssm.models._plain import Plain, PlainWithPosition
 from vssm.models._pyramid import Pyramid
 
 FAMILIES: dict[str, Family] = {
@@ -41,6 +41,7 @@ __all__ = [
     "CheckpointError",
     "Family",
     "Plain",
+    "PlainWithPosition",
     "Pyramid",
     "Renaming",
     "TrainingData",

@@ -19,7 +19,7 @@ def _is_device(value: object) -> bool:
     return True
 
 
-_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "")
+_POOLS = ("avg", "max", "avgmax", "catavgmax", "token", "map", "")
 _MADE_BY_CALL = Rule("a class or function", callable)
 # The upper bounds lie far above every published model: they refuse what would only fill the memory.
 _CHANNELS, _BLOCKS, _PIXELS = whole(1, 16_384), whole(1, 1024), whole(1, 65_536)
@@ -31,15 +31,20 @@ _RULES = {
     "patch_size": whole(1, 1024),
     "stride": whole(1, 1024),
     "embed_dim": _CHANNELS,
+    "first_dim": _CHANNELS,
     "dims": list_of(_CHANNELS),
     "depth": _BLOCKS,
     "depths": list_of(_BLOCKS),
+    "blocks": _BLOCKS,
     "scanned_stages": whole(0, 1024),
     "state": whole(1, 1024),
+    "pool_heads": whole(1, 1024),
     "expansion": number(0, 64, least_too=False),
     "mlp_ratio": number(0, 64),
     "conv_bias": FLAG,
     "gated": FLAG,
+    "se_lpu": FLAG,
+    "neck_maps": FLAG,
     "post_norm": FLAG,
     "stem": _MADE_BY_CALL,
     "downsample": _MADE_BY_CALL,
@@ -47,6 +52,8 @@ _RULES = {
     "scan_order": Rule("a function (height, width) -> ScanOrder", lambda value: value is None or callable(value)),
     "scan_orders": list_of(_MADE_BY_CALL),
     "official_columns": FLAG,
+    "routes": list_of(_MADE_BY_CALL),
+    "threshold": number(0, 64),
     "global_pool": Rule(f"one of {_POOLS}", lambda value: value in _POOLS),
     "device": Rule("a device, such as 'cpu' or 'cuda:1', or None", _is_device),
     "dtype": Rule("a dtype, such as torch.bfloat16, or None", lambda value: isinstance(value, torch.dtype | None)),

@@ -1,6 +1,6 @@
 """Parts of official layouts that several families share: rows for their `Renaming`."""
 
-from vssm.models._checkpoint import Renaming
+from vssm.models._checkpoint import Renaming, under
 
 # The parameters of a scan in VMamba's code: directions and channels in one dimension; here: apart.
 S6_ROWS = (
@@ -41,5 +41,22 @@ CONV_PYRAMID = _STAGES_AND_HEAD + Renaming(
         ("patch_embed.7", "stem.norm2"),
         ("layers.{i}.downsample.1", "stages.{i+1}.downsample.conv"),
         ("layers.{i}.downsample.3", "stages.{i+1}.downsample.norm"),
+    )
+)
+
+# Pyramids of the code of VSSD and Spatial-Mamba, which is that of MLLA (arXiv 2405.16605).
+_CONV_NORM = (("conv", "conv"), ("norm", "bn"))
+MLLA_PYRAMID = Renaming(
+    rows=(
+        *under("patch_embed.conv1", "stem.conv1", _CONV_NORM),
+        *under("patch_embed.conv2.{k}", "stem.residual.{k}", _CONV_NORM),
+        *under("patch_embed.conv3.0", "stem.widen", _CONV_NORM),
+        *under("patch_embed.conv3.1", "stem.narrow", _CONV_NORM),
+        ("layers.{i}.downsample.conv.0.conv", "stages.{i+1}.downsample.widen"),
+        ("layers.{i}.downsample.conv.1.conv", "stages.{i+1}.downsample.depthwise"),
+        *under("layers.{i}.downsample.conv.2", "stages.{i+1}.downsample.narrow", _CONV_NORM),
+        BLOCK,
+        *under(*BLOCK, [("cpe1", "position"), ("cpe2", "position2")]),
+        ("head", "head.fc"),
     )
 )

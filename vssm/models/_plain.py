@@ -34,6 +34,7 @@ class Plain(Backbone):
     classifier = "head"
     output_fmt = "NLC"
     has_class_token = False
+    pools: tuple[str, ...] = ("avg", "max", "")
     blocks: nn.Sequential
     norm: nn.Module
 
@@ -67,7 +68,7 @@ class Plain(Backbone):
         return with_defaults(cls, arguments)["depth"]
 
     def _checked_pool(self, global_pool: str) -> str:
-        pools = ("token", "avg", "max", "") if self.has_class_token else ("avg", "max", "")
+        pools = ("token", *self.pools) if self.has_class_token else self.pools
         if global_pool not in pools:
             raise ValueError(f'global_pool is {global_pool!r}; expected one of {pools}; "" is for none')
         return global_pool
@@ -94,6 +95,11 @@ class Plain(Backbone):
         if self.grad_checkpointing:
             return checkpoint(block, tokens, height, width)
         return block(tokens, height, width)
+
+    def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """The tokens after a block, and those that a map is made of: the same, unless a family taps another place."""
+        tokens = self._run(block, tokens, height, width)
+        return tokens, tokens
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         pooled = self.head_drop(self._pool(features))
@@ -124,10 +130,12 @@ class Plain(Backbone):
         tokens, height, width = self.embed(image)
         maps = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            tokens = self._run(block, tokens, height, width)
             if i in taken:
-                patches = self.patch_tokens(self.norm(tokens) if norm else tokens)
+                tokens, tapped = self.run_to_map(block, tokens, height, width)
+                patches = self.patch_tokens(self.norm(tokens) if norm else tapped)
                 maps.append(as_format(patches.unflatten(1, (height, width)).to(image.dtype), output_fmt))
+            else:
+                tokens = self._run(block, tokens, height, width)
         return maps if intermediates_only else (self.norm(tokens), maps)
 
     def prune_intermediate_layers(

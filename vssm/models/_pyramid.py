@@ -8,13 +8,14 @@ from operator import mul
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, get_device_dtype, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
-from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
+from vssm.models._contract import Indices, as_format, check_format, with_defaults
+from vssm.models._pooled import Pooled
 
 
 class Stage(nn.Module):
@@ -35,7 +36,10 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self.run_blocks(self.downsample(x))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """What follows the downsampling."""
         return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
 
 
@@ -72,7 +76,7 @@ def make_stages(
     ]
 
 
-class Pyramid(Backbone):
+class Pyramid(Pooled):
     """Stem, stages, norm, pooling, classifier; channels-last maps throughout.
 
     Args:
@@ -82,9 +86,6 @@ class Pyramid(Backbone):
         norm: of the last stage's map, before pooling.
         in_chans, num_classes, global_pool, drop_rate: as everywhere in timm.
     """
-
-    output_fmt = "NHWC"
-    classifier = "head.fc"
 
     def __init__(
         self,
@@ -98,24 +99,11 @@ class Pyramid(Backbone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        sizes = {"in_chans": in_chans, "num_classes": num_classes}
-        check_arguments({**sizes, "global_pool": global_pool, "drop_rate": drop_rate})
-        self.in_chans, self.num_classes = in_chans, num_classes
+        super().__init__(in_chans)
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.num_features = stages[-1].channels
-        self.head = ClassifierHead(
-            self.num_features,
-            num_classes,
-            pool_type=global_pool,
-            drop_rate=drop_rate,
-            input_fmt=self.output_fmt,
-            device=device,
-            dtype=dtype,
-        )
-        self.head_hidden_size = self.head.num_features
+        self.add_head(stages[-1].channels, num_classes, global_pool, drop_rate, device=device, dtype=dtype)
         self.first_conv = f"stem.{stem.first_conv}"
         strides = accumulate((stage.stride for stage in stages), mul, initial=stem.stride)
         next(strides)
@@ -130,9 +118,6 @@ class Pyramid(Backbone):
 
     def forward_features(self, image: Tensor) -> Tensor:
         return self.norm(self.stages(self.stem(image)))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(features, pre_logits=pre_logits)
 
     def forward_intermediates(
         self,
@@ -157,6 +142,18 @@ class Pyramid(Backbone):
             return maps
         return self.norm(x) if len(stages) == len(self.stages) else x, maps
 
+    def forward_entries(self, image: Tensor) -> list[Tensor]:
+        """What the blocks of each stage receive, and the last map, all (batch, channels, height, width).
+
+        The skips of U-shaped networks (VM-UNet, MHS-VM) are these, and not the maps that stages end in.
+        """
+        x = self.stem(image)
+        entries = []
+        for stage in self.stages:
+            entries.append(stage.downsample(x))
+            x = stage.run_blocks(entries[-1])
+        return [as_format(each, "NCHW") for each in (*entries, x)]
+
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -170,16 +167,6 @@ class Pyramid(Backbone):
         if prune_head or ends_early:
             self.reset_classifier(0, "")
         return taken
-
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier (none for 0 classes), and another pooling where given."""
-        check_arguments({"num_classes": num_classes})
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
-        self.head_hidden_size = self.head.num_features
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""

@@ -1,9 +1,10 @@
 """The parts that families share, one file per kind: stems, downsampling, blocks, mixers, MLPs, gates, norms, scans."""
 
-from vssm.nn.attention import Attention
+from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block
 from vssm.nn.compilation import compile_module
 from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
 from vssm.nn.init import initialise_linear_layers
@@ -15,6 +16,7 @@ from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_positio
 from vssm.nn.recompute import recomputed
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
+from vssm.nn.upsample import PatchExpanding
 from vssm.nn.windows import cut_windows, stitch_windows
 
 __all__ = [
@@ -30,11 +32,14 @@ __all__ = [
     "ConvDownsample",
     "ConvMlp",
     "ConvStem",
+    "DeformableSampling",
     "GatedMixer",
     "InvertedDownsample",
+    "LatentPooling",
     "LeanMlp",
     "OrderTable",
     "PaddedPatchConv",
+    "PatchExpanding",
     "PatchMerging",
     "PatchStem",
     "ResidualStem",

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vssm.nn.norm import BranchLayerNorm
+
 
 class Attention(nn.Module):
     """Every position attends to every other (arXiv 1706.03762), through torch's scaled_dot_product_attention.
@@ -65,3 +67,38 @@ class Attention(nn.Module):
         q, k, v = (part.flatten(1, -3).transpose(1, 2) for part in (self.q_norm(q), self.k_norm(k), v))
         y = scaled_dot_product_attention(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(x.shape))
+
+
+class LatentPooling(nn.Module):
+    """One learned query attends to all tokens, and a norm: (batch, tokens, dim) to (batch, dim) (LBMamba).
+
+    The query is not projected, nor is the output. It starts from numbers of deviation 0.02.
+
+    Args:
+        dim: channels.
+        heads: number of heads; `dim` is a multiple of it.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+
+    >>> LatentPooling(8, heads=2)(torch.randn(2, 15, 8)).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(
+        self, dim: int, heads: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if dim % heads:
+            raise ValueError(f"{heads} heads share {dim} channels; expected a number of heads that divides them")
+        self.heads = heads
+        self.latent = nn.Parameter(torch.empty(1, 1, dim, **dd))
+        self.kv = nn.Linear(dim, 2 * dim, **dd)
+        self.norm = BranchLayerNorm(dim, **dd)
+        nn.init.normal_(self.latent, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q = self.latent.to(k.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(k), -1, -1, -1)
+        return self.norm(scaled_dot_product_attention(q, k, v).flatten(1))

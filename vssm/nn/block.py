@@ -21,8 +21,7 @@ class Block(nn.Module):
     | Vim, LBMamba | a mixer of tokens, norm=BranchRMSNorm |
     | LocalVim | the same, position=RotaryPosition |
     | MSVMamba, version 3 | post_norm |
-    | VSSD, Spatial-Mamba | position, position2 |
-    | HRVMamba, small sizes | position2 |
+    | VSSD, Spatial-Mamba, HRVMamba | position, position2 |
     | GroupMamba | norm=nn.Identity, norm2 |
     | MambaVision, large sizes | layer_scale=1e-5 |
     | Mamba2D | residual_scale |

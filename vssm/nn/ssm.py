@@ -76,6 +76,7 @@ class SelectiveScan(nn.Module):
         *,
         segment: int | None = None,
         merge: bool = False,
+        skip: Tensor | None = None,
     ) -> Tensor:
         """The outputs of all directions, or their sum; with z the sum times scale * silu(z).
 
@@ -87,13 +88,15 @@ class SelectiveScan(nn.Module):
             scale: of the gate; 1 / directions makes the sum a mean.
             segment: the state starts anew every `segment` steps; None never.
             merge: sum over the directions, as a gate does anyway. Norms take the sum themselves.
+            skip: (directions, channels), in place of D.
 
         Returns:
             (batch, tokens, directions, channels), or (batch, tokens, channels) with merge or z.
         """
         delta, B, C = self.project(tokens)
         merge = merge and z is None
-        y = self._scan(tokens, delta, B, C, _wide(self.D), order=order, segment=segment, merge=merge)
+        D = _wide(self.D if skip is None else skip)
+        y = self._scan(tokens, delta, B, C, D, order=order, segment=segment, merge=merge)
         return y if z is None else sum_gate(y, z, scale)
 
     def states(
@@ -105,10 +108,14 @@ class SelectiveScan(nn.Module):
             tokens, order, segment: as in `forward`.
 
         Returns:
-            (batch, tokens, directions, channels, state) and (batch, tokens, directions, state).
+            (batch, tokens, directions, channels, state), in float32 at least, and (batch, tokens, directions, state).
         """
         delta, B, C = self.project(tokens)
-        return self._scan(tokens, delta, B, None, None, order=order, segment=segment), C
+        if self.state > 1:
+            return self._scan(_wide(tokens), delta, B, None, None, order=order, segment=segment), C
+        # One state, read by a one, is an output: what every backend is fastest at.
+        read_by = torch.ones_like(B)
+        return self._scan(_wide(tokens), delta, B, read_by, None, order=order, segment=segment)[..., None], C
 
     def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
         bias = _wide(self.dt_bias)

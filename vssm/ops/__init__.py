@@ -1,6 +1,7 @@
 """The operations that models are made of: the kernels' public functions."""
 
 from vssm_kernels import ScanTable, causal_conv1d, directed_linear, selective_scan, side_by_side, sum_gate, sum_norm
+from vssm_kernels.op import without_autocast
 
 __all__ = [
     "ScanTable",
@@ -10,4 +11,5 @@ __all__ = [
     "side_by_side",
     "sum_gate",
     "sum_norm",
+    "without_autocast",
 ]

@@ -93,7 +93,7 @@ class _Changed:
 
 
 def backwards(order: OrderFunction) -> OrderFunction:
-    """The order with every direction in reverse.
+    """The order with every direction in reverse (LocalMamba; every second layer of LBMamba, arXiv 2506.15976).
 
     >>> from vssm.scan import raster
     >>> backwards(raster)(1, 3).table

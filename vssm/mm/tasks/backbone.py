@@ -38,6 +38,8 @@ class VSSMBackbone(BaseModule):
         out_indices: of which stages (of plain models: after which blocks) maps are given; None for four at the
             quarters of the depth, which is every stage of a pyramid.
         output_norm: a LayerNorm on every map.
+        entries: give what the blocks of each stage receive, and the last map, in place of the maps that stages end in:
+            the skips of VM-UNet and MHS-VM. For pyramids, all of whose stages are used, without `output_norm`.
         frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages (plain models: blocks): their
             weights get no gradient, and stay in evaluation mode.
         norm_eval: do not update BatchNorm's running statistics.
@@ -65,6 +67,7 @@ class VSSMBackbone(BaseModule):
         name: str,
         out_indices: Sequence[int] | None = None,
         output_norm: bool = True,
+        entries: bool = False,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         grad_checkpointing: bool = False,
@@ -74,7 +77,7 @@ class VSSMBackbone(BaseModule):
         **arguments: object,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.name, self.pretrained, self.norm_eval = name, pretrained, norm_eval
+        self.name, self.pretrained, self.norm_eval, self.entries = name, pretrained, norm_eval, entries
         self.arguments = {**to_plain(arguments), "drop_path_rate": drop_path_rate}
         self.checkpoint = _checkpoint_of(init_cfg)
         if pretrained and self.checkpoint:
@@ -89,6 +92,13 @@ class VSSMBackbone(BaseModule):
         self.out_indices = _indices(out_indices, len(places), name)
         self.channels = [places[i]["num_chs"] for i in self.out_indices]
         self.strides = [places[i]["reduction"] for i in self.out_indices]
+        if entries:
+            if output_norm or not isinstance(self.model, models.Pyramid) or len(self.out_indices) < len(places):
+                raise ConfigError(
+                    "backbone: entries=True is for pyramids of this library, with output_norm=False and all out_indices"
+                )
+            self.channels.append(self.channels[-1])
+            self.strides.append(self.strides[-1])
 
         whole = set(self.model.state_dict())
         self.model.prune_intermediate_layers(self.out_indices, prune_norm=True, prune_head=True)
@@ -110,7 +120,10 @@ class VSSMBackbone(BaseModule):
         self._freeze(frozen_stages)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(batch, channels, height, width) -> one map (batch, channels, rows, columns) for each of `out_indices`."""
+        """(batch, channels, height, width) -> one map (batch, channels, rows, columns) for each of `out_indices`; with
+        `entries` one more."""
+        if self.entries:
+            return tuple(self.model.forward_entries(image))
         maps = self.model.forward_intermediates(image, indices=self.out_indices, intermediates_only=True)
         return tuple(self._normed(x, i) for x, i in zip(maps, self.out_indices, strict=True))
 

@@ -50,6 +50,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         return
     weights = models.weights_in(models.read_file(path), str(path))
     if isinstance(model.backbone, VSSMBackbone):
+        head = getattr(model, "decode_head", None)
+        if hasattr(head, "our_layout"):  # official U-shaped networks do not tell encoder and decoder apart
+            weights = head.our_layout(weights, model)
         rename_official(model.backbone, weights, "backbone.")
     check_parts(model, weights, path)
     models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)

@@ -93,6 +93,7 @@ class Renaming:
         dropped: official names that are left out: buffers that are computed here.
         outputs: (official module, our module) where a module has no weights of its own, or where the output of one is
             that of another here: needed to compare intermediate results.
+        twins: (second official name, official name) of tensors that stand in official files twice.
 
     >>> table = Renaming((("layers.{i}.downsample", "stages.{i+1}.downsample"), ("head", "head.fc")))
     >>> table.official("stages.2.downsample.norm.bias")
@@ -103,6 +104,7 @@ class Renaming:
     older: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     outputs: tuple[tuple[str, str], ...] = ()
+    twins: tuple[tuple[str, str], ...] = ()
 
     def __add__(self, other: Renaming) -> Renaming:
         """Both tables in one."""
@@ -111,6 +113,7 @@ class Renaming:
             self.older + other.older,
             self.dropped + other.dropped,
             self.outputs + other.outputs,
+            self.twins + other.twins,
         )
 
     @cached_property
@@ -120,6 +123,10 @@ class Renaming:
     @cached_property
     def _older(self) -> Renaming:
         return Renaming(self.older)
+
+    @cached_property
+    def _twin(self) -> Renaming:
+        return Renaming(self.twins)
 
     def official(self, name: str) -> tuple[str, ...]:
         """The official names of one of our tensors; several where it is stacked of them."""
@@ -163,6 +170,9 @@ class Renaming:
         if self.older:
             current = {self._older.official(name)[0]: name for rule in rules for name in rule.theirs}
             state = {current.get(name, name): value for name, value in state.items()}
+        if self.twins:
+            once = {self._twin.official(name)[0]: name for rule in rules for name in rule.theirs}
+            state = {once.get(name, name): value for name, value in state.items()}
         found = {}
         for rule in rules:
             if all(name in state for name in rule.theirs):
@@ -175,7 +185,8 @@ class Renaming:
 
     def write(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of ours in the official layout."""
-        return {name: value for rule in self.rules(state) for name, value in rule.write(state).items()}
+        written = {name: value for rule in self.rules(state) for name, value in rule.write(state).items()}
+        return {self._twin.official(name)[0]: value for name, value in written.items()} | written
 
     def module(self, official: str, names: Iterable[str]) -> str:
         """Our module whose output is that of an official one: the one that holds just its weights.

@@ -5,6 +5,7 @@ from vssm.scan.orders.bidirectional import bidirectional
 from vssm.scan.orders.columns import columns
 from vssm.scan.orders.cross import cross
 from vssm.scan.orders.diagonal import diagonal
+from vssm.scan.orders.diagonal_zigzag import diagonal_zigzag
 from vssm.scan.orders.hilbert import hilbert
 from vssm.scan.orders.local import local
 from vssm.scan.orders.random import random
@@ -19,6 +20,7 @@ __all__ = [
     "columns",
     "cross",
     "diagonal",
+    "diagonal_zigzag",
     "hilbert",
     "local",
     "random",
