@@ -186,13 +186,16 @@ def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs:
     """timm's builder, with our reading of checkpoints.
 
     `features_only=True` gives four maps, or all where there are fewer, unless `out_indices` are asked for. A
-    `scan_order` may be a name, an order function or a list of them; models themselves take functions only.
+    `scan_order` may be a name, an order function or a list of them, and so may each of `scan_orders`, one for every
+    block; models themselves take functions only.
 
     Raises:
         ValueError: an argument that the model cannot mean.
     """
     if "scan_order" in kwargs:
         kwargs["scan_order"] = resolve_order(kwargs["scan_order"])
+    if "scan_orders" in kwargs:
+        kwargs["scan_orders"] = [resolve_order(order) for order in kwargs["scan_orders"]]
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     check_arguments(with_defaults(model_class, kwargs))
     if pretrained:
