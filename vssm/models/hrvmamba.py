@@ -30,6 +30,7 @@ from vssm.nn import (
     initialise_linear_layers,
 )
 from vssm.scan import OrderFunction, cross
+from vssm.values import widened
 
 
 @register_notrace_module  # iterates over parts of a map
@@ -176,7 +177,7 @@ class HRVMamba(HighResolution):
             return Block(
                 dim,
                 DSS2D(dim, se_lpu, scan_order, **dd),
-                LeanMlp(dim, int(mlp_ratio * dim), **dd),
+                LeanMlp(dim, widened(dim, mlp_ratio, "mlp_ratio"), **dd),
                 drop_path,
                 position=ESInB(dim, position=se_lpu, **dd),
                 position2=ConditionalPosition(dim, **dd) if se_lpu else None,

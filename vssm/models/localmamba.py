@@ -40,6 +40,7 @@ from vssm.nn import (
 )
 from vssm.ops import causal_conv1d
 from vssm.scan import OrderFunction, ScanOrder, columns, local, with_class_token, with_padding_tokens
+from vssm.values import widened
 
 _BiAttention = partial(ChannelGate, norm=BranchLayerNorm, act=nn.GELU, bias=True)
 
@@ -109,7 +110,7 @@ class LocalSS2D(SS2D):
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__(dim, state, expansion, conv_bias=True, gated=True, scan_order=scan_order, **dd)
-        self.channel_gate = _BiAttention(int(expansion * dim), **dd)
+        self.channel_gate = _BiAttention(widened(dim, expansion, "expansion"), **dd)
         self.official_columns = OfficialColumns(scan_order) if official_columns else None
 
     def mix(self, x: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from vssm.nn import (
 )
 from vssm.ops import without_autocast
 from vssm.scan import OrderFunction, raster
+from vssm.values import widened
 
 _DILATIONS = (1, 3, 5)
 
@@ -97,7 +98,7 @@ class StructureAwareSSM(GatedMixer):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        inner = int(expansion * dim)
+        inner = widened(dim, expansion, "expansion")
         self.order_table = OrderTable(scan_order)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
         self.conv = ChannelsLastConv2d(inner, inner, kernel_size=3, padding=1, groups=inner, **dd)
@@ -170,7 +171,9 @@ class SpatialMamba(Pyramid):
         def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
             positions = {name: ConditionalPosition(dim, **dd) for name in ("position", "position2")}
             mixer = StructureAwareSSM(dim, expansion, scan_order, **dd)
-            return Block(dim, mixer, LeanMlp(dim, int(mlp_ratio * dim), **dd), drop_path, **positions, **dd)
+            return Block(
+                dim, mixer, LeanMlp(dim, widened(dim, mlp_ratio, "mlp_ratio"), **dd), drop_path, **positions, **dd
+            )
 
         stages = make_stages(block, dims, depths, InvertedDownsample, drop_path_rate, **dd)
         super().__init__(
