@@ -98,6 +98,7 @@ def test_onnx_without_an_option_of_ours(name, arguments, tmp_path):
 
 
 def test_tool_writes_whole_files_only_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vssm.cli.exporting.create_model", lambda name: timm.create_model(name, depth=1))
     out = tmp_path / "vim.pt"
     arguments = ["vim_tiny", "--untrained", "--format", "torchscript", "--size", "32", "32", "--out", str(out)]
     assert tool(arguments) == 0
