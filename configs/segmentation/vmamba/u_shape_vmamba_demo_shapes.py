@@ -1,5 +1,5 @@
 # Command: python tools/train.py configs/segmentation/vmamba/u_shape_vmamba_demo_shapes.py
-# Cost: 2 CPU cores, 7.6 minutes beside other work.
+# Cost: 2 CPU cores, 7.5 minutes beside other work.
 # Score: 34.3 mIoU on held-out images.
 # A small U-shaped segmentor from scratch on scenes of 96 pixels, with VMamba's blocks in encoder and decoder. Most pixels are background, which counts a tenth in the cross-entropy.
 _base_ = [

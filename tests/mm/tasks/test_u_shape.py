@@ -142,7 +142,7 @@ def test_channels_that_do_not_fit_are_told() -> None:
         ConfigError, match=r"in_channels are \[8, 16\] and depths \[1, 1\]; expected as many, the last two"
     ):
         build({"name": "vmamba_tiny", **SMALL}, [8, 16], depths=[1, 1])
-    with pytest.raises(ConfigError, match="model 'vim_tiny': .*unexpected keyword argument 'dims'"):
+    with pytest.raises(ConfigError, match=r"model 'vim_tiny': .*unexpected keyword argument 'dims'"):
         build({"name": "vmamba_tiny", **SMALL}, [8, 8], depths=[1, 1], blocks={"name": "vim_tiny"})
     with pytest.raises(ConfigError, match="entries=True is for pyramids of this library, with output_norm=False"):
         MODELS.build({"type": "VSSMBackbone", "name": "vmamba_tiny", "entries": True, **SMALL})
