@@ -49,7 +49,7 @@ TASKS = {
     "segmentation": ("segmentation/vmamba/upernet_vmamba_demo_shapes.py", 96, BY_STEPS),
 }
 # Seconds within which all processes of a killed training must be gone.
-GONE_WITHIN = 3.0
+GONE_WITHIN = 10.0
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST = (3, 10)
-EXTRAS = "train,mm,dev"
+EXTRAS = "train,mm,export,dev"
 
 
 def read(*parts: str) -> str:

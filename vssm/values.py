@@ -67,6 +67,21 @@ RATE = number(0, 1, most_too=False)
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 
 
+def widened(channels: int, ratio: float, name: str) -> int:
+    """A number of channels times a ratio, rounded down.
+
+    Raises:
+        ValueError: nothing is left; names the ratio.
+
+    >>> widened(16, 2.5, "mlp_ratio")
+    40
+    """
+    width = int(channels * ratio)
+    if width < 1:
+        raise ValueError(f"{name} is {ratio}; expected a ratio that leaves at least one of {channels} channels")
+    return width
+
+
 def check_values(values: Mapping[str, object], rules: Callable[[str], Rule | None], place: str = "") -> None:
     """Refuse the first value that breaks its rule.
 

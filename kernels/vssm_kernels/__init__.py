@@ -16,6 +16,7 @@ h      the state                                         (batch, directions, cha
 ====== ================================================= ===============================
 """
 
+import importlib
 import sys
 from types import ModuleType
 
@@ -24,6 +25,7 @@ from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.selective_scan import selective_scan
+from vssm_kernels.standard import standard_operations
 from vssm_kernels.sum_gate import sum_gate
 from vssm_kernels.sum_norm import sum_norm
 
@@ -35,10 +37,13 @@ __all__ = [
     "directed_linear",
     "selective_scan",
     "side_by_side",
+    "standard_operations",
     "sum_gate",
     "sum_norm",
     "use_backend",
 ]
+
+importlib.import_module("vssm_kernels.flops")
 
 # An op's function has the name of its package and hides it here, so that it offers the package's modules too:
 # `import vssm_kernels.selective_scan.reference` and then that name work.

@@ -6,7 +6,8 @@ the order in which a backward returns their gradients, then everything else. It 
 - Eagerly, on plain tensors: a backend's forward, and where a gradient may be asked for an autograd function around it.
   What is made of torch's own operations, as every reference is, autograd records operation by operation instead.
 - Where a compiler, a trace, a mode or a tensor subclass has to see what happens: as the operator `vssm::<name>` of
-  torch, or as the reference, where compilers fuse that well.
+  torch, or as the reference, where compilers fuse that well. In files for other programs (`standard_operations`) as
+  operations of torch alone.
 - Under transforms that only torch's own operations know, those of torch.func and forward-mode derivatives: the
   reference.
 
@@ -25,6 +26,7 @@ from torch.autograd import forward_ad
 
 from vssm_kernels.dispatch import Backend, BackendRegistry, is_plain, registries
 from vssm_kernels.orders import ScanTable, as_scan_table
+from vssm_kernels.standard import wants_standard
 
 _SCAN_TABLE = ["Tensor? {}", "SymInt? {}_tokens", "bool? {}_repeats", "bool? {}_covers"]
 _SCHEMA = {
@@ -50,6 +52,8 @@ class Op(BackendRegistry):
         backends: fastest first; the last one is the reference, which takes everything.
         fused: whether compilers make as good a kernel of the reference, so that they are given that; True where that
             holds for all arguments, and there are no operators then.
+        standard: the op in operations that every runtime has and is fast at, for files that are run without vssm; None
+            is the reference.
         saves_sums: whether forwards save the sums over the directions of the first tensor; else they save numbers
             that only their own backend reads.
     """
@@ -62,10 +66,12 @@ class Op(BackendRegistry):
         *,
         fused: Callable[[Any], bool] | bool = False,
         saves_sums: bool = False,
+        standard: Callable[[Any], Tensor] | None = None,
     ):
         super().__init__(name, backends)
         registries.append(self)
         self.arguments, self.saves_sums = arguments, saves_sums
+        self.standard = standard or (lambda args: self.reference.forward(args, False)[0])
         self.fused = fused if callable(fused) else lambda args: fused
         kinds = {field: kind.__forward_arg__ for field, kind in arguments.__annotations__.items()}
         self.is_table = [kind.startswith("ScanTable") for kind in kinds.values()]
@@ -104,9 +110,14 @@ class Op(BackendRegistry):
         return _Eager.apply(self, backend, args, *args.tensors())[0]
 
     def _traced(self, args: Any) -> Tensor:
+        if wants_standard():
+            return self.standard(args)
         if self.fused(args):
             return self.reference.forward(args, False)[0]
-        return self.operator(*self.flatten(args), needs_gradient(args.tensors()))[0]
+        # A trace is run in any mode, and torch checks it in one without gradients: a backward that finds nothing saved
+        # computes it again.
+        save = needs_gradient(args.tensors()) and not torch._C._is_tracing()
+        return self.operator(*self.flatten(args), save)[0]
 
     def flatten(self, args: Any) -> list[Any]:
         """The fields of the arguments as operators take them, a ScanTable as four."""

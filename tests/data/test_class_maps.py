@@ -182,9 +182,11 @@ def test_images_with_other_endings_are_counted(tmp_path: Path, caplog: pytest.Lo
             (tmp_path / folder / name).touch()
     assert len(check_class_maps(tmp_path / "images", tmp_path / "maps", ".jpg", ".png")) == 2
     assert "2 of 4 files in" in caplog.text and "b.JPEG, c.png" in caplog.text
+    (tmp_path / "maps/b.png").touch()
+    assert len(check_class_maps(tmp_path / "images", tmp_path / "maps", ".jpg", ".png")) == 3
     assert "1 files in" in caplog.text and "e.png" in caplog.text
-    with pytest.raises(DataError, match=r"no images \*\.bmp in .*; it has a\.jpg, b\.JPEG"):
-        check_class_maps(tmp_path / "images", tmp_path / "maps", ".bmp", ".png")
+    with pytest.raises(DataError, match=r"no images \*_rgb\.jpg in .*; it has a\.jpg, b\.JPEG"):
+        check_class_maps(tmp_path / "images", tmp_path / "maps", "_rgb.jpg", ".png")
 
 
 @pytest.mark.parametrize("learnt", [("b", "a"), ("b",), ("a", "b", "c")])

@@ -16,7 +16,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from vssm.data import AlbumentationsTransform, TimmTransform, build_transform
+from vssm.data import AlbumentationsTransform, DataError, TimmTransform, build_transform
 from vssm.data.optional import import_albumentations
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "_base_" / "datasets"
@@ -171,3 +171,14 @@ def test_no_warning_where_only_albumentations_is_installed(caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING):
         assert import_albumentations() is module
     assert isinstance(module, ModuleType) and not caplog.messages
+
+
+def test_sizes_that_would_fill_the_memory():
+    with pytest.raises(
+        ValueError, match=r"20000 pixels a side, from input_size=200 and crop_pct; expected at most 9459"
+    ):
+        TimmTransform(200, crop_pct=0.01)
+    oblong = Image.new("RGB", (1000, 2))
+    assert TimmTransform(224)(oblong).shape == (3, 224, 224)
+    with pytest.raises(DataError, match=r"1000 x 2 pixels is too oblong to be enlarged to 1000 pixels"):
+        TimmTransform(1000, crop_pct=1.0)(oblong)

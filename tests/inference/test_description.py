@@ -54,6 +54,10 @@ REFUSED = (
         ({"a": b"x"}, "is a bytes"),
         ({"a": {1, 2}}, "is a set"),
         ({"a": 10**9}, "beyond 100000"),
+        ({"test_cfg": {"size": (100, 9000)}}, r"size\[1\] is 9000; expected at most 8192 pixels"),
+        ({"pad_size_divisor": 10_000}, "expected at most 8192 pixels"),
+        ([{"scale_factor": 5}, {"scale_factor": (4.0, 1)}], r"enlarged 20 times; expected at most 16 times"),
+        ({"scale_factor": float("inf")}, "enlarged inf times"),
         (nested(1, MAX_DEPTH + 1), f"more than {MAX_DEPTH} levels"),
         (nested(1, 100_000), f"more than {MAX_DEPTH} levels"),
         ([0] * MAX_VALUES, f"more than {MAX_VALUES} values"),
@@ -65,7 +69,7 @@ REFUSED = (
 def test_what_is_refused(case: int) -> None:
     value, told = REFUSED[case]
     with pytest.raises(CheckpointError, match=told) as caught:
-        checked(value, "x.pth: meta.model", KNOWN)
+        checked(value, "x.pth: meta.model", KNOWN, enlarged=16)
     assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
 
 
@@ -158,6 +162,17 @@ def no_network(*_: object) -> None:
         {"backbone": {"model_name": "test_vit", "img_size": -32}},
         {"backbone": {"model_name": "test_vit", "no_such": 1}},
         {"transform": {"type": "TimmTransform", "input_size": "large"}},
+        {"transform": {"type": "TimmTransform", "input_size": -3}},
+        {"transform": {"type": "TimmTransform", "input_size": 3}},
+        {"transform": {"type": "TimmTransform", "input_size": 100_000}},
+        {"transform": {"type": "TimmTransform", "input_size": 32, "crop_pct": 1e-4}},
+        {"transform": {"type": "TimmTransform", "input_size": 32, "crop_pct": float("nan")}},
+        {"transform": {"type": "TimmTransform", "input_size": (3, 8000, 8000), "crop_mode": "squash", "crop_pct": 0.1}},
+        {"transform": {"type": "TimmTransform", "input_size": 32, "naflex": True, "patch_size": 8000}},
+        {"backbone": None, "scope": "mmdet", "model": {"type": "MaskRCNN"},
+         "pipeline": [{"type": "Resize", "scale": (100_000, 100_000)}]},
+        {"backbone": None, "scope": "mmdet", "model": {"type": "MaskRCNN"},
+         "pipeline": [{"type": "Resize", "scale_factor": 9.0}, {"type": "Resize", "scale_factor": 9.0}]},
         {"backbone": None, "scope": "mmdet", "model": {"type": "os.system", "command": "touch ran"}, "pipeline": []},
         {"backbone": None, "scope": "mmdet", "model": {"type": "antigravity"}, "pipeline": []},
         {"backbone": None, "scope": "mmdet", "model": {"type": "BertModel", "name": "x"}, "pipeline": []},

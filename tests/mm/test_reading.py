@@ -331,6 +331,32 @@ def test_faults_of_maps_are_found_before_a_training_and_when_read(tmp_path: Path
 
 
 @pytest.mark.usefixtures("mmseg")
+def test_images_of_every_kind_are_read_with_their_class_maps(tmp_path: Path) -> None:
+    """mmseg reads those of one ending: the others were counted, and left out."""
+    config = ade(tmp_path, [[0, 1], [1, 0]], metainfo=dict(classes=("a", "b")))
+    for name in ("2.JPEG", "3.bmp", "4.tif", "alone.png", "1.png"):  # no map of its own for the last two
+        Image.new("RGB", (2, 1)).save(tmp_path / f"images/{name}")
+    for number in (2, 3, 4):
+        Image.fromarray(np.array([[1, 1]], np.uint8)).save(tmp_path / f"maps/{number}.png")
+    dataset = pickle.loads(pickle.dumps(build(config)))  # as a worker that is not forked gets it
+    names = [Path(dataset.get_data_info(place)["img_path"]).name for place in range(len(dataset))]
+    assert names == ["0.jpg", "1.jpg", "2.JPEG", "3.bmp", "4.tif"]
+    assert dataset[2]["gt_seg_map"].tolist() == [[1, 1]]
+    assert len(build({**config, "img_suffix": "0.jpg", "seg_map_suffix": "0.png"})) == 1  # an ending that chooses
+    (tmp_path / "maps/4.png").unlink()
+    assert len(build(config)) == 4
+
+
+@pytest.mark.usefixtures("mmseg")
+def test_images_beside_their_class_maps(tmp_path: Path) -> None:
+    config = ade(tmp_path, [[0, 1], [1, 0]], metainfo=dict(classes=("a", "b")))
+    for path in (tmp_path / "maps").iterdir():
+        path.rename(tmp_path / "images" / path.name)
+    config["data_prefix"] = dict(img_path="images", seg_map_path="images")
+    assert len(build(config)) == 2
+
+
+@pytest.mark.usefixtures("mmseg")
 def test_a_list_of_images_is_checked_too(tmp_path: Path) -> None:
     config = ade(tmp_path, [[0, 1], [0, 77]], metainfo=dict(classes=("a", "b")), ann_file="list.txt")
     (tmp_path / "list.txt").write_text("0\n")

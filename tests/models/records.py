@@ -58,13 +58,19 @@ class Record:
         return self.content["cases"]
 
     @property
+    def manifest(self) -> list[tuple[str, list[int], str]]:
+        """Name, shape and dtype of each official tensor, without buffers that the official code computes."""
+        computed = self.content.get("kept_buffers", ())
+        return [entry for entry in self.content["manifest"] if entry[0] not in computed]
+
+    @property
     def std_correction(self) -> int:
         """Of the recorded deviations: 0 for those of a population, 1 for those of a sample."""
         return 0 if self.content.get("std_is", "").startswith("population") else 1
 
     def official_weights(self) -> dict[str, Tensor]:
         """The weights that the record was made with, by their official names, but for the norms of detection."""
-        names = (entry for entry in self.content["manifest"] if not OUTPUT_NORM.match(entry[0]))
+        names = (entry for entry in self.manifest if not OUTPUT_NORM.match(entry[0]))
         weights = {name: parity.tensor_for(name, shape) for name, shape, _ in names}
         # Of names for one parameter, the value of the one that is loaded last.
         for shared in self.content.get("shared_parameters", ()):

@@ -22,7 +22,7 @@ def official_parts(name: str, model: nn.Module) -> dict[str, list[tuple[str, Ten
 
     Found with the family's own table: each official tensor is filled with its number and renamed.
     """
-    manifest = RECORDS[name].content["manifest"]
+    manifest = RECORDS[name].manifest
     numbered = {official: torch.full(shape, float(i)) for i, (official, shape, _) in enumerate(manifest)}
     parts = {}
     for ours, numbers in our_layout(numbered, model).items():
@@ -59,7 +59,7 @@ def test_weight_decay_groups_are_the_official_ones(name: str) -> None:
     parameters = dict(model.named_parameters())
     methods = dict(RECORDS[name].content[DECAY])
     parts = official_parts(name, RECORDS[name].create())
-    for official, shape, _ in RECORDS[name].content["manifest"]:
+    for official, shape, _ in RECORDS[name].manifest:
         spared = len(shape) == 1 or official.endswith(".bias") or official in methods.get("no_weight_decay", ())
         for ours, _ in parts[official]:
             if ours in parameters:  # and is no statistic of a batch norm

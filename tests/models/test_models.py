@@ -276,7 +276,7 @@ def test_wrong_images_are_named(kind: tuple[str, dict], size: tuple[int, ...], t
 @every_class
 def test_wrong_arguments_are_named(kind: tuple[str, dict]) -> None:
     model = small(kind)
-    with pytest.raises(AssertionError, match="feature index 9 is out of range"):
+    with pytest.raises(ValueError, match=r"out_indices is \[9\]; expected a list of numbers from"):
         model.forward_intermediates(images(1, 3, 64, 64), indices=[9])
     with pytest.raises(ValueError, match='expected "NCHW" or "NHWC"'):
         model.forward_intermediates(images(1, 3, 64, 64), output_fmt="NLC")

@@ -76,11 +76,11 @@ def test_logits_and_every_recorded_trace(name: str, case: int) -> None:
         if found := re.fullmatch(r"module (\S+) output(?:\[([01])\])?", title):
             official_path, part = found.groups()
             path = model.renaming.module(official_path, names)
+            # An official block of Mamba's code returns its branch, and the residual stream that it is to be added to.
+            path += {None: "", "0": ".mixer", "1": ".norm"}[part]
             before, after = calls[path][used[official_path, part]]
             used[official_path, part] += 1
-            # An official block of Mamba's code returns its branch, and the residual stream that it is to be added to.
-            output = {None: after, "0": after - before if part else None, "1": before}[part]
-            output = laid_out(output, trace["shape"])
+            output = laid_out(before if part == "1" else after, trace["shape"])
         elif found := re.match(r"(?:Backbone_VSSM|backbone) output (\d+)", title):
             i = int(found[1])
             maps = maps or model.forward_intermediates(x, intermediates_only=True)

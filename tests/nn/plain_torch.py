@@ -107,11 +107,17 @@ def rotary(x: Tensor, grid: int | None = None) -> Tensor:
     """Pairs of channels as complex numbers, turned; x is (batch, height, width, heads, channels)."""
     _, height, width, _, channels = x.shape
     speed = 10000.0 ** (-4 * torch.arange(channels // 4) / channels)
-    scale = (grid / height, grid / width) if grid else (1, 1)
-    rows, columns = torch.meshgrid(torch.arange(height) * scale[0], torch.arange(width) * scale[1], indexing="ij")
-    angles = torch.cat([rows[..., None] * speed, columns[..., None] * speed], -1)[:, :, None]
+    rows, columns = torch.meshgrid(torch.arange(grid or height), torch.arange(grid or width), indexing="ij")
+    angles = torch.cat([rows[..., None] * speed, columns[..., None] * speed], -1)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    if grid:
+        real, imaginary = (
+            F.interpolate(part.permute(2, 0, 1)[None], (height, width), mode="bicubic")[0].permute(1, 2, 0)
+            for part in (turns.real, turns.imag)
+        )
+        turns = torch.complex(real, imaginary)
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+    return torch.view_as_real(pairs * turns[:, :, None]).flatten(-2)
 
 
 def attention(module: Attention, x: Tensor, heads: int = 2, rotated: bool = False, normed: bool = False) -> Tensor:

@@ -82,6 +82,30 @@ def test_what_a_metric_will_ask_is_checked_before_the_first_step(
     assert not list(tmp_path.rglob("*.pth"))
 
 
+@pytest.mark.parametrize(
+    ("config", "option", "told"),
+    [
+        (DETECTOR, "neck.in_channels=5", "model cannot be built, FPN refuses its arguments: AssertionError: assert"),
+        (DETECTOR, "bbox_head.in_channels=7", "model.bbox_head.cls_convs.0.conv (Conv2d) cannot use what it is given"),
+        (DETECTOR, "bbox_head.loss_cls.gamma=x", "model.bbox_head.loss_cls (FocalLoss) cannot use what it is given"),
+        (DETECTOR, "train_cfg.assigner.pos_iou_thr=7", "assigner.pos_iou_thr is 7; expected a number from -1 to 1"),
+        (DETECTOR, "backbone.out_indices=3", "backbone: out_indices is 3; expected rising numbers from 0 to 3"),
+        (DETECTOR, "backbone.frozen_stages=x", "backbone: frozen_stages is 'x'; expected -1 for none"),
+        (SEGMENTOR, "decode_head.dropout_ratio=7", "decode_head.dropout_ratio is 7; expected a number from 0 to 1"),
+        (SEGMENTOR, "test_cfg.mode=slide", "model (EncoderDecoder) cannot use what it is given: AttributeError"),
+    ],
+)  # fmt: skip
+def test_values_that_parts_of_a_model_cannot_use(
+    error: Callable[..., str], tmp_path: Path, config: Path, option: str, told: str
+) -> None:
+    """Before a checkpoint is written, and before the first validation would fail; the log file has the traceback."""
+    line = error(config, *small(tmp_path, f"model.{option}"))
+    assert told in line
+    assert not list(tmp_path.rglob("*.pth"))
+    if "the log file has the traceback" in line:
+        assert any("Traceback (most recent call last)" in log.read_text() for log in tmp_path.rglob("*.log"))
+
+
 def test_binary_masks_of_0_and_255(error: Callable[..., str], tmp_path: Path) -> None:
     """They trained, and scored 0.0 and nan with exit code 0."""
     for folder in ("images", "maps"):

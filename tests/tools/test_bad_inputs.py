@@ -1,6 +1,7 @@
 """Every bad input that was tried ends in its sentence, its exit code, and no file changed."""
 
 import hashlib
+import inspect
 import itertools
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import bad_inputs
 import pytest
 import timm
+import torch
 
 from vssm import cli
 from vssm.models import FAMILIES
@@ -68,6 +70,30 @@ def test_arguments_of_models(family) -> None:
                 assert re.match(rf"(?:{name}|dims) (?:is|has) .*; expected ", str(caught.value), re.DOTALL)
                 refused += 1
     assert refused > 30
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_arguments_of_model_classes(family) -> None:
+    """The same without timm: before anything is computed from them."""
+    name, small = next(iter(family.small.items()))
+    variant = family.models[name]
+    model_class = variant.model or family.model
+    known = inspect.signature(model_class).parameters
+    arguments = {**variant.arguments, **small}
+    for name, values in {**bad_inputs.ARGUMENTS, "scan_order": (3, "hilbert", None)}.items():
+        for value in values if name in known else ():
+            with pytest.raises(ValueError, match=rf"(?:{name}|dims) (?:is|has) .*; expected "):
+                model_class(**{**arguments, name: value})
+
+
+@pytest.mark.parametrize("indices", [(9,), (-9,), 99, 0, "x", (1.5,), ()])
+def test_maps_that_a_model_has_not(indices: object) -> None:
+    family = FAMILIES["vmamba"]
+    name, small = next(iter(family.small.items()))
+    with pytest.raises(ValueError, match=r"out_indices is .*; expected a list of numbers from -4 to 3"):
+        timm.create_model(name, **small, features_only=True, out_indices=indices)
+    with pytest.raises(ValueError, match=r"out_indices is .*; expected a list of numbers"):
+        timm.create_model(name, **small).forward_intermediates(torch.zeros(1, 3, 32, 32), indices=indices)
 
 
 def test_names_that_are_no_text(files: Path, capfd: pytest.CaptureFixture) -> None:

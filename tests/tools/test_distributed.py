@@ -28,13 +28,16 @@ import os, signal, time
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from vssm.mm.runtime.signals import InterruptHook
 
 @HOOKS.register_module()
 class SendToSecond(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter == 4 and get_rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)  # for the thread that takes it
+            (watch,) = [hook.watch for hook in runner.hooks if isinstance(hook, InterruptHook)]
+            while not watch.received:  # by the thread that takes it
+                time.sleep(0.01)
 """
 
 

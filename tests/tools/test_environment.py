@@ -34,7 +34,7 @@ class Commands:
         words = {
             "-m venv": "venv",
             "--no-deps": "editable",
-            "train,mm,dev": "dependencies",
+            "train,mm,export,dev": "dependencies",
             " setuptools": "setuptools",
         }
         taken = [next(word for part, word in words.items() if part in text) for text in self.seen]
@@ -118,7 +118,7 @@ def test_one_environment_serves_several_checkouts(environment, tmp_path, monkeyp
     assert environment.commands.take() == ["editable"]
 
 
-@pytest.mark.parametrize("step", ["-m venv", " setuptools", "[train,mm,dev]"])
+@pytest.mark.parametrize("step", ["-m venv", " setuptools", "[train,mm,export,dev]"])
 def test_an_interrupted_making_is_repeated(environment, tmp_path, step):
     environment.commands.failing = step
     with pytest.raises(SystemExit, match="environment: "):

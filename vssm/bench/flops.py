@@ -22,47 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import vssm.ops  # noqa: F401  (registers the operators)
+import vssm.ops  # noqa: F401  (registers the operators and what they cost)
 
-Shape = tuple[int, ...]
-
-
-# torch hands a formula the shapes of an operator's arguments, and of its output by name.
-def _scan(
-    u: Shape,
-    delta: Shape,
-    A: Shape,
-    B: Shape,
-    C: Shape | None,
-    D: Shape | None,
-    delta_bias: Shape | None,
-    delta_weight: Shape | None,
-    states: Shape | None,
-    order: Shape | None,
-    *rest: object,
-    **output: object,
-) -> int:
-    directions, channels, state = A
-    steps = u[1] if order is None else order[1]
-    product = 0 if delta_weight is None else u[0] * u[1] * math.prod(delta_weight)
-    return product + u[0] * steps * directions * channels * (9 * state + (D is not None))
+# torch counts two for each multiply-add, of its own operators and ours; of norms it counts nothing.
+SCAN, LAYER_NORM = torch.ops.vssm.selective_scan, torch.ops.aten.native_layer_norm
 
 
-def _causal_conv(x: Shape, weight: Shape, bias: Shape | None, order: Shape, *rest: object, **output: object) -> int:
-    return x[0] * order[1] * math.prod(weight)
-
-
-def _layer_norm(x: Shape, *rest: object, **output: object) -> int:
+def _layer_norm(x: tuple[int, ...], *rest: object, **output: object) -> int:
     return 5 * math.prod(x)
-
-
-# torch counts two for each multiply-add of its own operators; these formulas count one.
-SCAN, CAUSAL_CONV, LAYER_NORM = (
-    torch.ops.vssm.selective_scan,
-    torch.ops.vssm.causal_conv1d,
-    torch.ops.aten.native_layer_norm,
-)
-FORMULAS = {SCAN: _scan, CAUSAL_CONV: _causal_conv, LAYER_NORM: _layer_norm}
 
 
 @dataclass(frozen=True)
@@ -98,12 +65,8 @@ def count_flops(run: Callable[[], object]) -> Flops:
     >>> round(flops.total / 1e9, 1)
     4.9
     """
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={LAYER_NORM: _layer_norm}) as counter:
         run()
     counts = counter.get_flop_counts().get("Global", {})
-    own = {operator: counts.get(operator, 0) for operator in FORMULAS}
-    return Flops(
-        products=(sum(counts.values()) - sum(own.values())) // 2 + own[CAUSAL_CONV],
-        scan=own[SCAN],
-        norms=own[LAYER_NORM],
-    )
+    norms, scan = counts.pop(LAYER_NORM, 0), counts.get(SCAN, 0)
+    return Flops(products=(sum(counts.values()) - scan) // 2, scan=scan // 2, norms=norms)

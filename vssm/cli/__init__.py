@@ -61,6 +61,17 @@ def benchmark(argv: Sequence[str] | None = None) -> int:
     return run_tool(run_benchmark, benchmark_parser().parse_args(argv))
 
 
+def export(argv: Sequence[str] | None = None) -> int:
+    """tools/export.py: write a model into a file for other programs."""
+
+    def work(options: argparse.Namespace) -> None:
+        from vssm.cli.exporting import run_export
+
+        run_export(options)
+
+    return run_tool(work, arguments.export_parser().parse_args(argv))
+
+
 def compare(argv: Sequence[str] | None = None) -> int:
     """tools/compare.py: train several models the same way, and compare them."""
 

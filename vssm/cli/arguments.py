@@ -200,6 +200,37 @@ def demo_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def export_parser() -> argparse.ArgumentParser:
+    """The options of tools/export.py."""
+    parser = argparse.ArgumentParser(
+        description="Write a model into a file that runs without vssm, and compare it with the model."
+    )
+    parser.add_argument("model", metavar="MODEL", help="a timm model, such as vim_tiny")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="of tools/train.py, or weights in the official layout (default: the published weights)",
+    )
+    weights.add_argument("--untrained", action="store_true", help="initial weights, to try or to measure")
+    parser.add_argument(
+        "--format", choices=("onnx", "torchscript", "exported", "aoti"), default="onnx", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=pixels,
+        default=(224, 224),
+        metavar=("H", "W"),
+        help="of the images, in pixels; the file takes no others (default: 224 224)",
+    )
+    parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images, not one at a time")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: the model's name and the format's ending")
+    add_overwrite(parser)
+    return parser
+
+
 def visualize_parser() -> argparse.ArgumentParser:
     """The options of tools/visualize.py."""
     parser = argparse.ArgumentParser(description="Draw scan orders, receptive fields and hidden attention.")

@@ -20,6 +20,7 @@ from vssm.mm.runtime.config import (
 )
 from vssm.mm.runtime.distributed import start_processes
 from vssm.mm.runtime.lock import locked
+from vssm.mm.runtime.origin import misused_part
 from vssm.mm.tasks.runner import TaskRunner
 from vssm.mm.tasks.tta import use_tta
 from vssm.models import CheckpointError
@@ -58,10 +59,11 @@ def run_test(arguments: argparse.Namespace) -> dict[str, float]:
         use_tta(config)
     config.load_from = str(arguments.checkpoint)
     precision = autocast(arguments.amp or "off")
-    runner = TaskRunner.from_cfg(config)
-    runner.compile_model()
-    with precision:
-        return runner.test()
+    with faults_of_training(config):
+        runner = TaskRunner.from_cfg(config)
+        runner.compile_model()
+        with precision:
+            return runner.test()
 
 
 def prepare_config(arguments: argparse.Namespace) -> Config:
@@ -88,13 +90,19 @@ def faults_of_training(config: Config) -> Iterator[None]:
 
     Raises:
         TrainingError: in place of a fault that `explain` knows.
+        ConfigError: in place of one that comes from a part of the config, see `misused_part`.
     """
     try:
         yield
     except Exception as error:
-        sentence = None if isinstance(error, UserError | CheckpointError) else explain(error, config.work_dir)
-        if sentence is None:
+        if isinstance(error, UserError | CheckpointError):
             raise
+        sentence = explain(error, config.work_dir)
+        if sentence is None:
+            told = misused_part(error)
+            if told is None:
+                raise
+            raise ConfigError(told) from error
         path = latest_checkpoint(config.work_dir)
         after = f"the newest checkpoint is {path}: continue with --resume" if path else "no checkpoint had been written"
         raise TrainingError(f"{sentence}; {after}") from error

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vssm.data.checks import check_readable, sampled
 from vssm.data.classes import some
-from vssm.data.decode import _DECODING_ERRORS, BadImageError, DataError, read_size
+from vssm.data.decode import _DECODING_ERRORS, IMAGE_SUFFIXES, BadImageError, DataError, is_image_name, read_size
 from vssm.data.folders import walk_files
 from vssm.files import check_regular
 
@@ -148,7 +148,10 @@ def _mapping(values: Sequence[int], meaning: Meaning) -> str:
 
 
 def check_class_maps(images: Path, maps: Path, image_suffix: str, map_suffix: str) -> list[tuple[str, str]]:
-    """Check that there are images, each with a class map; what is no such image is counted in the log.
+    """Check that there are images, each with a class map; what is left out is counted in the log.
+
+    Args:
+        images, maps, image_suffix, map_suffix: see `pair_files`.
 
     Returns:
         Pairs of an image and its map, sorted.
@@ -156,31 +159,63 @@ def check_class_maps(images: Path, maps: Path, image_suffix: str, map_suffix: st
     Raises:
         DataError: names the images that have none.
     """
-    files = sorted(_files(images))
-    found = [name for name in files if name.endswith(image_suffix)]
+    files, there = sorted(_files(images)), set(_files(maps))
+    pairs = pair_files(images, maps, image_suffix, map_suffix)
+    found = {os.path.relpath(image, images): os.path.relpath(of_image, maps) for image, of_image in pairs}
     if not found:
         others = f"; it has {some(files)}" if files else ""
         raise DataError(
             f"there are no images *{image_suffix} in {images}{others}: set img_suffix to how their names end"
         )
-    if len(files) > len(found):
-        others = [name for name in files if not name.endswith(image_suffix)]
-        _logger.warning(
-            f"{len(others)} of {len(files)} files in {images} do not end in {image_suffix} (img_suffix) and are left "
-            f"out: {some(others)}"
-        )
-    there = set(_files(maps))
-    pairs = [(name, name.removesuffix(image_suffix) + map_suffix) for name in found]
-    missing = [name for name, of_name in pairs if of_name not in there]
+    missing = [name for name, of_name in found.items() if of_name not in there]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(found)} images in {images} have no class map *{map_suffix} in {maps}: "
             f"{some(missing)}"
         )
-    unused = {name for name in there if name.endswith(map_suffix)} - {of_name for _, of_name in pairs}
+    others = [name for name in files if name not in found and not (images == maps and name in found.values())]
+    if others:
+        _logger.warning(
+            f"{len(others)} of {len(files)} files in {images} do not end in {image_suffix} (img_suffix) and are no "
+            f"other images with a class map of their own; they are left out: {some(others)}"
+        )
+    unused = {name for name in there if name.endswith(map_suffix)} - set(found.values())
     if unused:
         _logger.warning(f"{len(unused)} files in {maps} are of no image and are left out: {some(sorted(unused))}")
-    return [(str(images / name), str(maps / of_name)) for name, of_name in pairs]
+    return pairs
+
+
+def pair_files(images: Path, maps: Path | None, image_suffix: str, map_suffix: str) -> list[tuple[str, str | None]]:
+    """The images of a folder and their class maps, whether these are there or not.
+
+    An image is what ends in `image_suffix`. Where that is an ordinary ending such as ".jpg", images with other ones
+    (".JPEG", ".bmp") are read too if they have a class map that is of no image before them.
+
+    Args:
+        images, maps: folders; None for images without class maps.
+        image_suffix, map_suffix: how the names of an image and of its map end, after the part that both share.
+
+    Returns:
+        Paths, sorted by that of the image.
+    """
+    there = set() if maps is None else set(_files(maps))
+    own_map = {}
+    names = sorted(_files(images))
+    for name in names:
+        if name.endswith(image_suffix):
+            own_map[name] = name.removesuffix(image_suffix) + map_suffix
+    if image_suffix.lower() in IMAGE_SUFFIXES:
+        taken = set(own_map.values())
+        are_maps = {os.path.relpath(maps / name, images) for name in there} if maps is not None else set()
+        for name in names:
+            of_name = os.path.splitext(name)[0] + map_suffix
+            if name in own_map or name in are_maps or of_name in taken or not is_image_name(name):
+                continue
+            if maps is None or of_name in there:
+                own_map[name] = of_name
+                taken.add(of_name)
+    pairs = sorted(own_map.items())
+    return [(str(images / name), None if maps is None else str(maps / of_name)) for name, of_name in pairs]
 
 
 def _files(folder: Path) -> Iterator[str]:

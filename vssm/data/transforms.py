@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.layers import to_2tuple
 from torch import Tensor
 
+from vssm.data.decode import MAX_PIXELS, DataError
 from vssm.data.optional import import_albumentations, is_installed
 
 Transform = Callable[[Image.Image], Tensor]
@@ -30,7 +32,8 @@ class TimmTransform:
             re_prob, interpolation, crop_pct. Note that timm leaves colour jitter out where auto_augment is on.
 
     Raises:
-        ValueError: an option that timm does not know.
+        ValueError: an option that timm does not know, or sizes beyond `vssm.data.decode.MAX_PIXELS`; a DataError for an
+            image that is far too oblong for its size after the transform.
 
     >>> transform = TimmTransform(32, interpolation="bicubic", crop_pct=0.875)
     >>> transform(Image.new("RGB", (50, 40))).shape
@@ -43,8 +46,21 @@ class TimmTransform:
             if name not in known:
                 raise ValueError(f"timm's transforms have no option {name!r}; known: {', '.join(sorted(known))}")
         self.transform = create_transform(input_size, is_training=is_training, **options)
+        self.square = max(map(_square, getattr(self.transform, "transforms", ())), default=0)
+        if self.square > MAX_PIXELS:
+            side = round(self.square**0.5)
+            raise ValueError(
+                f"images would have {side} pixels a side, from input_size={input_size} and crop_pct; expected at most "
+                f"{int(MAX_PIXELS**0.5)}"
+            )
 
     def __call__(self, image: Image.Image) -> Tensor:
+        # The shorter side is resized, and the other with it.
+        if self.square * max(image.size) > 4 * MAX_PIXELS * min(image.size):
+            raise DataError(
+                f"an image of {image.size[0]} x {image.size[1]} pixels is too oblong to be enlarged to "
+                f"{round(self.square**0.5)} pixels at its shorter side: choose a smaller input_size"
+            )
         return self.transform(image)
 
     def __repr__(self) -> str:
@@ -111,6 +127,14 @@ class AlbumentationsTransform:
 
     def __repr__(self) -> str:
         return f"AlbumentationsTransform({self.pipeline})"
+
+
+def _square(step: object) -> float:
+    """The most pixels that a step of timm's transforms makes of a square image."""
+    if hasattr(step, "max_seq_len"):
+        return step.max_seq_len * max(to_2tuple(step.patch_size)) ** 2
+    size = getattr(step, "size", None)
+    return 0 if size is None else max(to_2tuple(size)) ** 2
 
 
 # Names in configs, and their classes.

@@ -5,6 +5,7 @@ imports whatever a ``type`` names, some classes of mmcv and mmdet evaluate strin
 So a description may hold plain values only, types that are known, and no text that reads as a path, an address or code.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ SCOPES = ("mmengine", "mmdet", "mmseg")
 FROM_ELSEWHERE = {"cache_dir", "checkpoint_path", "init_cfg", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 # Far beyond real descriptions: a Cascade Mask R-CNN has 11 levels, 600 values and no number above 2000.
 MAX_DEPTH, MAX_VALUES, MAX_TEXT, MAX_INTEGER = 40, 20_000, 200, 100_000
+# What asks for memory: sides of pictures, maps and windows in pixels, and how many times a pipeline enlarges a side.
+MAX_SIDE, MAX_ENLARGED = 8192, 16
+SIDES = re.compile(r"(?:.*_)?(?:sizes?|divisor|scales?|heights?|widths?|shape)")
+ENLARGING = re.compile(r".*(?:scale_factor|scale_limit|ratio_range|img_ratios)")
 # Words, numbers and orders such as windows(4). Slashes, colons, quotes and file endings are left out; so are dots that
 # are no decimal points, and names between double underscores.
 TEXT = re.compile(r"(?!.*__)(?:[\w +,=-]|(?<=\d)\.(?=\d)|\(\d+\))*")
@@ -110,12 +115,12 @@ def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool
         raise CheckpointError(f"{source}: scope is {_shown(scope)}; expected one of {', '.join(SCOPES)}")
     if backbone is not None:
         backbone = checked(backbone, f"{source}: meta.backbone", is_type=lambda name: False)
-        transform = checked(transform, f"{source}: meta.transform", is_transform)
+        transform = checked(transform, f"{source}: meta.transform", is_transform, enlarged=MAX_ENLARGED)
         _expect(isinstance(backbone, dict) and isinstance(backbone.get("model_name"), str), source, "meta.backbone")
         _expect(isinstance(transform, dict), source, "meta.transform")
     else:
         model = checked(meta.get("model"), f"{source}: meta.model", is_type)
-        pipeline = checked(meta.get("pipeline"), f"{source}: meta.pipeline", is_type)
+        pipeline = checked(meta.get("pipeline"), f"{source}: meta.pipeline", is_type, enlarged=MAX_ENLARGED)
         _expect(isinstance(model, dict) and "type" in model, source, "meta.model")
         steps = isinstance(pipeline, list) and all(isinstance(step, dict) and "type" in step for step in pipeline)
         _expect(steps, source, "meta.pipeline")
@@ -126,13 +131,14 @@ def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool
     )  # fmt: skip
 
 
-def checked(value: object, place: str, is_type: Callable[[str], bool]) -> object:
+def checked(value: object, place: str, is_type: Callable[[str], bool], enlarged: float = math.inf) -> object:
     """A description without arguments that name weights elsewhere; everything else in it is refused or plain.
 
     Args:
         value: any value out of a file.
         place: where it stands, for errors.
         is_type: whether parts of this type may be built.
+        enlarged: how many times all factors together may enlarge a picture's side.
 
     Raises:
         CheckpointError: an object, a type that is not known, text that is a path, an address or code, or too much.
@@ -140,32 +146,47 @@ def checked(value: object, place: str, is_type: Callable[[str], bool]) -> object
     >>> checked({"type": "ReLU", "init_cfg": {"checkpoint": "http://nowhere"}}, "meta.model", {"ReLU"}.__contains__)
     {'type': 'ReLU'}
     """
-    return _Check(is_type).value(value, place, 0)
+    return _Check(is_type, enlarged).value(value, place, 0)
 
 
 class _Check:
-    """Walks through a description and counts its values."""
+    """Walks through a description, counts its values and multiplies its factors."""
 
-    def __init__(self, is_type: Callable[[str], bool]) -> None:
-        self.is_type = is_type
-        self.values = 0
+    def __init__(self, is_type: Callable[[str], bool], enlarged: float) -> None:
+        self.is_type, self.enlarged = is_type, enlarged
+        self.values, self.factor = 0, 1.0
 
-    def value(self, value: object, place: str, depth: int) -> object:
+    def value(self, value: object, place: str, depth: int, name: str = "") -> object:
+        """Check a value; `name` is that of the argument that it belongs to."""
         self.values += 1
         if depth > MAX_DEPTH or self.values > MAX_VALUES:
             limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_VALUES} values"
             raise CheckpointError(f"{place[:MAX_TEXT]}: the description has more than {limit}; nothing was built")
         if isinstance(value, dict):
-            return {key: part for key, part in self._items(value, place, depth)}
+            return dict(self._items(value, place, depth))
         if type(value) in (list, tuple):
-            return type(value)(self.value(part, f"{place}[{i}]", depth + 1) for i, part in enumerate(value))
+            return type(value)(self.value(part, f"{place}[{i}]", depth + 1, name) for i, part in enumerate(value))
         if isinstance(value, str):
             _check_text(value, place)
         elif isinstance(value, int) and abs(value) > MAX_INTEGER:
             raise CheckpointError(f"{place} is beyond {MAX_INTEGER}; nothing was built")
-        elif not isinstance(value, int | float | None):
+        elif isinstance(value, int | float):
+            self._memory(value, place, name)
+        elif value is not None:
             raise CheckpointError(f"{place} is a {type(value).__name__}; expected plain values; nothing was built")
         return value
+
+    def _memory(self, value: float, place: str, name: str) -> None:
+        """Refuse a number by which a picture or a map would take any amount of memory."""
+        if SIDES.fullmatch(name) and math.isfinite(value) and value > MAX_SIDE:
+            raise CheckpointError(f"{place} is {value}; expected at most {MAX_SIDE} pixels; nothing was built")
+        if ENLARGING.fullmatch(name):
+            self.factor *= max(1.0, value)
+            if self.factor > self.enlarged:
+                raise CheckpointError(
+                    f"{place} is {value}, with which pictures are enlarged {self.factor:g} times; expected at most "
+                    f"{self.enlarged:g} times; nothing was built"
+                )
 
     def _items(self, part: Mapping, place: str, depth: int) -> Iterator[tuple[str, object]]:
         for key, value in part.items():
@@ -183,7 +204,7 @@ class _Check:
             elif key == "_scope_" and value not in SCOPES:
                 raise CheckpointError(f"{inner} is {_shown(value)}; expected one of {', '.join(SCOPES)}")
             named = key in ("name", "model_name") and isinstance(value, str) and MODEL_NAME.fullmatch(value)
-            yield key, value if named and is_known(value) else self.value(value, inner, depth + 1)
+            yield key, value if named and is_known(value) else self.value(value, inner, depth + 1, key)
 
 
 def _check_text(text: str, place: str) -> None:

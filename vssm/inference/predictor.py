@@ -123,6 +123,7 @@ def predictor_of(
         models.check_fits(weights, model.state_dict(), str(checkpoint), type(model).__name__)
         model.load_state_dict(weights)
         transform = described.build(lambda: build_transform(described.transform))
+        described.build(lambda: model.eval()(transform(Image.new("RGB", (32, 32))).unsqueeze(0)))
         names = names or described.classes
     else:
         model = _published(name) if checkpoint is None else _with_weights(name, checkpoint)

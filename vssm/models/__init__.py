@@ -20,7 +20,7 @@ from vssm.models._checkpoint import (
     under,
     weights_in,
 )
-from vssm.models._contract import Backbone, quarters
+from vssm.models._contract import Backbone, quarters, take_indices
 from vssm.models._family import IMAGENET, Family, TrainingData, Variant, register
 from vssm.models._plain import Plain, PlainWithPosition
 from vssm.models._pyramid import Pyramid
@@ -56,6 +56,7 @@ __all__ = [
     "read_file",
     "register",
     "save_official",
+    "take_indices",
     "under",
     "weights_in",
 ]

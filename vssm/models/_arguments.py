@@ -49,7 +49,11 @@ _RULES = {
     "stem": _MADE_BY_CALL,
     "downsample": _MADE_BY_CALL,
     "mixer": _MADE_BY_CALL,
-    "scan_order": Rule("a function (height, width) -> ScanOrder", lambda value: value is None or callable(value)),
+    "scan_order": Rule(
+        "a function of vssm.scan (timm.create_model takes names too)", lambda value: value is None or callable(value)
+    ),
+    "scan_orders": list_of(_MADE_BY_CALL),
+    "official_columns": FLAG,
     "routes": list_of(_MADE_BY_CALL),
     "threshold": number(0, 64),
     "global_pool": Rule(f"one of {_POOLS}", lambda value: value in _POOLS),

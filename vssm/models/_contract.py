@@ -6,9 +6,12 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from vssm.models._arguments import check_arguments
 from vssm.models._checkpoint import WEIGHTS_UNDER, Renaming, load_checkpoint
+from vssm.values import shortened
 
 Indices = int | Sequence[int] | None
 
@@ -39,6 +42,24 @@ class Backbone(nn.Module):
     num_features: int
     head_hidden_size: int
     feature_info: list[dict[str, Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _self, *others = inspect.signature(cls.__init__).parameters.values()
+        cls.__signature__ = inspect.Signature(others)  # __new__ would hide it before Python 3.11
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Backbone:
+        """Check the arguments before a constructor computes with them.
+
+        Raises:
+            ValueError: values that no model can mean; names the argument, what came and what was expected.
+        """
+        try:
+            given = inspect.signature(cls).bind_partial(*arguments, **named).arguments
+        except TypeError:  # which __init__ says in Python's words
+            given = {}
+        check_arguments(given)
+        return super().__new__(cls)
 
     @classmethod
     def count_maps(cls, arguments: Mapping[str, Any]) -> int:
@@ -110,6 +131,35 @@ def quarters(count: int) -> tuple[int, ...]:
     ((5, 11, 17, 23), (0, 1, 2, 3), (0, 1))
     """
     return tuple(sorted({max(count * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}))
+
+
+def take_indices(count: int, indices: Indices) -> tuple[list[int], int]:
+    """The chosen ones of `count` maps, and the last of them.
+
+    Args:
+        count: of maps.
+        indices: numbers of maps, negative ones from the end; one number for the last so many, None for all.
+
+    Raises:
+        ValueError: there are no such maps.
+
+    >>> take_indices(4, [0, -1]), take_indices(4, 2)
+    (([0, 3], 3), ([2, 3], 3))
+    """
+    try:
+        taken, last = feature_take_indices(count, indices)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(_told(count, indices)) from error
+    if any(isinstance(index, float) for index in taken):
+        raise ValueError(_told(count, indices))
+    return taken, last
+
+
+def _told(count: int, indices: Indices) -> str:
+    return (
+        f"out_indices is {shortened(indices)}; expected a list of numbers from {-count} to {count - 1}, for as many "
+        f"maps, or how many of the last, from 1 to {count}"
+    )
 
 
 def check_format(output_fmt: str) -> None:

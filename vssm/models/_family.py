@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
 from vssm.models._checkpoint import CheckpointError, fit, our_layout, unwrap
-from vssm.models._contract import Backbone, quarters, with_defaults
+from vssm.models._contract import Backbone, quarters, take_indices, with_defaults
 from vssm.scan import resolve_order
 
 
@@ -186,25 +186,30 @@ def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs:
     """timm's builder, with our reading of checkpoints.
 
     `features_only=True` gives four maps, or all where there are fewer, unless `out_indices` are asked for. A
-    `scan_order` may be a name, an order function or a list of them; models themselves take functions only.
+    `scan_order` may be a name, an order function or a list of them, and so may each of `scan_orders`, one for every
+    block; models themselves take functions only.
 
     Raises:
         ValueError: an argument that the model cannot mean.
     """
     if "scan_order" in kwargs:
         kwargs["scan_order"] = resolve_order(kwargs["scan_order"])
+    if "scan_orders" in kwargs:
+        kwargs["scan_orders"] = [resolve_order(order) for order in kwargs["scan_orders"]]
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     check_arguments(with_defaults(model_class, kwargs))
     if pretrained:
         _check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)
-    default_indices = quarters(model_class.count_maps(kwargs))
+    count = model_class.count_maps(kwargs)
+    if kwargs.get("features_only") and kwargs.get("out_indices") is not None:
+        take_indices(count, kwargs["out_indices"])
     return build_model_with_cfg(
         model_class,
         variant,
         pretrained,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=_fit,
-        feature_cfg={"out_indices": default_indices, "feature_cls": "getter"},
+        feature_cfg={"out_indices": quarters(count), "feature_cls": "getter"},
         **kwargs,
     )
 

@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct, register_notrace_module
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
-from vssm.models._contract import Indices, as_format, check_format, with_defaults
+from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
 from vssm.nn import BatchNormStem, concrete
 
@@ -256,7 +255,7 @@ class HighResolution(Pooled):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """As everywhere; there is no final norm for `norm`, and `stop_early` leaves out the neck where that follows."""
         check_format(output_fmt)
-        taken, _ = feature_take_indices(len(self.feature_info), indices)
+        taken, _ = take_indices(len(self.feature_info), indices)
         branches = self.branches(image)
         without_neck = not self.neck_maps and (stop_early or intermediates_only)
         joint = branches if without_neck else self.neck(branches)
@@ -268,7 +267,7 @@ class HighResolution(Pooled):
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """As everywhere; the neck of maps that are not its own belongs to the head."""
-        taken, last = feature_take_indices(len(self.feature_info), indices)
+        taken, last = take_indices(len(self.feature_info), indices)
         if not prune_head and last == len(self.feature_info) - 1:
             return taken
         if self.neck_maps:

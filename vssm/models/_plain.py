@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from timm.layers import get_device_dtype, to_2tuple
 from timm.models import checkpoint
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
-from vssm.models._contract import Backbone, Indices, as_format, check_format, with_defaults
+from vssm.models._contract import Backbone, Indices, as_format, check_format, take_indices, with_defaults
 from vssm.nn import PatchStem, resize_position
 
 
@@ -126,7 +125,7 @@ class Plain(Backbone):
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         check_format(output_fmt)
-        taken, last = feature_take_indices(len(self.blocks), indices)
+        taken, last = take_indices(len(self.blocks), indices)
         tokens, height, width = self.embed(image)
         maps = []
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
@@ -141,7 +140,7 @@ class Plain(Backbone):
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        taken, last = feature_take_indices(len(self.blocks), indices)
+        taken, last = take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: last + 1]
         if prune_norm:
             self.norm = nn.Identity()
@@ -173,31 +172,71 @@ class Plain(Backbone):
 
 
 class PlainWithPosition(Plain):
-    """A plain model with a learned absolute position embedding, which is resized to any grid of patches.
+    """A plain model of patches with a learned position embedding and, where `has_class_token`, a class token in the
+    middle of the sequence.
 
-    A family sets `patch_embed`, a PatchStem, `grid`, the height and width that `pos_embed` is stored for, and
-    `pos_embed`, with a row for the class token, where there is one, in the middle.
+    A family sets `patch_embed` and calls `add_position`; `antialias` is how the position embedding is resized.
     """
 
     patch_embed: PatchStem
-    grid: tuple[int, int]
-    pos_embed: nn.Parameter
+    antialias = True
+
+    def add_position(
+        self,
+        img_size: int | tuple[int, int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Make the class token and the position embedding for images of a size in pixels, not initialised."""
+        dd = {"device": device, "dtype": dtype}
+        self.grid = self.patch_embed.grid(*to_2tuple(img_size))
+        if self.has_class_token:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, self.num_features, **dd))
+        tokens = self.grid[0] * self.grid[1] + self.has_class_token
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, self.num_features, **dd))
+
+    def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
+        tokens = self.patch_embed(image)
+        batch, height, width, _ = tokens.shape
+        tokens = tokens.flatten(1, 2)
+        if self.has_class_token:
+            middle = height * width // 2
+            class_token = self.cls_token.expand(batch, -1, -1)
+            tokens = torch.cat([tokens[:, :middle], class_token, tokens[:, middle:]], dim=1)
+        tokens = tokens + self._resized(self.pos_embed, self.grid, height, width)
+        return tokens.to(torch.promote_types(self.pos_embed.dtype, torch.float32)), height, width
+
+    def class_token(self, tokens: Tensor) -> Tensor:
+        return tokens[:, (tokens.shape[1] - 1) // 2]
+
+    def patch_tokens(self, tokens: Tensor) -> Tensor:
+        if not self.has_class_token:
+            return tokens
+        middle = (tokens.shape[1] - 1) // 2
+        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
+
+    def _resized(self, position: Tensor, old_grid: tuple[int, int], height: int, width: int) -> Tensor:
+        return resize_position(position, old_grid, height, width, self.antialias)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Store the position embedding for another image size, in pixels, for instance before fine-tuning at it."""
         grid = self.patch_embed.grid(*to_2tuple(img_size))
-        resized = resize_position(self.pos_embed.detach(), self.grid, *grid)
+        resized = self._resized(self.pos_embed.detach(), self.grid, *grid)
         self.pos_embed = nn.Parameter(resized.clone(), requires_grad=self.pos_embed.requires_grad)
         self.grid = grid
+
+    def no_weight_decay(self) -> set[str]:
+        # official: one-dimensional tensors, biases, and the two embeddings. Our stacked biases and D are
+        # two-dimensional, so they are named. A_log is decayed: the official flag on it is read by no optimiser.
+        return {"cls_token", "pos_embed"} | self.parameters_ending("conv_bias", "dt_bias", "D")
 
     def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A square position embedding, resized to this model's grid."""
         position = state.get("pos_embed")
         if position is not None and position.dim() == 3 and position.shape[1:] != self.pos_embed.shape[1:]:
-            more = int(self.has_class_token)
-            side = math.isqrt(max(position.shape[1] - more, 0))
-            if side * side + more == position.shape[1]:
-                return state | {"pos_embed": resize_position(position, (side, side), *self.grid)}
+            side = math.isqrt(max(position.shape[1] - self.has_class_token, 0))
+            if side * side + self.has_class_token == position.shape[1]:
+                return state | {"pos_embed": self._resized(position, (side, side), *self.grid)}
         return state
 
 

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from timm.layers import to_2tuple
 from timm.models import checkpoint_seq
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
-from vssm.models._contract import Indices, as_format, check_format, with_defaults
+from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
 
 
@@ -129,7 +128,7 @@ class Pyramid(Pooled):
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         check_format(output_fmt)
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = take_indices(len(self.stages), indices)
         stages = self.stages[: last + 1] if stop_early else self.stages
         x = self.stem(image)
         maps = []
@@ -157,7 +156,7 @@ class Pyramid(Pooled):
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = take_indices(len(self.stages), indices)
         ends_early = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if ends_early:

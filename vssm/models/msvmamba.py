@@ -40,6 +40,7 @@ from vssm.nn import (
 )
 from vssm.ops import ScanTable
 from vssm.scan import OrderFunction, ScanOrder, chain, columns, flipped, raster
+from vssm.values import widened
 
 
 def half_order(height: int, width: int) -> ScanOrder:
@@ -72,7 +73,7 @@ class MultiScaleSS2D(GatedMixer):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        inner = int(expansion * dim)
+        inner = widened(dim, expansion, "expansion")
         rank = math.ceil(dim / 16)
         depthwise = partial(ChannelsLastConv2d, inner, inner, groups=inner, **dd)
         self.gated = gated
@@ -102,7 +103,7 @@ class FirstMultiScaleSS2D(MultiScaleSS2D):
 
     def merge(self, full: Tensor, half: Tensor) -> Tensor:
         directions = self.scan(full.flatten(1, 2), _table(self.order_table, full))
-        visited = _table(self.half_order_table, half).table[0]
+        visited = _table(self.half_order_table, half).table[0].long()  # ONNX adds at 64-bit indices alone
         tokens = half.flatten(1, 2)
         met = tokens.index_select(1, visited)  # each token three times, in the order of the walk
         visits = self.norm(self.half_scan(met, None), merge=True)
@@ -181,7 +182,7 @@ class MSVMamba(Pyramid):
         dd = {"device": device, "dtype": dtype}
 
         def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
-            mlp = ConvMlp(dim, int(mlp_ratio * dim), **dd)
+            mlp = ConvMlp(dim, widened(dim, mlp_ratio, "mlp_ratio"), **dd)
             return Block(dim, mixer(dim, expansion, gated, scan_order, **dd), mlp, drop_path, post_norm=post_norm, **dd)
 
         stages = make_stages(block, dims, depths, downsample, drop_path_rate, **dd)

@@ -10,13 +10,13 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import lecun_normal_, to_2tuple
-from torch import Tensor, nn
+from timm.layers import lecun_normal_
+from torch import nn
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import PlainWithPosition
-from vssm.nn import Block, BranchRMSNorm, PatchStem, VimMixer, resize_position
+from vssm.nn import Block, BranchRMSNorm, PatchStem, VimMixer
 from vssm.scan import OrderFunction, bidirectional, with_class_token
 
 # Official: a tensor for each direction; here: stacked.
@@ -80,9 +80,7 @@ class Vim(PlainWithPosition):
         dd = {"device": device, "dtype": dtype}
         super().__init__(embed_dim, stride, depth, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, stride, **dd)
-        self.grid = self.patch_embed.grid(*to_2tuple(img_size))
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
-        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1] + 1, embed_dim, **dd))
+        self.add_position(img_size, **dd)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.Sequential(
             *(
@@ -115,28 +113,6 @@ class Vim(PlainWithPosition):
         if self.num_classes > 0:
             nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
-
-    def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
-        patches = self.patch_embed(image)
-        batch, height, width, _ = patches.shape
-        patches = patches.flatten(1, 2)
-        middle = height * width // 2
-        class_token = self.cls_token.expand(batch, -1, -1)
-        tokens = torch.cat([patches[:, :middle], class_token, patches[:, middle:]], dim=1)
-        tokens = tokens + resize_position(self.pos_embed, self.grid, height, width)
-        return tokens.to(torch.promote_types(self.pos_embed.dtype, torch.float32)), height, width
-
-    def class_token(self, tokens: Tensor) -> Tensor:
-        return tokens[:, (tokens.shape[1] - 1) // 2]
-
-    def patch_tokens(self, tokens: Tensor) -> Tensor:
-        middle = (tokens.shape[1] - 1) // 2
-        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
-
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors, biases, and the two embeddings. Our stacked biases and D are
-        # two-dimensional, so they are named. A_log is decayed: the official flag on it is read by no optimiser.
-        return {"cls_token", "pos_embed"} | self.parameters_ending("conv_bias", "dt_bias", "D")
 
 
 def _variant(name: str, title: str, file: str, **arguments: Any) -> Variant:

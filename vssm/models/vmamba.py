@@ -29,6 +29,7 @@ from vssm.nn import (
     initialise_linear_layers,
 )
 from vssm.scan import OrderFunction, cross
+from vssm.values import widened
 
 _BLOCK = under(*BLOCK, [("op", "mixer"), *under("op", "mixer", SS2D_ROWS)])
 
@@ -77,7 +78,7 @@ class VMamba(Pyramid):
 
         def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
             mixer = SS2D(dim, state, expansion, conv_bias, gated, scan_order, **dd)
-            mlp = LeanMlp(dim, int(mlp_ratio * dim), **dd) if mlp_ratio > 0 else None
+            mlp = LeanMlp(dim, widened(dim, mlp_ratio, "mlp_ratio"), **dd) if mlp_ratio > 0 else None
             return Block(dim, mixer, mlp, drop_path, **dd)
 
         stages = make_stages(block, dims, depths, downsample, drop_path_rate, **dd)

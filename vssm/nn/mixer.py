@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
-from vssm.nn.recompute import recomputed
+from vssm.nn.recompute import recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import causal_conv1d, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
+from vssm.values import widened
 
 
 class GatedMixer(nn.Module):
@@ -95,7 +96,7 @@ class SS2D(GatedMixer):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        inner = int(expansion * dim)
+        inner = widened(dim, expansion, "expansion")
         self.gated = gated
         self.order_table = OrderTable(scan_order)
         self.in_proj = nn.Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
@@ -162,7 +163,7 @@ class VimMixer(nn.Module):
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
-        if not torch.is_grad_enabled():
+        if not saves_activations():
             return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
         # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
         total = self.scan(x, order, merge=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_module, resample_abs_pos_embed
 from torch import Tensor
 
@@ -38,7 +39,8 @@ class RotaryPosition(torch.nn.Module):
     Args:
         channels: of what is rotated, a multiple of 4.
         base: the longest wavelength is about 2 pi times this, in positions.
-        grid: scale the positions of any map as if it were a grid of this side (LocalVim: 14); not scaled if not given.
+        grid: side of a grid whose cosines and sines are resized to any other map, by bicubic interpolation (LocalVim:
+            14); if not given, those of the map itself are computed.
 
     >>> rotary = RotaryPosition(8)
     >>> queries = torch.randn(2, 3, 5, 4, 8)  # of 4 heads
@@ -55,20 +57,26 @@ class RotaryPosition(torch.nn.Module):
     def forward(self, x: Tensor, *grid: int) -> Tensor:
         """(batch, height, width, ..., channels) in and out; or (batch, tokens, channels) and the height and width."""
         y = x.unflatten(1, grid) if grid else x
-        angles = self.angles(y.shape[1], y.shape[2], x.device)
-        angles = angles.view(y.shape[1], y.shape[2], *[1] * (y.dim() - 4), -1)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = (
+            table.view(*table.shape[:2], *[1] * (y.dim() - 4), -1)
+            for table in self.tables(concrete(y.shape[1]), concrete(y.shape[2]), x.device)
+        )
         even, odd = y.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).to(x.dtype).view_as(x)
+
+    def tables(self, height: int, width: int, device: torch.device) -> Tensor:
+        """Cosines and sines: (2, height, width, channels / 2)."""
+        angles = self.angles(self.grid or height, self.grid or width, device)
+        tables = torch.stack([angles.cos(), angles.sin()])
+        if tables.shape[1:3] == (height, width):
+            return tables
+        return F.interpolate(tables.permute(0, 3, 1, 2), (height, width), mode="bicubic").permute(0, 2, 3, 1)
 
     def angles(self, height: int, width: int, device: torch.device) -> Tensor:
         """(height, width, channels / 2), in radians."""
         n = self.channels // 4
         speed = self.base ** (-torch.arange(n, device=device, dtype=torch.float32) / n)
-        rows, columns = (
-            torch.arange(side, device=device, dtype=torch.float32)[:, None] * (self.grid / side if self.grid else 1)
-            for side in (height, width)
-        )
+        rows, columns = (torch.arange(side, device=device, dtype=torch.float32)[:, None] for side in (height, width))
         by_row, by_column = (rows * speed)[:, None], (columns * speed)[None]
         return torch.cat([by_row.expand(-1, width, -1), by_column.expand(height, -1, -1)], -1)
 
@@ -76,8 +84,10 @@ class RotaryPosition(torch.nn.Module):
         return f"channels={self.channels}, base={self.base}, grid={self.grid}"
 
 
-def resize_position(position: Tensor, old_grid: tuple[int, int], height: int, width: int) -> Tensor:
-    """Resize an absolute position embedding to another grid, by bicubic interpolation with antialiasing.
+def resize_position(
+    position: Tensor, old_grid: tuple[int, int], height: int, width: int, antialias: bool = True
+) -> Tensor:
+    """Resize an absolute position embedding to another grid, by bicubic interpolation.
 
     official (Vim): the first row is taken for the class token's, which shifts half of the positions by one. Here: the
     middle row, because that is where the class token sits; released weights are used as they are either way.
@@ -87,6 +97,7 @@ def resize_position(position: Tensor, old_grid: tuple[int, int], height: int, wi
             token, in the middle.
         old_grid: height and width of the grid it is for.
         height, width: of the new grid.
+        antialias: smooth before the grid is made smaller; officially Vim does, LocalVim does not.
 
     Returns:
         (1, tokens of the new grid, channels); `position` itself where the grid is the same.
@@ -97,11 +108,12 @@ def resize_position(position: Tensor, old_grid: tuple[int, int], height: int, wi
     >>> resize_position(torch.randn(1, 6 * 5 + 1, 8), (6, 5), 12, 10).shape
     torch.Size([1, 121, 8])
     """
-    return _resized(position, old_grid, height, width)
+    return _resized(position, old_grid, height, width, antialias)
 
 
 @torch.fx.wrap  # one node of a graph of torch.fx; holds for calls from this file only, so not for the public function
-def _resized(position: Tensor, old_grid: tuple[int, int], height: int, width: int) -> Tensor:
+def _resized(position: Tensor, old_grid: tuple[int, int], height: int, width: int, antialias: bool) -> Tensor:
+    how = {"num_prefix_tokens": 0, "antialias": antialias}
     height, width = concrete(height), concrete(width)  # interpolation has no gradient for torch.compile's symbols
     if (height, width) == tuple(old_grid):
         return position
@@ -112,9 +124,9 @@ def _resized(position: Tensor, old_grid: tuple[int, int], height: int, width: in
             f"{old_grid[1]}, or one more with a class token: pass the grid it was made for"
         )
     if position.shape[1] == tokens:
-        return resample_abs_pos_embed(position, [height, width], list(old_grid), num_prefix_tokens=0)
+        return resample_abs_pos_embed(position, [height, width], list(old_grid), **how)
     old_middle, middle = tokens // 2, height * width // 2
     class_row = position[:, old_middle : old_middle + 1]
     patch_rows = torch.cat([position[:, :old_middle], position[:, old_middle + 1 :]], dim=1)
-    patch_rows = resample_abs_pos_embed(patch_rows, [height, width], list(old_grid), num_prefix_tokens=0)
+    patch_rows = resample_abs_pos_embed(patch_rows, [height, width], list(old_grid), **how)
     return torch.cat([patch_rows[:, :middle], class_row, patch_rows[:, middle:]], dim=1)

@@ -1,6 +1,15 @@
 """The operations that models are made of: the kernels' public functions."""
 
-from vssm_kernels import ScanTable, causal_conv1d, directed_linear, selective_scan, side_by_side, sum_gate, sum_norm
+from vssm_kernels import (
+    ScanTable,
+    causal_conv1d,
+    directed_linear,
+    selective_scan,
+    side_by_side,
+    standard_operations,
+    sum_gate,
+    sum_norm,
+)
 from vssm_kernels.op import without_autocast
 
 __all__ = [
@@ -9,6 +18,7 @@ __all__ = [
     "directed_linear",
     "selective_scan",
     "side_by_side",
+    "standard_operations",
     "sum_gate",
     "sum_norm",
     "without_autocast",

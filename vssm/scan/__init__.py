@@ -6,7 +6,15 @@
 A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
 """
 
-from vssm.scan.combine import backwards, chain, flipped, insert_token, stack, with_class_token
+from vssm.scan.combine import (
+    backwards,
+    chain,
+    flipped,
+    insert_token,
+    stack,
+    with_class_token,
+    with_padding_tokens,
+)
 from vssm.scan.order import (
     OrderFunction,
     OrderWithNumber,
@@ -24,6 +32,7 @@ from vssm.scan.orders import (
     diagonal,
     diagonal_zigzag,
     hilbert,
+    local,
     random,
     raster,
     spiral,
@@ -48,6 +57,7 @@ __all__ = [
     "flipped",
     "hilbert",
     "insert_token",
+    "local",
     "order_named",
     "order_names",
     "random",
@@ -59,5 +69,6 @@ __all__ = [
     "stack",
     "windows",
     "with_class_token",
+    "with_padding_tokens",
     "zigzag",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,49 @@ def insert_token(order: ScanOrder, position: int) -> ScanOrder:
     return ScanOrder(torch.stack(rows), order.tokens + 1)
 
 
+def pad_tokens(order: ScanOrder) -> ScanOrder:
+    """Give every empty step a token of its own, behind all others: as many more as the emptiest direction needs.
+
+    >>> pad_tokens(ScanOrder(torch.tensor([[0, -1, 1, -1], [1, 0, -1, -1]]), tokens=2)).table
+    tensor([[0, 2, 1, 3],
+            [1, 0, 2, 3]], dtype=torch.int32)
+    """
+    empty = order.table < 0
+    number = empty.cumsum(1)
+    return ScanOrder(torch.where(empty, order.tokens + number - 1, order.table), order.tokens + int(number.max()))
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """An order function whose orders are changed; equal to any other with the same change."""
+
+    change: Callable[[ScanOrder], ScanOrder]
+    order: OrderFunction
+
+    def __call__(self, height: int, width: int) -> ScanOrder:
+        return self.change(self.order(height, width))
+
+
+def backwards(order: OrderFunction) -> OrderFunction:
+    """The order with every direction in reverse (LocalMamba; every second layer of LBMamba, arXiv 2506.15976).
+
+    >>> from vssm.scan import raster
+    >>> backwards(raster)(1, 3).table
+    tensor([[2, 1, 0]], dtype=torch.int32)
+    """
+    return _Changed(flipped, order)
+
+
+def with_padding_tokens(order: OrderFunction) -> OrderFunction:
+    """The order with a token for every empty step, for a mixer that computes something there (LocalVim's convolution).
+
+    >>> from vssm.scan import local
+    >>> with_padding_tokens(local(2))(2, 3).table
+    tensor([[0, 1, 3, 4, 2, 6, 5, 7]], dtype=torch.int32)
+    """
+    return _Changed(pad_tokens, order)
+
+
 @dataclass(frozen=True)
 class _WithClassToken:
     """An order function with a class token in the middle; equal to any other of the same order."""
@@ -93,23 +137,3 @@ def _tokens_of(orders: tuple[ScanOrder, ...], purpose: str) -> int:
     if len(tokens) != 1:
         raise ValueError(f"orders to {purpose} must walk the same tokens; these walk {sorted(tokens)} tokens")
     return tokens.pop()
-
-
-@dataclass(frozen=True)
-class _Backwards:
-    """An order function, every direction in reverse; equal to any other of the same order."""
-
-    order: OrderFunction
-
-    def __call__(self, height: int, width: int) -> ScanOrder:
-        return flipped(self.order(height, width))
-
-
-def backwards(order: OrderFunction) -> OrderFunction:
-    """The order with every direction in reverse (every second layer of LBMamba, arXiv 2506.15976).
-
-    >>> from vssm.scan import raster
-    >>> backwards(raster)(1, 4).table
-    tensor([[3, 2, 1, 0]], dtype=torch.int32)
-    """
-    return _Backwards(order)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vssm_kernels.causal_conv1d import native_cpu, reference, triton_fused
+from vssm_kernels.causal_conv1d import native_cpu, reference, standard, triton_fused
 from vssm_kernels.causal_conv1d.arguments import ConvArguments, check_tensors
 from vssm_kernels.op import Op
 from vssm_kernels.orders import ScanTable, as_scan_table
 
-OP = Op("causal_conv1d", ConvArguments, [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
+OP = Op(
+    "causal_conv1d",
+    ConvArguments,
+    [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND],
+    standard=standard.conv,
+)
 
 
 def causal_conv1d(

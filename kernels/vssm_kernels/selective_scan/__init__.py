@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vssm_kernels.op import Op
 from vssm_kernels.orders import ScanTable, as_scan_table
-from vssm_kernels.selective_scan import grouped, native_cpu, reference, triton_fused
+from vssm_kernels.selective_scan import grouped, native_cpu, reference, standard, triton_fused
 from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.selective_scan.low_rank import with_low_rank
 from vssm_kernels.sum_gate import sum_gate
@@ -15,6 +15,7 @@ OP = Op(
     "selective_scan",
     ScanArguments,
     [with_low_rank(module.BACKEND) for module in (native_cpu, triton_fused, grouped, reference)],
+    standard=standard.scan,
 )
 
 

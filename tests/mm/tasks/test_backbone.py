@@ -192,7 +192,7 @@ def test_drop_path_rises_to_its_rate() -> None:
         ({"name": "vmamba_tiny", "scan_order": "no_such"}, "scan_order"),
         (
             {"name": "vmamba_tiny", "out_indices": (0, 4)},
-            r"out_indices are \(0, 4\); expected rising numbers from 0 to 3",
+            r"out_indices is \(0, 4\); expected rising numbers from 0 to 3",
         ),
         ({"name": "vmamba_tiny", "out_indices": (1, 0)}, "rising"),
         ({"name": "vmamba_tiny", "out_indices": ()}, "rising"),

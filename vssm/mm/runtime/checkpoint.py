@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from vssm.errors import TrainingError
+from vssm.errors import ConfigError, TrainingError
 from vssm.files import write_atomically
 from vssm.inference.saved import INTERRUPTED, NOTE, classes_of, latest_checkpoint, read_note, to_plain
 from vssm.mm.runtime.resume import GRADIENTS, RECORD, TrainingRecord, pending_gradients
@@ -68,7 +68,17 @@ class PlainCheckpointHook(CheckpointHook):
         self._remove_outdated()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Save the best checkpoint."""
+        """Save the best checkpoint.
+
+        Raises:
+            ConfigError: the score that tells which is the best is none of the evaluation's.
+        """
+        unknown = [name for name in getattr(self, "key_indicators", ()) if name != "auto" and name not in metrics]
+        if unknown and metrics:
+            raise ConfigError(
+                f"default_hooks.checkpoint.save_best is {unknown[0]!r}, and the evaluation gives {', '.join(metrics)}; "
+                f"{last_good(runner)}"
+            )
         super().after_val_epoch(runner, metrics)
         if isinstance(getattr(self, "file_backend", None), _RemoveLater):
             self._remove_outdated()

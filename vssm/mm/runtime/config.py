@@ -14,7 +14,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from vssm.errors import ConfigError
-from vssm.values import RATE, check_values, list_of, number, optional, whole
+from vssm.values import RATE, Rule, check_values, list_of, number, optional, whole
 
 # Top-level options that mmengine reads from the config beside the Runner's arguments.
 RUNTIME_OPTIONS = (
@@ -53,11 +53,12 @@ EXTRA_ARGUMENTS = {
 }
 
 _COUNT, _FROM_ZERO = whole(1, 2**31), whole(0, 2**31)
+_INTERVAL = Rule(f"{_COUNT.expected}, or -1 for never", lambda value: value == -1 or _COUNT.holds(value))
 _LEARNING_RATE = number(0, 1000)
 # By name, in these sections and all within them.
 VALUE_SECTIONS = (
     "train_cfg", "train_dataloader", "val_dataloader", "test_dataloader", "optim_wrapper", "param_scheduler",
-    "randomness", "auto_scale_lr",
+    "randomness", "auto_scale_lr", "default_hooks", "custom_hooks", "log_processor",
 )  # fmt: skip
 VALUES = {
     "max_epochs": _COUNT,
@@ -80,8 +81,33 @@ VALUES = {
     "eta_min": optional(_LEARNING_RATE),
     "start_factor": number(0, 1, least_too=False),
     "end_factor": number(0, 1),
+    "interval": _INTERVAL,
+    "max_keep_ckpts": whole(-1, 2**31),
+    "momentum": number(0, 1),
+    "begin_iter": _FROM_ZERO,
+    "begin_epoch": _FROM_ZERO,
+    "seconds": number(0, 1e6, least_too=False),
+    "window": _COUNT,
+    "window_size": Rule(
+        f"{_COUNT.expected}, 'epoch' or 'global'", lambda v: v in ("epoch", "global") or _COUNT.holds(v)
+    ),
     "begin": _FROM_ZERO,
     "end": _COUNT,
+}
+
+# By name, in `model` and all within it; what else mmdet and mmseg take is told by `vssm.mm.runtime.origin`.
+_SHARE = number(-1, 1)  # -1 for none
+_SHARES = Rule(
+    f"{_SHARE.expected}, or a list of these", lambda value: _SHARE.holds(value) or list_of(_SHARE).holds(value)
+)
+MODEL_VALUES = {
+    **dict.fromkeys(("pos_iou_thr", "neg_iou_thr", "min_pos_iou", "ignore_iof_thr", "iou_threshold"), _SHARES),
+    "score_thr": _SHARE,
+    "mask_thr_binary": _SHARE,
+    "max_per_img": whole(-1, 2**31),
+    "loss_weight": number(0, 1e6),
+    "dropout_ratio": number(0, 1),
+    "label_smoothing": RATE,
 }
 
 
@@ -163,18 +189,19 @@ def check_config(config: Config) -> None:
             for place, part in _typed_parts(node, section, implied.get(section)):
                 _check_part(place, part, EXTRA_ARGUMENTS.get(section, ()), scope)
     for section in VALUE_SECTIONS:
-        _check_values(config.get(section), section)
+        _check_values(config.get(section), section, VALUES)
+    _check_values(config.get("model"), "model", MODEL_VALUES)
 
 
-def _check_values(node: object, place: str) -> None:
+def _check_values(node: object, place: str, rules: dict[str, Rule]) -> None:
     if isinstance(node, dict):
         try:
-            check_values(node, VALUES.get, f"{place}.")
+            check_values(node, rules.get, f"{place}.")
         except ValueError as error:
             raise ConfigError(str(error)) from error
     entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for name, value in entries:
-        _check_values(value, f"{place}.{name}")
+        _check_values(value, f"{place}.{name}", rules)
 
 
 def check_scope(scope: str) -> None:

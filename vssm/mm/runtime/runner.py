@@ -30,6 +30,13 @@ LOOPS = {"EpochBasedTrainLoop": EpochLoop, "IterBasedTrainLoop": StepLoop, True:
 class SafeRunner(Runner):
     """A runner of any task; arguments are those of mmengine's ``Runner``."""
 
+    _first_step: int | None = None
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether a step was made, so that every part of the training has been used once."""
+        return self._first_step is not None and self.iter > self._first_step
+
     @classmethod
     def from_cfg(cls, cfg: Config) -> "SafeRunner":
         """Build a runner from a config.
@@ -103,6 +110,7 @@ class SafeRunner(Runner):
         """Load weights or go on with a training, and say where the schedules end too early."""
         super().load_or_resume()
         if isinstance(self._train_loop, EpochBasedTrainLoop | IterBasedTrainLoop):
+            self._first_step = self.iter
             warn_of_schedule_end(self)
 
     def resume(self, filename: str, *args: object, **kwargs: object) -> None:

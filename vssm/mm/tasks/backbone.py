@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.models import group_parameters
-from timm.models._features import feature_take_indices
 from timm.models._hub import download_cached_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,7 +14,8 @@ from vssm import models
 from vssm.errors import ConfigError
 from vssm.inference.create import create_model
 from vssm.inference.saved import to_plain
-from vssm.models import quarters
+from vssm.models import quarters, take_indices
+from vssm.values import whole
 
 
 @MODELS.register_module()
@@ -167,9 +167,9 @@ class VSSMBackbone(BaseModule):
     def _freeze(self, frozen_stages: int) -> None:
         layers = group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
         stages = {layer for name, layer in layers.items() if name not in self.added}
-        if not -1 <= frozen_stages < len(stages):
+        if not whole(-1, len(stages) - 1).holds(frozen_stages):
             raise ConfigError(
-                f"backbone: frozen_stages is {frozen_stages}; expected -1 for none, 0 for the stem, up to "
+                f"backbone: frozen_stages is {frozen_stages!r}; expected -1 for none, 0 for the stem, up to "
                 f"{len(stages) - 1} for all of {self.name!r}"
             )
         for name, parameter in self.model.named_parameters():
@@ -183,13 +183,13 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
     if out_indices is None:
         return list(quarters(count))
     try:
-        chosen, _ = feature_take_indices(count, list(out_indices))
+        chosen, _ = take_indices(count, list(out_indices))
         rising = chosen == sorted(set(chosen))
-    except (AssertionError, ValueError):  # beyond the model's maps, or none
+    except (TypeError, ValueError):  # beyond the model's maps, or none
         rising = False
     if not rising:
         raise ConfigError(
-            f"backbone: out_indices are {tuple(out_indices)}; expected rising numbers from 0 to {count - 1}, "
+            f"backbone: out_indices is {to_plain(out_indices)!r}; expected rising numbers from 0 to {count - 1}, "
             f"for as many maps of {name!r}"
         )
     return chosen

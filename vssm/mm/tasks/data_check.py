@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from vssm.data import DataError, ImageDataset, StreamedImageDataset
 from vssm.data.checks import check_present
-from vssm.data.class_maps import check_class_maps, check_contents
+from vssm.data.class_maps import check_class_maps, check_contents, pair_files
 from vssm.data.classes import some
 from vssm.data.coco_check import CocoUse, category_ids, check_coco
 
@@ -136,7 +136,7 @@ def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | N
         if known is None or list(known) != list(classes):
             meta["classes"] = tuple(classes)
             config = {**config, "metainfo": meta}
-    return {**config, "type": _numbering_by_name(target)} if _is_coco(target) else config
+    return {**config, "type": _by_our_rules(target)} if _is_coco(target) or _is_folders(target, config) else config
 
 
 def _named(target: type, config: dict) -> str:
@@ -152,24 +152,44 @@ def _is_coco(target: type) -> bool:
     return issubclass(target, CocoDataset) and _reads_as(target, CocoDataset)
 
 
-@cache
-def _numbering_by_name(target: type) -> type:
-    """A CocoDataset whose category ids stand in the order of its classes, one for each."""
-    parent = target.COCOAPI
+def _is_folders(target: type[BaseDataset], config: dict) -> bool:
+    """Whether a data set is folders of images and class maps, without a list of what is in them."""
+    if _scope() != "mmseg" or config.get("ann_file") or config.get("backend_args"):
+        return False
+    from mmseg.datasets import BaseSegDataset
 
-    class Annotations(parent):
-        def get_cat_ids(self, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
-            return list(ids_of_classes(self, cat_names).values())
+    return issubclass(target, BaseSegDataset) and _reads_as(target, BaseSegDataset)
+
+
+@cache
+def _by_our_rules(target: type[BaseDataset]) -> type:
+    """A CocoDataset whose category ids stand in the order of its classes, one for each; or a data set of mmseg that
+    reads images of every kind, see `vssm.data.class_maps.pair_files`."""
+
+    def numbered(self: object, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
+        return list(ids_of_classes(self, cat_names).values())
+
+    def listed(self: BaseDataset) -> list[dict]:
+        images, maps = self.data_prefix["img_path"], self.data_prefix.get("seg_map_path")
+        pairs = pair_files(Path(images), Path(maps) if maps else None, self.img_suffix, self.seg_map_suffix)
+        same = {"label_map": self.label_map, "reduce_zero_label": self.reduce_zero_label}
+        return [
+            {"img_path": image, **({"seg_map_path": of_image} if maps else {}), **same, "seg_fields": []}
+            for image, of_image in pairs
+        ]
 
     def reduced(self: BaseDataset) -> tuple:
         return _restored, (target, vars(self))
 
-    return type(target.__name__, (target,), {"COCOAPI": Annotations, "__reduce__": reduced})
+    parent = getattr(target, "COCOAPI", None)
+    annotations = parent and type("Annotations", (parent,), {"get_cat_ids": numbered})
+    own = {"COCOAPI": annotations} if annotations else {"load_data_list": listed}
+    return type(target.__name__, (target,), {**own, "__reduce__": reduced})
 
 
 def _restored(target: type, state: dict) -> BaseDataset:
     """A pickled data set: workers that are not forked get it so, and find no class of its own in any module."""
-    kind = _numbering_by_name(target)
+    kind = _by_our_rules(target)
     dataset = kind.__new__(kind)
     vars(dataset).update(state)
     return dataset

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from vssm import models
 from vssm.data import DataError, ImageDataset, StreamedImageDataset
@@ -197,6 +198,20 @@ class TaskRunner(SafeRunner):
         model = super().build_model(model)
         keep_regions_exact(model)
         return model
+
+    def load_or_resume(self) -> None:
+        """Load weights or go on with a training, and predict one image as the first validation will.
+
+        What the model or the pipeline of a validation cannot use would otherwise end the training after an epoch.
+        """
+        super().load_or_resume()
+        loader = getattr(self._val_loop, "dataloader", None)
+        if loader is not None and not isinstance(loader.dataset, IterableDataset):
+            model = unwrap(self.model)
+            training = model.training
+            with torch.no_grad():
+                model.eval().val_step(loader.collate_fn([loader.dataset[0]]))
+            model.train(training)
 
     def load_checkpoint(
         self, filename: str, map_location: str = "cpu", strict: bool = True, revise_keys: list | None = None

@@ -7,6 +7,7 @@ from vssm.scan.orders.cross import cross
 from vssm.scan.orders.diagonal import diagonal
 from vssm.scan.orders.diagonal_zigzag import diagonal_zigzag
 from vssm.scan.orders.hilbert import hilbert
+from vssm.scan.orders.local import local
 from vssm.scan.orders.random import random
 from vssm.scan.orders.raster import raster
 from vssm.scan.orders.spiral import spiral
@@ -21,6 +22,7 @@ __all__ = [
     "diagonal",
     "diagonal_zigzag",
     "hilbert",
+    "local",
     "random",
     "raster",
     "spiral",

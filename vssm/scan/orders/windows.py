@@ -1,25 +1,10 @@
-import torch
-from torch import Tensor
-
 from vssm.scan.combine import flipped, stack
-from vssm.scan.order import ScanOrder, check_cells, scan_order_with
+from vssm.scan.order import ScanOrder, scan_order_with
+from vssm.scan.orders.local import local
 
 
 @scan_order_with(default=7, least=1, most=1024)
 def windows(size: int, height: int, width: int) -> ScanOrder:
-    """Window after window, row by row inside; and backwards: the local scan of LocalMamba (arXiv 2403.09338).
-
-    Windows are size x size tokens, from the top left. Where `size` does not divide the grid, windows extend beyond its
-    right and lower edges, with empty steps there; the official code pads with zeros, which is the same.
-    """
-    check_cells(f"windows({size})", height + -height % size, width + -width % size)
-    grid = torch.arange(height * width).view(height, width)
-    walk = walk_windows(torch.nn.functional.pad(grid, (0, -width % size, 0, -height % size), value=-1), size)
-    forwards = ScanOrder(walk[None], height * width)
+    """Window after window, row by row inside; and backwards: two of the directions of LocalMamba (arXiv 2403.09338)."""
+    forwards = local(size)(height, width)
     return stack(forwards, flipped(forwards))
-
-
-def walk_windows(grid: Tensor, size: int) -> Tensor:
-    """The entries of a grid whose sides `size` divides, window after window."""
-    rows, columns = grid.shape[0] // size, grid.shape[1] // size
-    return grid.view(rows, size, columns, size).transpose(1, 2).flatten()

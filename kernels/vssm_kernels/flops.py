@@ -1,0 +1,55 @@
+"""What the operators cost, registered with torch: `torch.utils.flop_counter.FlopCounterMode` counts them as its own.
+
+torch counts two for a multiply-add. Tables in papers count one, and 9 for each state and step of a selective scan, by
+https://github.com/state-spaces/mamba/issues/110, and 1 for the skip connection D: these are counted twice here, so that
+half of what torch counts is what stands in tables. Empty steps of an order count too, and the product that makes step
+sizes from low-rank ones. A backward costs twice its forward, as that of a product does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from vssm_kernels import causal_conv1d, selective_scan  # noqa: F401  (define the operators)
+
+Shape = tuple[int, ...]
+
+
+# torch hands a formula the shapes of an operator's arguments, and of its output by name.
+@register_flop_formula(torch.ops.vssm.selective_scan)
+def scan_flops(
+    u: Shape,
+    delta: Shape,
+    A: Shape,
+    B: Shape,
+    C: Shape | None,
+    D: Shape | None,
+    delta_bias: Shape | None,
+    delta_weight: Shape | None,
+    states: Shape | None,
+    order: Shape | None,
+    *rest: object,
+    **output: object,
+) -> int:
+    directions, channels, state = A
+    steps = u[1] if order is None else order[1]
+    product = 0 if delta_weight is None else u[0] * u[1] * math.prod(delta_weight)
+    return 2 * (product + u[0] * steps * directions * channels * (9 * state + (D is not None)))
+
+
+@register_flop_formula(torch.ops.vssm.causal_conv1d)
+def conv_flops(x: Shape, weight: Shape, bias: Shape | None, order: Shape, *rest: object, **output: object) -> int:
+    return 2 * x[0] * order[1] * math.prod(weight)
+
+
+@register_flop_formula(torch.ops.vssm.selective_scan_backward)
+def scan_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
+    return 2 * scan_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.causal_conv1d_backward)
+def conv_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
+    return 2 * conv_flops(*arguments)

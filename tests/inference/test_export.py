@@ -1,0 +1,128 @@
+"""Exported files run without vssm and give what the model gives, for every class of models."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from families import CLASSES, KINDS
+from torch.utils.flop_counter import FlopCounterMode
+
+from vssm.cli import export as tool
+from vssm.inference.export import export
+from vssm.ops import ScanTable, causal_conv1d, selective_scan, standard_operations
+
+# Where the `export` extra is not installed, ONNX is not tested.
+onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason='needs pip install "vssm[export]"',
+)
+TABLES = {
+    "raster": None,
+    "permutation": torch.tensor([[3, 1, 0, 2, 4, 5, 6], [6, 5, 4, 3, 2, 1, 0]]),
+    "empty steps": torch.tensor([[-1, 3, 1, 0, 2, 4, -1, 5, 6], [6, 5, 4, -1, 3, 2, 1, 0, -1]]),
+    "repeats and gaps": torch.tensor([[3, 1, 3, 1, 0], [6, -1, 6, 2, 0]]),
+}
+
+
+@pytest.fixture
+def no_operators():
+    """Run a trace that must hold none of our operators."""
+
+    def traced(function, *inputs):
+        with standard_operations():
+            graph = torch.jit.trace(function, inputs, check_trace=False)
+        assert "vssm::" not in str(graph.inlined_graph)
+        return graph(*inputs)
+
+    return traced
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize(("state", "segment", "states"), [(1, None, False), (3, 2, False), (2, 3, True)])
+def test_scan_and_convolution_in_standard_operations(no_operators, table, state, segment, states):
+    order = None if table is None else ScanTable.of(table, 7)
+    u, delta, A, weight = torch.randn(2, 7, 4), torch.randn(2, 7, 2, 3), -torch.rand(2, 4, state), torch.randn(2, 4, 3)
+    B, C = torch.randn(2, 7, 2, state), None if states else torch.randn(2, 7, 2, state)
+
+    def scan(u, delta, B):
+        return selective_scan(u, delta, A, B, C, delta_weight=weight, order=order, segment=segment)
+
+    torch.testing.assert_close(no_operators(scan, u, delta, B), scan(u, delta, B), rtol=1e-5, atol=1e-6)
+    if order is not None and not states:
+
+        def conv(x):
+            return causal_conv1d(x, weight, None, order, silu=True)
+
+        torch.testing.assert_close(no_operators(conv, u), conv(u), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "arguments"), KINDS)
+def test_traces_are_the_same_with_and_without_gradients(name, arguments):
+    """jit.trace checks it, as it does for TensorBoard's add_graph; the trace runs and has gradients."""
+    model, images = timm.create_model(name, **arguments).eval(), torch.randn(1, 3, 32, 32)
+    traced = torch.jit.trace(model, images)
+    torch.testing.assert_close(traced(images), model(images), rtol=1e-5, atol=1e-5)
+    traced(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_files_run_where_vssm_is_not_imported(tmp_path):
+    model = timm.create_model("vim_tiny", depth=1, embed_dim=16, num_classes=4)
+    script = export(model, tmp_path / "model.pt", "torchscript", (32, 48)).path
+    program = export(model, tmp_path / "model.pt2", "exported", (32, 48), dynamic_batch=True).path
+    code = (
+        "import sys, torch\n"
+        "one = torch.jit.load(sys.argv[1])(torch.ones(1, 3, 32, 48))\n"
+        "many = torch.export.load(sys.argv[2]).module()(torch.ones(5, 3, 32, 48))\n"
+        "torch.testing.assert_close(many[:1], one, rtol=1e-4, atol=1e-4)\n"
+        "assert not any(name.startswith('vssm') for name in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, script, program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@onnx
+@pytest.mark.parametrize(("name", "arguments"), CLASSES)
+def test_onnx_without_an_option_of_ours(name, arguments, tmp_path):
+    import onnxruntime
+
+    model, images = timm.create_model(name, **arguments).eval(), torch.randn(1, 3, 32, 32)
+    torch.onnx.export(model, (images,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    expected = model(images).detach()
+    assert (torch.from_numpy(found) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_tool_writes_whole_files_only_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "vim.pt"
+    arguments = ["vim_tiny", "--untrained", "--format", "torchscript", "--size", "32", "32", "--out", str(out)]
+    assert tool(arguments) == 0
+    assert "differs from the model by" in capsys.readouterr().out
+    assert tool(arguments) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+    monkeypatch.setattr("vssm.inference.export.TOLERANCE", -1.0)
+    assert tool([*arguments, "--overwrite"]) == 1
+    assert "gives other outputs than the model" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["vim.pt"]
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else found(name))
+    assert tool(["vim_tiny", "--untrained", "--out", str(tmp_path / "vim.onnx")]) == 1
+    assert 'pip install "vssm[export]"' in capsys.readouterr().err
+
+
+def test_counter_of_torch_counts_scans():
+    model, images = timm.create_model("vim_tiny", device="meta"), torch.empty(1, 3, 224, 224, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    # What tables say, which is half of what torch counts.
+    assert counter.get_total_flops() / 2e9 == pytest.approx(1.82, abs=0.01)
+    forward = counter.get_flop_counts()["Global"][torch.ops.vssm.selective_scan]
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    assert counter.get_flop_counts()["Global"][torch.ops.vssm.selective_scan_backward] == 2 * forward

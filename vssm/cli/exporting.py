@@ -1,0 +1,27 @@
+"""tools/export.py: writes a model into a file for other programs."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from vssm.files import check_outputs, make_directory
+from vssm.inference import create_model, load_predictor
+from vssm.inference.export import FORMATS, export
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Export as the arguments of `export_parser` say."""
+    path = arguments.out or Path(arguments.model + FORMATS[arguments.format].suffix)
+    make_directory(path.parent, "--out")
+    check_outputs([path], "--out", arguments.overwrite, [arguments.checkpoint])
+    if arguments.untrained:
+        model = create_model(arguments.model)
+    else:
+        model = load_predictor(arguments.model, arguments.checkpoint, device="cpu").model
+    made = export(model, path, arguments.format, tuple(arguments.size), dynamic_batch=arguments.dynamic_batch)
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from the model by {made.difference:.1e} of the largest "
+        f"output; {made.milliseconds:.0f} ms where the model takes {made.eager:.0f} (batch {made.batch}, "
+        f"{torch.get_num_threads()} threads)"
+    )

@@ -1,0 +1,163 @@
+"""Files of a model for other programs: written in operations of torch alone, and compared with the model before use."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vssm.errors import ConfigError, UserError
+from vssm.files import replace_atomically
+from vssm.ops import standard_operations
+
+Run = Callable[[Tensor], Tensor]
+
+# Relative to the largest logit. Runtimes sum in another order; float32 leaves about 1e-6 of that.
+TOLERANCE = 1e-5
+_TIMED_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written, and what was found when it was run.
+
+    Args:
+        path: of the file.
+        difference: the largest of an output to the model's, relative to the largest output.
+        batch: number of images that it was timed with.
+        milliseconds: of the file, on as many CPU threads as torch has.
+        eager: milliseconds of the model.
+    """
+
+    path: Path
+    difference: float
+    batch: int
+    milliseconds: float
+    eager: float
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: write(model, images, path, dynamic_batch), and load(path), which returns what runs it."""
+
+    suffix: str
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, Path, bool], None]
+    load: Callable[[Path], Run]
+
+
+def export(
+    model: nn.Module, path: Path, form: str, size: tuple[int, int] = (224, 224), *, dynamic_batch: bool = False
+) -> Export:
+    """Write a model into a file that runs without vssm, and compare what it gives with what the model gives.
+
+    The file is made for inference in float32 on a CPU, for one size of images: a scan order is a table of that size. It
+    is written under a temporary name and put in its place when it was found right.
+
+    Args:
+        model: a backbone of this library or another of timm; not changed but for `eval`.
+        path: of the file.
+        form: one of `FORMATS`.
+        size: height and width of the images.
+        dynamic_batch: whether the file takes any number of images; else one at a time.
+
+    Raises:
+        ConfigError: a package that the format needs is not installed.
+        UserError: the file gives other outputs than the model; it is not kept.
+
+    >>> import tempfile, timm, vssm
+    >>> file = Path(tempfile.mkdtemp()) / "vim.pt"
+    >>> made = export(timm.create_model("vim_tiny", depth=1), file, "torchscript", (32, 32))
+    >>> made.difference < 1e-5, torch.jit.load(file)(torch.zeros(1, 3, 32, 32)).shape
+    (True, torch.Size([1, 1000]))
+    """
+    kind = FORMATS[form]
+    missing = [package for package in kind.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ConfigError(f'--format {form} needs {" and ".join(missing)}: pip install "vssm[export]"')
+    model = model.eval()
+    generator = torch.Generator().manual_seed(0)
+    channels = next(parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 4)  # of the stem
+    images = torch.randn(2 if dynamic_batch else 1, channels, *size, generator=generator)
+    temporary = path.with_name(f".{path.stem}.part{kind.suffix}")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch's own exporters, about themselves
+            kind.write(model, images, temporary, dynamic_batch)
+            run = kind.load(temporary)
+            # Another number of images than the file was made with, where it takes any.
+            tried = torch.cat([images, images.flip(3)])[:3] if dynamic_batch else images
+            expected, found = model(tried), run(tried)
+            difference = ((found - expected).abs().max() / expected.abs().max()).item()
+            if not difference <= TOLERANCE:
+                raise UserError(
+                    f"the {form} file gives other outputs than the model, by {difference:.1e} of the largest: not kept"
+                )
+            made = Export(path, difference, len(images), _milliseconds(run, images), _milliseconds(model, images))
+        replace_atomically(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return made
+
+
+def _milliseconds(run: Run, images: Tensor) -> float:
+    """The shortest of a few runs."""
+    times = []
+    for _ in range(_TIMED_RUNS):
+        start = time.perf_counter()
+        run(images)
+        times.append(time.perf_counter() - start)
+    return 1000 * min(times)
+
+
+def _exported(model: nn.Module, images: Tensor, dynamic_batch: bool) -> torch.export.ExportedProgram:
+    with standard_operations():
+        return torch.export.export(model, (images,), dynamic_shapes=_shapes(dynamic_batch))
+
+
+def _shapes(dynamic_batch: bool) -> tuple[dict[int, torch.export.Dim], ...] | None:
+    return ({0: torch.export.Dim("batch")},) if dynamic_batch else None
+
+
+def _write_onnx(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:
+    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": _shapes(dynamic_batch)}
+    torch.onnx.export(model, (images,), path, dynamo=True, verbose=False, external_data=False, **names)
+
+
+def _load_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def _write_torchscript(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:
+    with standard_operations():
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(model, images)), path)
+
+
+def _write_exported(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:
+    logging.getLogger("torch._export.serde.serialize").setLevel(logging.ERROR)  # a warning for each empty list
+    torch.export.save(_exported(model, images, dynamic_batch), path)
+
+
+def _write_aoti(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:
+    torch._inductor.aoti_compile_and_package(_exported(model, images, dynamic_batch), package_path=str(path))
+
+
+FORMATS = {
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _load_onnx),
+    "torchscript": Format(".pt", (), _write_torchscript, torch.jit.load),
+    "exported": Format(".pt2", (), _write_exported, lambda path: torch.export.load(path).module()),
+    "aoti": Format(".aoti.pt2", (), _write_aoti, lambda path: torch._inductor.aoti_load_package(str(path))),
+}

@@ -1,0 +1,449 @@
+"""LocalMamba: visual state space model with windowed selective scan.
+
+Vim and VMamba, whose blocks scan rows, columns and windows of 2 x 2 and 7 x 7 tokens, forwards or backwards: four of
+these eight directions, which a search chose for each block. A gate weighs the channels of each direction before they
+are summed. LocalVim turns its tokens by their positions in front of every block, or has a class token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vssm.models._checkpoint import Renaming, under
+from vssm.models._family import Family, Variant
+from vssm.models._layouts import BLOCK, PATCH_PYRAMID, SS2D_ROWS
+from vssm.models._plain import PlainWithPosition
+from vssm.models._pyramid import Pyramid, make_stages
+from vssm.models._searched_orders import LOCAL_VIM, LOCAL_VMAMBA_SMALL, LOCAL_VMAMBA_TINY, ROWS_AND_WINDOWS
+from vssm.nn import (
+    SS2D,
+    Block,
+    BranchLayerNorm,
+    BranchRMSNorm,
+    ChannelGate,
+    OrderTable,
+    PatchMerging,
+    PatchStem,
+    RotaryPosition,
+    StreamLayerNorm,
+    VimMixer,
+    initialise_linear_layers,
+)
+from vssm.ops import causal_conv1d
+from vssm.scan import OrderFunction, ScanOrder, columns, local, with_class_token, with_padding_tokens
+
+_BiAttention = partial(ChannelGate, norm=BranchLayerNorm, act=nn.GELU, bias=True)
+
+
+@dataclass(frozen=True)
+class _OfficialPlaces:
+    """The table, (directions, tokens), of whose output each token receives in the official code.
+
+    official: the inverse of the column scan takes the sequence for rows of the grid where it has columns, which is
+    right for square grids alone; here: right for all, and this table beside it gives the official numbers.
+    """
+
+    order: OrderFunction
+
+    def __call__(self, height: int, width: int) -> ScanOrder:
+        down = columns(height, width).table[0]
+        rows = torch.arange(height * width)
+        taken = down[rows.view(height, width).T.flatten()]
+        walks = self.order(height, width).table[:, : height * width]
+        by_columns = ((walks == down) | (walks == down.flip(0))).all(1, keepdim=True)
+        return ScanOrder(torch.where(by_columns, taken, rows), height * width)
+
+
+@register_notrace_module
+class OfficialColumns(nn.Module):
+    """Put the outputs of scans of columns where the official code puts them on grids that are not square.
+
+    Args:
+        scan_order: of the scans, a function (height, width) -> ScanOrder.
+
+    >>> from vssm.scan import cross
+    >>> OfficialColumns(cross)(torch.arange(6.0).view(1, 6, 1, 1).expand(1, 6, 4, 1), 2, 3)[0, :, 1, 0]
+    tensor([0., 1., 2., 3., 4., 5.])
+    """
+
+    def __init__(self, scan_order: OrderFunction):
+        super().__init__()
+        self.order_table = OrderTable(_OfficialPlaces(scan_order))
+
+    def forward(self, directions: Tensor, height: int, width: int) -> Tensor:
+        """(batch, tokens, directions, channels) in and out."""
+        places = self.order_table(height, width, directions.device).table.long()
+        return directions[:, places.T, torch.arange(places.shape[0], device=directions.device)]
+
+
+@register_notrace_module
+class LocalSS2D(SS2D):
+    """VMamba's gated mixer with a gate of channels for each direction before their sum.
+
+    Args:
+        dim, state, expansion, scan_order: as SS2D's.
+        official_columns: see LocalVMamba.
+
+    >>> LocalSS2D(8)(torch.randn(2, 3, 5, 8)).shape
+    torch.Size([2, 3, 5, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        state: int = 16,
+        expansion: float = 2.0,
+        scan_order: OrderFunction = LOCAL_VMAMBA_TINY[0],
+        official_columns: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, state, expansion, conv_bias=True, gated=True, scan_order=scan_order, **dd)
+        self.channel_gate = _BiAttention(int(expansion * dim), **dd)
+        self.official_columns = OfficialColumns(scan_order) if official_columns else None
+
+    def mix(self, x: Tensor) -> Tensor:
+        _, height, width, _ = x.shape
+        order = self.order_table(height, width, x.device)
+        directions = self.scan(F.silu(self.conv(x)).flatten(1, 2), order)
+        if self.official_columns is not None:
+            directions = self.official_columns(directions, height, width)
+        return self.merge(directions).view_as(x)
+
+    def merge(self, directions: Tensor) -> Tensor:
+        return super().merge(self.channel_gate(directions, over=1))
+
+
+@register_notrace_module
+class LocalVimMixer(VimMixer):
+    """Vim's mixer with a gate of channels for each direction after that of the tokens; the directions are summed.
+
+    Where windows extend beyond the grid, the convolution computes something from the tokens before them, which the
+    scan reads on: they are tokens like others until the outputs are cut.
+
+    Args:
+        dim, state: as VimMixer's.
+        scan_order: of all tokens, as VimMixer's.
+        official_columns: see LocalVim.
+
+    >>> LocalVimMixer(8)(torch.randn(2, 15, 8), height=3, width=5).shape
+    torch.Size([2, 15, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        state: int = 16,
+        scan_order: OrderFunction = LOCAL_VIM[0],
+        official_columns: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, state, scan_order=with_padding_tokens(scan_order), **dd)
+        self.channel_gate = _BiAttention(2 * dim, **dd)
+        self.official_columns = OfficialColumns(scan_order) if official_columns else None
+
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """(batch, tokens, dim) in and out; `height` and `width` of the grid of patches."""
+        order = self.order_table(height, width, tokens.device)
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        count = tokens.shape[1]
+        if order.tokens > count:
+            x = F.pad(x, (0, 0, 0, order.tokens - count))
+        x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
+        directions = self.scan(x, order)[:, :count] * F.silu(z).unsqueeze(2)
+        if self.official_columns is not None:
+            directions = self.official_columns(directions, height, width)
+        return self.out_proj(self.channel_gate(directions, over=1).sum(2))
+
+
+def _of_blocks(
+    scan_order: OrderFunction | None, scan_orders: Sequence[OrderFunction], blocks: int
+) -> Sequence[OrderFunction]:
+    if scan_order is not None:
+        return [scan_order] * blocks
+    if len(scan_orders) != blocks:
+        raise ValueError(
+            f"scan_orders has {len(scan_orders)} entries and there are {blocks} blocks; expected one for each: pass as "
+            f"many, or one scan_order for all blocks"
+        )
+    return scan_orders
+
+
+# The official names of the gate's layers.
+_GATE = (
+    ("norm", "channel_gate.norm"),
+    ("global_reduce", "channel_gate.reduce"),
+    ("channel_select", "channel_gate.expand"),
+)
+
+
+def _each(name: str) -> tuple[str, ...]:
+    """Official: a tensor for each of the four directions; here: stacked."""
+    return tuple(name.format(direction) for direction in range(4))
+
+
+_MIXER = (
+    (_each("A_log_{}"), "scan.A_log"),
+    (_each("D_{}"), "scan.D"),
+    (_each("x_proj_{}.weight"), "scan.x_proj"),
+    (_each("dt_proj_{}.weight"), "scan.dt_proj"),
+    (_each("dt_proj_{}.bias"), "scan.dt_bias"),
+    (_each("conv1d_{}.weight"), "conv_weight", (0, (), 1)),
+    (_each("conv1d_{}.bias"), "conv_bias"),
+    *((f"attn.{theirs}", ours) for theirs, ours in _GATE),
+)
+
+
+class LocalVim(PlainWithPosition):
+    """LocalVim.
+
+    Args:
+        img_size: pixels, one number or (height, width), of the images that the position embedding is stored for; any
+            other size is resized to in `forward`.
+        patch_size: pixels.
+        embed_dim, depth, state: size of the model.
+        scan_orders: of the patches, for each block a function (height, width) -> ScanOrder.
+        scan_order: one for all blocks instead.
+        official_columns: on grids that are not square, put the outputs of scans of columns where the official code
+            puts them: in the wrong places, which its published numbers at such sizes were measured with.
+        drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
+        in_chans, num_classes, global_pool, device, dtype: as everywhere in timm.
+
+    >>> from vssm.scan import windows
+    >>> model = LocalVim(embed_dim=32, depth=2, scan_order=windows(2), num_classes=10)
+    >>> model(torch.randn(1, 3, 96, 130)).shape
+    torch.Size([1, 10])
+    """
+
+    renaming = Renaming(
+        rows=(
+            ("layers.{i}", "blocks.{i}"),
+            *under("layers.{i}.mixer", "blocks.{i}.mixer", _MIXER),
+            ("norm_f", "norm"),
+        ),
+        dropped=("rope.",),  # cosines and sines, which are computed here
+    )
+    first_conv = f"patch_embed.{PatchStem.first_conv}"
+    antialias = False  # as officially; so are the tables of rotary positions
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 192,
+        depth: int = 20,
+        state: int = 16,
+        scan_orders: Sequence[OrderFunction] = LOCAL_VIM,
+        scan_order: OrderFunction | None = None,
+        official_columns: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        if official_columns and self.has_class_token:
+            raise ValueError("official_columns: with a class token the official code takes square images alone")
+        super().__init__(embed_dim, patch_size, depth, in_chans, num_classes, global_pool, drop_rate, **dd)
+        self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, padding=None, **dd)
+        self.add_position(img_size, **dd)
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    embed_dim,
+                    LocalVimMixer(embed_dim, state, self.of_tokens(order), official_columns, **dd),
+                    drop_path=rate,
+                    norm=BranchRMSNorm,
+                    position=self.make_position(embed_dim),
+                    **dd,
+                )
+                for order, rate in zip(_of_blocks(scan_order, scan_orders, depth), rates, strict=True)
+            )
+        )
+        self.norm = BranchRMSNorm(embed_dim, **dd)
+        self._init_weights()
+
+    def of_tokens(self, order: OrderFunction) -> OrderFunction:
+        """The order of all tokens from that of the patches."""
+        return order
+
+    def make_position(self, channels: int) -> nn.Module | None:
+        """What turns the tokens in front of every block."""
+        return RotaryPosition(channels, grid=14)
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """The official initialisation: Mamba's step sizes are lost to that of linear layers, and so they are here."""
+        initialise_linear_layers(self, scans=True)
+        nn.init.normal_(self.pos_embed, std=0.02)
+        if self.has_class_token:
+            nn.init.zeros_(self.cls_token)
+        for block in self.blocks:
+            block.mixer.out_proj.reset_parameters()
+            block.mixer.out_proj.weight.div_(math.sqrt(len(self.blocks)))
+
+
+class LocalVimWithClassToken(LocalVim):
+    """LocalVim with a class token in the middle, met halfway by every direction, and no rotary positions.
+
+    Arguments are those of LocalVim, but for official_columns: officially it takes square images of one size alone.
+    """
+
+    has_class_token = True
+
+    def of_tokens(self, order: OrderFunction) -> OrderFunction:
+        return with_class_token(order)
+
+    def make_position(self, channels: int) -> nn.Module | None:
+        return None
+
+
+class LocalVMamba(Pyramid):
+    """LocalVMamba.
+
+    Args:
+        dims, depths: channels and number of blocks of each stage.
+        state, expansion: of the blocks, see SS2D.
+        scan_orders: for each block, from the first stage to the last, a function (height, width) -> ScanOrder.
+        scan_order: one for all blocks instead.
+        official_columns: as LocalVim's.
+        drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
+        in_chans, num_classes, global_pool, device, dtype: as everywhere in timm.
+
+    >>> from vssm.scan import windows
+    >>> model = LocalVMamba(dims=(16, 32), depths=(1, 1), scan_order=windows(2), num_classes=10)
+    >>> model(torch.randn(1, 3, 65, 40)).shape
+    torch.Size([1, 10])
+    """
+
+    renaming = PATCH_PYRAMID + Renaming(
+        under(
+            *BLOCK,
+            [
+                ("op", "mixer"),
+                *under("op", "mixer", SS2D_ROWS),
+                *under("op.multi_scan.attn", "mixer", _GATE),
+            ],
+        )
+    )
+    first_conv = "stem.proj"
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        dims: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (2, 2, 9, 2),
+        state: int = 16,
+        expansion: float = 2.0,
+        scan_orders: Sequence[OrderFunction] = LOCAL_VMAMBA_TINY,
+        scan_order: OrderFunction | None = None,
+        official_columns: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        orders = iter(_of_blocks(scan_order, scan_orders, sum(depths)))
+
+        def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
+            mixer = LocalSS2D(dim, state, expansion, next(orders), official_columns, **dd)
+            return Block(dim, mixer, drop_path=drop_path, **dd)
+
+        stages = make_stages(block, dims, depths, PatchMerging, drop_path_rate, **dd)
+        super().__init__(
+            PatchStem(in_chans, dims[0], norm=StreamLayerNorm, **dd),
+            stages,
+            nn.LayerNorm(dims[-1], **dd),
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            **dd,
+        )
+        initialise_linear_layers(self)
+
+    def no_weight_decay(self) -> set[str]:
+        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
+        return self.parameters_ending("D")
+
+
+_RELEASE = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
+_SMALL = {"embed_dim": 16, "depth": 3, "img_size": 64, "scan_orders": LOCAL_VIM[:3]}
+
+
+def _vim(name: str, title: str, file: str, **arguments: Any) -> Variant:
+    return Variant(name, title, arguments, _RELEASE + file, cfg={"pool_size": (14, 14)}, strides=(16,))
+
+
+FAMILY = Family(
+    title="LocalMamba",
+    model=LocalVim,
+    paper="2403.09338",
+    repository="https://github.com/hunto/LocalMamba",
+    commit="75e5d1f007c303509c77d179df38f7fa19c0d05c",
+    license="apache-2.0",
+    owner="hunto",
+    strides=(4, 8, 16, 32),
+    small={
+        "local_vim_tiny": _SMALL,
+        "local_vim_tiny_middle_cls_token": _SMALL,
+        "local_vmamba_tiny": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1), "scan_orders": LOCAL_VMAMBA_TINY[:4]},
+    },
+    variants=(
+        _vim("local_vim_tiny", "LocalVim-T", "local_vim_tiny.ckpt"),
+        Variant(
+            "local_vim_tiny_middle_cls_token",
+            "LocalVim-T with a class token",
+            {"global_pool": "token"},
+            _RELEASE + "local_vim_tiny_middle_cls_token.ckpt",
+            cfg={"pool_size": (14, 14)},
+            model=LocalVimWithClassToken,
+            strides=(16,),
+        ),
+        # official: local_vim_small is defined twice, with these directions and, later and so in effect, without a
+        # search. Both fit the released file; which one it was trained with is published nowhere.
+        _vim(
+            "local_vim_small",
+            "LocalVim-S",
+            "local_vim_small.ckpt",
+            embed_dim=384,
+            scan_orders=(ROWS_AND_WINDOWS,) * 20,
+        ),
+        _vim("local_vim_small_searched", "LocalVim-S, searched directions", "local_vim_small.ckpt", embed_dim=384),
+        Variant("local_vmamba_tiny", "LocalVMamba-T", model=LocalVMamba),
+        Variant(
+            "local_vmamba_small",
+            "LocalVMamba-S",
+            {"depths": (2, 2, 27, 2), "scan_orders": LOCAL_VMAMBA_SMALL},
+            _RELEASE + "local_vssm_small.ckpt",
+            model=LocalVMamba,
+        ),
+    ),
+    parts=(
+        ("local scan", "local_scan", local(7)),
+        ("spatial and channel attention (SCAttn)", "BiAttn", ChannelGate),
+        ("LocalVim block's mixer", "MultiMamba", LocalVimMixer),
+        ("LocalVMamba block's mixer", "SS2D, MultiScan", LocalSS2D),
+        ("LocalVim", "VisionMamba", LocalVim),
+        ("LocalVMamba", "VSSM", LocalVMamba),
+    ),
+)
