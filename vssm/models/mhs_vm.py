@@ -286,7 +286,7 @@ class MHSVM(Pyramid):
 
 
 # Maps of few channels hold small values, whose variation would stay below the threshold.
-_SMALL = {"dims": (8, 16), "depths": (1, 1), "state": 4, "threshold": 0.0, "routes": HEADS[2:]}
+_SMALL = {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "state": 4, "threshold": 0.0, "routes": HEADS[2:]}
 
 FAMILY = Family(
     title="MHS-VM",
