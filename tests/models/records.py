@@ -4,7 +4,9 @@ weights.
 Beside the records of each family lies a file `<family>.yaml`:
 
 records     the model that reproduces each, `arguments` for timm.create_model, and the absolute `tolerance`, scaled by
-            the mean magnitude of what is compared where that is above one
+            the mean magnitude of what is compared where that is above one; `unsaved` names the convolutions, with their
+            channels before and after, that the official model has and its files do not: 1 x 1, with values by their
+            names, or as torch draws them in this order after its generator is given the seed `drawn_with`
 traces      titles of traces (regular expressions), and the module of ours that gives the same: "stages.0" what it
             returns, "< stages.0" what it receives; null for what no module of ours returns. Titles of the form "module
             X output" need no entry: the family's renaming says which module X is.
@@ -40,6 +42,8 @@ class Record:
     model: str
     arguments: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 5e-5
+    unsaved: dict[str, tuple[int, int]] = field(default_factory=dict)
+    drawn_with: int | None = None
     traces: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -52,7 +56,18 @@ class Record:
 
     def official_weights(self) -> dict[str, Tensor]:
         """The weights that the record was made with, by their official names."""
-        return {name: parity.tensor_for(name, shape) for name, shape, _ in self.content["manifest"]}
+        weights = {name: parity.tensor_for(name, shape) for name, shape, _ in self.content["manifest"]}
+        return weights | self.unsaved_weights()
+
+    def unsaved_weights(self) -> dict[str, Tensor]:
+        """Those of them that official files do not hold."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.drawn_with or 0)
+            drawn = {name: nn.Conv2d(*channels, kernel_size=1) for name, channels in self.unsaved.items()}
+        weights = {f"{name}.{key}": w for name, conv in drawn.items() for key, w in conv.state_dict().items()}
+        if self.drawn_with is None:
+            return {name: parity.tensor_for(name, weight.shape) for name, weight in weights.items()}
+        return weights
 
     def create(self, **more: Any) -> nn.Module:
         """Our model, with its own initial weights."""

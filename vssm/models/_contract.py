@@ -46,7 +46,8 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict under our names, whose weights that depend on the image's size are resized to this model's."""
+        """A state dict under our names, completed for this model: weights that depend on the image's size are resized
+        to its own, and those that official files lack are added."""
         return state
 
     def load_pretrained(self, path: str) -> None:
