@@ -54,6 +54,11 @@ class Record:
     def cases(self) -> list[dict[str, Any]]:
         return self.content["cases"]
 
+    @property
+    def std_correction(self) -> int:
+        """Of the recorded deviations: 0 for those of a population, 1 for those of a sample."""
+        return 0 if self.content.get("std_is", "").startswith("population") else 1
+
     def official_weights(self) -> dict[str, Tensor]:
         """The weights that the record was made with, by their official names."""
         weights = {name: parity.tensor_for(name, shape) for name, shape, _ in self.content["manifest"]}
@@ -112,8 +117,8 @@ def layer_norm(channels: int, name: str) -> nn.LayerNorm:
     return norm
 
 
-def assert_trace(actual: Tensor, trace: dict[str, Any], tolerance: float = 5e-5) -> None:
-    """Compare a tensor with a trace of the official one: shape, mean, first and last values."""
+def assert_trace(actual: Tensor, trace: dict[str, Any], tolerance: float = 5e-5, std_correction: int = 1) -> None:
+    """Compare a tensor with a trace of the official one: shape, mean, deviation, first and last values."""
     tolerance *= max(1, trace["abs_mean"])
     assert list(actual.shape) == trace["shape"], trace["name"]
     values = actual.double().flatten()
@@ -121,7 +126,7 @@ def assert_trace(actual: Tensor, trace: dict[str, Any], tolerance: float = 5e-5)
         (values[:8], trace["first"]),
         (values[-8:], trace["last"]),
         (values.mean()[None], [trace["mean"]]),
-        (values.std()[None], [trace["std"]]),
+        (values.std(correction=std_correction)[None], [trace["std"]]),
         (values.abs().mean()[None], [trace["abs_mean"]]),
     ):
         difference = (found - torch.tensor(recorded, dtype=torch.float64)).abs().max().item()

@@ -92,7 +92,7 @@ def test_logits_and_every_recorded_trace(name: str, case: int) -> None:
             output = laid_out(before if path.startswith("< ") else after, trace["shape"])
         else:
             continue
-        assert_trace(output, trace, record.tolerance)
+        assert_trace(output, trace, record.tolerance, record.std_correction)
         compared += 1
     assert compared
 

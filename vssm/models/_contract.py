@@ -93,6 +93,10 @@ class Backbone(nn.Module):
         """(batch, channels, height, width) -> (batch, classes)."""
         return self.forward_head(self.forward_features(image))
 
+    def parameters_without_effect(self) -> set[str]:
+        """Names of the parameters that change no output, and are there because the official weights have them."""
+        return set()
+
     def parameters_ending(self, *endings: str) -> set[str]:
         """Names of the parameters whose last part is one of `endings`."""
         return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in endings}

@@ -115,10 +115,9 @@ class ResVMamba(Pyramid):
         initialise_linear_layers(self)
 
     def maps(self, image: Tensor, stages: Sequence[Stage]) -> Iterator[Tensor]:
-        skipped = self.stem(image)
+        x = skipped = self.stem(image)
         for i, stage in enumerate(stages):
-            if i > 0:
-                skipped = stage.downsample(x, skipped)
+            skipped = stage.downsample(x, skipped) if i > 0 else x
             x = stage.run_blocks(skipped)
             yield x
 

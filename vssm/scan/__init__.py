@@ -6,7 +6,7 @@
 A new order is one file in vssm/scan/orders/ with one function (height, width) -> ScanOrder, decorated by @scan_order.
 """
 
-from vssm.scan.combine import chain, flipped, insert_token, stack, with_class_token
+from vssm.scan.combine import chain, flipped, insert_token, one_direction, stack, with_class_token
 from vssm.scan.order import (
     OrderFunction,
     OrderWithNumber,
@@ -45,6 +45,7 @@ __all__ = [
     "flipped",
     "hilbert",
     "insert_token",
+    "one_direction",
     "order_named",
     "order_names",
     "random",
