@@ -115,10 +115,18 @@ class DistilledHead(ClassifierHead):
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__(in_features, num_classes, **how, **dd)
+        self._check_pool()
         self.distilled_training = False
         self.class_block = ClassBlock(in_features, mlp_ratio, scan_order, **dd)
         self.norm = StreamLayerNorm(in_features, eps=1e-6, **dd)
         self.fc_dist = self._like_fc(**dd)
+
+    def _check_pool(self) -> None:
+        if self.num_features != self.in_features:
+            raise ValueError(
+                f"global_pool is {self.global_pool.pool_type!r}, which makes {self.num_features} channels of "
+                f'{self.in_features}; expected "avg", "max", "avgmax", or "" for none: the class block needs as many'
+            )
 
     def _like_fc(self, **dd: Any) -> nn.Module:
         """A second classifier of the first one's size."""
@@ -128,11 +136,12 @@ class DistilledHead(ClassifierHead):
 
     def reset(self, num_classes: int, pool_type: str | None = None, **more: Any) -> None:
         super().reset(num_classes, pool_type, **more)
+        self._check_pool()
         self.fc_dist = self._like_fc(**get_device_dtype(self))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         x = self.global_pool(x)
-        if x.dim() == 2:
+        if self.global_pool.pool_type:
             x = self.norm(self.class_block(x[:, None, None])).flatten(1)
         x = self.drop(x)
         if pre_logits:
