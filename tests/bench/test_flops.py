@@ -60,7 +60,9 @@ def test_models_count_as_stated_and_as_published(name, model, published_flops):
     flops = model_flops(name, timm.get_pretrained_cfg(name).input_size[-1])
     assert flops.total / 1e9 == pytest.approx(model["gflops"], abs=0.006)
     published = model["published"].get("flops")
-    if published and published_flops:
+    if model["published"].get("differs") == "flops":  # for a reason told in the card
+        assert published < flops.products / 1e9 or published > flops.total / 1e9
+    elif published and published_flops:
         ours = getattr(flops, published_flops)
         agrees = ours / 1e9 == pytest.approx(published, abs=0.05 + 0.015 * published)
         assert agrees != ("flops" in model["published"].get("differs", ()))

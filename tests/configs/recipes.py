@@ -20,8 +20,9 @@ RECIPES = SOURCES.recipes
 
 @functools.cache
 def loaded(path: str) -> Config:
-    """A config, without the weights to start from: these are downloads, and their loading has tests of its own."""
+    """A config, without the weights to start from or to learn from: these are downloads, with tests of their own."""
     config = load_config(ROOT / path)
+    config.model.pop("teacher", None)
     for name in ("pretrained", "pretrained_cfg_overlay", "init_cfg"):
         config.model.backbone.pop(name, None)
     return config

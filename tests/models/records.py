@@ -5,7 +5,10 @@ Beside the records of each family lies a file `<family>.yaml`:
 
 records     the model that reproduces each, `arguments` for timm.create_model, and the absolute `tolerance`, scaled by
             the mean magnitude of what is compared where that is above one; `segmentor` where the record is of a whole
-            segmentor, with which tests/mm/tasks/test_u_shape.py compares one that has the model for its backbone
+            segmentor, with which tests/mm/tasks/test_u_shape.py compares one that has the model for its backbone;
+            `unsaved` names the convolutions, with their channels before and after, that the official model has and its
+            files do not: 1 x 1, with values by their names, or as torch draws them in this order after its generator is
+            given the seed `drawn_with`
 traces      titles of traces (regular expressions), and the module of ours that gives the same: "stages.0" what it
             returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse; null for what no module of ours
             returns. Titles of the form "module X output" need no entry: the family's renaming says which module X is.
@@ -47,6 +50,8 @@ class Record:
     arguments: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 5e-5
     segmentor: bool = False
+    unsaved: dict[str, tuple[int, int]] = field(default_factory=dict)
+    drawn_with: int | None = None
     traces: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -75,13 +80,24 @@ class Record:
         # Of names for one parameter, the value of the one that is loaded last.
         for shared in self.content.get("shared_parameters", ()):
             weights.update(dict.fromkeys(shared["names"], weights[shared["effective"]]))
-        return weights
+        return weights | self.unsaved_weights()
 
     @property
     def parameters(self) -> int:
         """Their number, as the official model counts it."""
+        unsaved = sum(weight.numel() for weight in self.unsaved_weights().values())
         norms = (math.prod(shape) for name, shape, _ in self.content["manifest"] if OUTPUT_NORM.match(name))
-        return self.content["params"] - sum(norms)
+        return self.content["params"] + unsaved - sum(norms)
+
+    def unsaved_weights(self) -> dict[str, Tensor]:
+        """Those of them that official files do not hold."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.drawn_with or 0)
+            drawn = {name: nn.Conv2d(*channels, kernel_size=1) for name, channels in self.unsaved.items()}
+        weights = {f"{name}.{key}": w for name, conv in drawn.items() for key, w in conv.state_dict().items()}
+        if self.drawn_with is None:
+            return {name: parity.tensor_for(name, weight.shape) for name, weight in weights.items()}
+        return weights
 
     def create(self, **more: Any) -> nn.Module:
         """Our model, with its own initial weights."""

@@ -178,7 +178,8 @@ def _classes_in(path: Path, model: nn.Module) -> int | None:
         layer = model.classifier
     else:
         weights, layer = models.read_checkpoint(path), (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
-    weight = weights.get(f"{layer}.weight") if isinstance(layer, str) else None
+    layer = layer[0] if isinstance(layer, tuple | list) else layer  # of several classifiers all have the same classes
+    weight = weights.get(f"{layer}.weight")
     return None if weight is None else len(weight)
 
 

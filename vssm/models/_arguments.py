@@ -41,6 +41,8 @@ _RULES = {
     "pool_heads": whole(1, 1024),
     "expansion": number(0, 64, least_too=False),
     "mlp_ratio": number(0, 64),
+    "mlp_ratios": list_of(number(0, 64)),
+    "stem_width": _CHANNELS,
     "conv_bias": FLAG,
     "gated": FLAG,
     "se_lpu": FLAG,
@@ -83,12 +85,14 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
     ValueError: drop_path_rate is 1.5; expected a number from 0 to below 1
     """
     check_values(arguments, _rule_of)
-    dims, depths = arguments.get("dims"), arguments.get("depths")
-    if dims is not None and depths is not None and len(dims) != len(depths):
-        raise ValueError(
-            f"dims has {len(dims)} entries and depths {len(depths)}; expected as many, one for each stage: "
-            f"{shortened(dims)} and {shortened(depths)}"
-        )
+    dims = arguments.get("dims")
+    for name in ("depths", "mlp_ratios"):
+        others = arguments.get(name)
+        if dims is not None and others is not None and len(dims) != len(others):
+            raise ValueError(
+                f"dims has {len(dims)} entries and {name} {len(others)}; expected as many, one for each stage: "
+                f"{shortened(dims)} and {shortened(others)}"
+            )
 
 
 def _rule_of(name: str) -> Rule | None:

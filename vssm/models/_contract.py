@@ -67,7 +67,8 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict under our names, whose weights that depend on the image's size are resized to this model's."""
+        """A state dict under our names, completed for this model: weights that depend on the image's size are resized
+        to its own, and those that official files lack are added."""
         return state
 
     def load_pretrained(self, path: str) -> None:
@@ -112,6 +113,10 @@ class Backbone(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, classes)."""
         return self.forward_head(self.forward_features(image))
+
+    def parameters_without_effect(self) -> set[str]:
+        """Names of the parameters that change no output, and are there because the official weights have them."""
+        return set()
 
     def parameters_ending(self, *endings: str) -> set[str]:
         """Names of the parameters whose last part is one of `endings`."""

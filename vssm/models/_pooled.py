@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.layers import ClassifierHead, get_device_dtype
@@ -29,11 +30,19 @@ class Pooled(Backbone):
         check_arguments({"in_chans": in_chans})
         self.in_chans = in_chans
 
-    def add_head(self, num_features: int, num_classes: int, global_pool: str, drop_rate: float, **dd: Any) -> None:
-        """The classifier of maps with `num_features` channels; the other arguments are as everywhere in timm."""
+    def add_head(
+        self,
+        num_features: int,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+        head: Callable[..., ClassifierHead] = ClassifierHead,
+        **dd: Any,
+    ) -> None:
+        """The classifier of maps with `num_features` channels, made by `head`; the others are as everywhere in timm."""
         check_arguments({"num_classes": num_classes, "global_pool": global_pool, "drop_rate": drop_rate})
         self.num_classes, self.num_features = num_classes, num_features
-        self.head = ClassifierHead(
+        self.head = head(
             num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd
         )
         self.head_hidden_size = self.head.num_features

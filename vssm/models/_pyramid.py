@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from operator import mul
 from typing import Any
 
 import torch
-from timm.layers import to_2tuple
+from timm.layers import ClassifierHead, to_2tuple
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
@@ -18,18 +18,22 @@ from vssm.models._pooled import Pooled
 
 
 class Stage(nn.Module):
-    """Downsampling, then blocks on one size of map: (batch, height, width, channels) in and out.
+    """Downsampling, then blocks on one size of map, then a norm: (batch, height, width, channels) in and out.
 
     Args:
         downsample: its attribute `stride` says how many times smaller its output is; once, where it has none.
         blocks: map to map.
         channels: of the blocks.
+        norm: of the map that the stage gives; none if not given.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], channels: int):
+    def __init__(
+        self, downsample: nn.Module, blocks: Sequence[nn.Module], channels: int, norm: nn.Module | None = None
+    ):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = norm or nn.Identity()
         self.channels = channels
         self.stride = to_2tuple(getattr(downsample, "stride", 1))[0]
         self.grad_checkpointing = False
@@ -39,7 +43,7 @@ class Stage(nn.Module):
 
     def run_blocks(self, x: Tensor) -> Tensor:
         """What follows the downsampling."""
-        return checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return self.norm(checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x))
 
 
 def make_stages(
@@ -48,6 +52,7 @@ def make_stages(
     depths: Sequence[int],
     downsample: Callable[..., nn.Module],
     drop_path_rate: float,
+    norm: Callable[..., nn.Module] = nn.Identity,
     **dd: Any,
 ) -> list[Stage]:
     """The stages of a pyramid; stochastic depth rises linearly from block to block.
@@ -58,6 +63,7 @@ def make_stages(
         dims, depths: channels and number of blocks of each stage.
         downsample: makes the layer that a stage begins with, except the first, from numbers of channels.
         drop_path_rate: of the last block.
+        norm: makes the norm that a stage ends in, except the last, from the number of channels.
         **dd: device and dtype.
 
     Raises:
@@ -70,6 +76,7 @@ def make_stages(
             downsample(dims[i - 1], dim, **dd) if i > 0 else nn.Identity(),
             [block(i, j, dim, next(rates)) for j in range(depth)],
             channels=dim,
+            norm=norm(dim, **dd) if i < len(dims) - 1 else None,
         )
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
     ]
@@ -84,6 +91,7 @@ class Pyramid(Pooled):
         stages: each makes the map smaller by its stride.
         norm: of the last stage's map, before pooling.
         in_chans, num_classes, global_pool, drop_rate: as everywhere in timm.
+        head: makes what follows, a ClassifierHead of timm's or a subclass, from its arguments.
     """
 
     def __init__(
@@ -95,6 +103,7 @@ class Pyramid(Pooled):
         num_classes: int,
         global_pool: str,
         drop_rate: float,
+        head: Callable[..., ClassifierHead] = ClassifierHead,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -102,7 +111,7 @@ class Pyramid(Pooled):
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.add_head(stages[-1].channels, num_classes, global_pool, drop_rate, device=device, dtype=dtype)
+        self.add_head(stages[-1].channels, num_classes, global_pool, drop_rate, head, device=device, dtype=dtype)
         self.first_conv = f"stem.{stem.first_conv}"
         strides = accumulate((stage.stride for stage in stages), mul, initial=stem.stride)
         next(strides)
@@ -115,8 +124,18 @@ class Pyramid(Pooled):
     def count_maps(cls, arguments: Mapping[str, Any]) -> int:
         return len(with_defaults(cls, arguments)["depths"])
 
+    def maps(self, image: Tensor, stages: Sequence[Stage]) -> Iterator[Tensor]:
+        """What each of the first stages gives, (batch, height, width, channels); a family that connects stages
+        otherwise than one after another overrides this."""
+        x = self.stem(image)
+        for stage in stages:
+            x = stage(x)
+            yield x
+
     def forward_features(self, image: Tensor) -> Tensor:
-        return self.norm(self.stages(self.stem(image)))
+        for x in self.maps(image, self.stages):
+            last = x
+        return self.norm(last)
 
     def forward_intermediates(
         self,
@@ -130,10 +149,8 @@ class Pyramid(Pooled):
         check_format(output_fmt)
         taken, last = take_indices(len(self.stages), indices)
         stages = self.stages[: last + 1] if stop_early else self.stages
-        x = self.stem(image)
         maps = []
-        for i, stage in enumerate(stages):
-            x = stage(x)
+        for i, x in enumerate(self.maps(image, stages)):
             if i in taken:
                 maps.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
         maps = [as_format(m, output_fmt) for m in maps]
@@ -146,12 +163,19 @@ class Pyramid(Pooled):
 
         The skips of U-shaped networks (VM-UNet, MHS-VM) are these, and not the maps that stages end in.
         """
-        x = self.stem(image)
         entries = []
-        for stage in self.stages:
-            entries.append(stage.downsample(x))
-            x = stage.run_blocks(entries[-1])
-        return [as_format(each, "NCHW") for each in (*entries, x)]
+        for entry, x in self.entries_and_maps(image, self.stages):
+            entries.append(entry)
+            last = x
+        return [as_format(each, "NCHW") for each in (*entries, last)]
+
+    def entries_and_maps(self, image: Tensor, stages: Sequence[Stage]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `maps`, each beside what the stage's blocks receive; a family that overrides one overrides both."""
+        x = self.stem(image)
+        for stage in stages:
+            entry = stage.downsample(x)
+            x = stage.run_blocks(entry)
+            yield entry, x
 
     def prune_intermediate_layers(
         self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True

@@ -1,13 +1,18 @@
 """The classifier, its preprocessor and its metric."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from families import ROOT
 
 from vssm.errors import ConfigError
+from vssm.inference.create import create_model
 from vssm.mm.runtime.config import load_config
 from vssm.mm.runtime.metrics import TopAccuracy
-from vssm.mm.tasks.classifier import ClassificationPreprocessor, ImageClassifier
+from vssm.mm.tasks.classifier import ClassificationPreprocessor, ImageClassifier, Teacher
 from vssm.mm.tasks.runner import TaskRunner
+from vssm.models import CheckpointError
 from vssm.nn import SelectiveScan
 from vssm.scan import order as order_module
 
@@ -85,6 +90,90 @@ def test_mixup_of_other_classes_is_refused():
     mixup = {"type": "ClassificationPreprocessor", "mixup": {"mixup_alpha": 1.0, "num_classes": 7}}
     with pytest.raises(ConfigError, match="labels of 7 classes, but the model has 4"):
         ImageClassifier(TINY, data_preprocessor=mixup)
+
+
+STUDENT = {
+    "model_name": "groupmamba_tiny",
+    "num_classes": 10,
+    "dims": (16, 16, 16, 16),
+    "depths": (1, 1, 1, 1),
+    "stem_width": 8,
+}
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A file of weights, as the argument of a classifier, and the model with them."""
+    torch.manual_seed(1)
+    model = create_model(**TINY | {"num_classes": 10}).eval()
+    torch.save(model.state_dict(), tmp_path / "teacher.pth")
+    return {**TINY, "num_classes": 10, "checkpoint": str(tmp_path / "teacher.pth")}, model
+
+
+def test_half_of_the_loss_is_the_teachers(teacher):
+    """On the images that the student sees, mixed or not; the teacher is no part of what is trained and saved."""
+    arguments, model = teacher
+    torch.manual_seed(0)
+    classifier = ImageClassifier(STUDENT, teacher=arguments)
+    names = set(classifier.state_dict())
+    classifier.init_weights()
+    copied = deepcopy(classifier)
+    assert copied.teacher is classifier.teacher
+    assert set(classifier.state_dict()) == names == {f"backbone.{name}" for name in classifier.backbone.state_dict()}
+
+    images, mixed = torch.randn(3, 3, 32, 32), torch.rand(3, 10)
+    logits, distilled = copied.train().backbone(images)
+    said = model(images).argmax(1)
+    losses = classifier.train()(images, mixed, mode="loss")
+    expected = -(mixed * logits.log_softmax(-1)).sum(-1).mean() / 2
+    torch.testing.assert_close(losses["loss_labels"], expected)
+    torch.testing.assert_close(losses["loss_teacher"], torch.nn.functional.cross_entropy(distilled, said) / 2)
+    total, logged = classifier.parse_losses(losses)
+    torch.testing.assert_close(total, sum(losses.values()))
+    total.backward()
+    assert all(parameter.grad is not None for parameter in classifier.parameters())
+    assert all(parameter.grad is None for parameter in classifier.teacher.model.parameters())
+    assert logged["loss_teacher"] > 0
+    scores = classifier.eval()(images, said, mode="predict")
+    assert scores[0]["scores"].shape == (10,)
+
+
+def test_a_training_with_a_teacher(make_runner, teacher):
+    arguments, _ = teacher
+    student = {**STUDENT, "_delete_": True}
+    runner = make_runner(model__backbone=student, model__teacher=arguments, train_cfg__max_epochs=1)
+    runner.train()
+    assert runner.model.teacher.model is not None
+    assert not any(name.startswith("teacher") for name in runner.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("student", "change", "told"),
+    [
+        (TINY, {}, "'test_vit' has no distillation head"),
+        (STUDENT, {"model_name": "test_vitt"}, "no model called 'test_vitt'"),
+        (STUDENT, {"num_classes": 7}, r"teacher.pth does not fit .*misshapen \(head"),
+        (STUDENT, {"checkpoint": "nowhere.pth"}, "nowhere.pth"),
+        (STUDENT, {"checkpoint": None}, r"teacher test_vit could not be downloaded .*model.teacher.checkpoint=FILE"),
+    ],
+)
+def test_teachers_that_cannot_teach(student, change, told, teacher):
+    with pytest.raises((ConfigError, CheckpointError), match=told):
+        ImageClassifier(student, teacher=teacher[0] | change).init_weights()
+
+
+def test_a_teacher_of_other_classes_is_refused(monkeypatch, teacher):
+    """And not given a head without training, as timm would."""
+    monkeypatch.setattr("vssm.mm.tasks.classifier.create_model", lambda **arguments: teacher[1])
+    with pytest.raises(ConfigError, match="test_vit knows 1000 classes and the model has 10"):
+        Teacher({"model_name": "test_vit"}, 10).load(torch.device("cpu"))
+
+
+def test_a_published_recipe_with_a_teacher_is_built_without_its_weights():
+    """They are read when a training begins, and not to evaluate or to count."""
+    model = load_config(ROOT / "configs/classification/groupmamba/groupmamba_tiny_in1k.py").model
+    classifier = ImageClassifier({**model.backbone, **STUDENT}, teacher=model.teacher)
+    assert classifier.teacher.name.startswith("regnety_160") and classifier.teacher.model is None
 
 
 def test_preprocessor_mixes_only_in_training():

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vssm.errors import ConfigError
-from vssm.inference.create import create_model
-from vssm.inference.saved import to_plain
+from vssm.inference.create import check_known, create_model
+from vssm.inference.saved import load_weights, to_plain
 
 
 @MODELS.register_module()
@@ -75,6 +75,63 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         return {**data, "inputs": inputs, "label": label}
 
 
+class Teacher:
+    """A trained model that labels images, for a student with a distillation head (DeiT, arXiv 2012.12877).
+
+    It is no part of the module that holds it: not trained, saved or averaged, and built for training alone.
+
+    Args:
+        arguments: of ``timm.create_model``, and ``checkpoint``, a file of weights; without it the published weights are
+            downloaded.
+        num_classes: of the student.
+
+    Raises:
+        ConfigError: unknown model name; in `load` weights that cannot be had, or of other classes than the student's.
+        CheckpointError: in `load`, the file cannot be read or does not fit.
+    """
+
+    def __init__(self, arguments: dict, num_classes: int) -> None:
+        self.arguments = to_plain(arguments)
+        self.checkpoint = self.arguments.pop("checkpoint", None)
+        self.name, self.num_classes = self.arguments["model_name"], num_classes
+        check_known(self.name)
+        self.model: nn.Module | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Build the model with its weights; nothing is read before."""
+        model = self._published() if self.checkpoint is None else self._from_file()
+        self.model = model.eval().requires_grad_(False).to(device)
+
+    def _from_file(self) -> nn.Module:
+        model = create_model(**{"num_classes": self.num_classes, **self.arguments})
+        load_weights(model, self.checkpoint)
+        return model
+
+    def _published(self) -> nn.Module:
+        try:
+            model = create_model(**self.arguments, pretrained=True)
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"the weights of the teacher {self.name} could not be downloaded ({error}): check the network, or give "
+                "a file with --cfg-options model.teacher.checkpoint=FILE"
+            ) from error
+        known = model.pretrained_cfg["num_classes"]  # of the weights; for others timm would leave the head untrained
+        if known != self.num_classes:
+            raise ConfigError(
+                f"the teacher {self.name} knows {known} classes and the model has {self.num_classes}: give the file of "
+                "a teacher of the same classes with --cfg-options model.teacher.checkpoint=FILE"
+            )
+        return model
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(batch, channels, height, width), normalised as for the student -> class indices (batch,)."""
+        return self.model(images).argmax(dim=1)
+
+    def __deepcopy__(self, memo: dict) -> "Teacher":
+        return self
+
+
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
     """A timm model with its loss, as mmengine's loops call it.
@@ -83,9 +140,12 @@ class ImageClassifier(BaseModel):
         backbone: arguments of ``timm.create_model``: ``model_name``, ``num_classes``, ``drop_path_rate`` ...
         label_smoothing: for hard labels; mixup smooths mixed labels itself.
         data_preprocessor: see `ClassificationPreprocessor`.
+        teacher: see `Teacher`, for models with a distillation head: half of the loss is then that of this head on what
+            the teacher says of the same images. It is built when a training begins.
 
     Raises:
-        ConfigError: unknown model name, an argument that the model does not take, or mixup for other classes.
+        ConfigError: unknown model name, an argument that the model does not take, mixup for other classes, or a teacher
+            for a model that cannot learn from one.
 
     Example:
         >>> classifier = ImageClassifier(dict(model_name="test_vit", num_classes=10, img_size=32))
@@ -94,7 +154,11 @@ class ImageClassifier(BaseModel):
     """
 
     def __init__(
-        self, backbone: dict, label_smoothing: float = 0.0, data_preprocessor: dict | nn.Module | None = None
+        self,
+        backbone: dict,
+        label_smoothing: float = 0.0,
+        data_preprocessor: dict | nn.Module | None = None,
+        teacher: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor or dict(type="ClassificationPreprocessor"))
         self.arguments = to_plain(backbone)
@@ -107,13 +171,24 @@ class ImageClassifier(BaseModel):
             )
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.soft_loss = SoftTargetCrossEntropy()
+        self.teacher = None
+        if teacher is not None:
+            if not hasattr(self.backbone, "set_distilled_training"):
+                raise ConfigError(
+                    f"a teacher is given, but {self.arguments['model_name']!r} has no distillation head; expected a "
+                    "model such as groupmamba_tiny, or no model.teacher"
+                )
+            self.teacher = Teacher(teacher, self.backbone.num_classes)
+            self.backbone.set_distilled_training(True)
 
     def init_weights(self) -> None:
-        """Do nothing: timm's constructors have initialised or loaded the weights.
+        """Build the teacher, if there is one; timm's constructors have initialised or loaded the model's own weights.
 
         mmengine calls this before a training. The default calls the backbone's method of this name, which some timm
         models have, and would overwrite pretrained weights.
         """
+        if self.teacher is not None:
+            self.teacher.load(next(self.parameters()).device)
 
     def forward(
         self, inputs: Tensor, label: Tensor | None = None, path: list[str] | None = None, mode: str = "tensor"
@@ -127,13 +202,19 @@ class ImageClassifier(BaseModel):
             mode: "tensor" for logits, "loss" for training, "predict" for evaluation.
 
         Returns:
-            Logits (batch, classes); or ``dict(loss)``; or one ``dict(scores, label)`` an image, with scores (classes,).
+            Logits (batch, classes); or the losses to sum; or one ``dict(scores, label)`` an image, with scores
+            (classes,).
         """
         logits = self.backbone(inputs)
         if mode == "tensor":
             return logits
         if mode == "loss":
             loss = self.soft_loss if label.is_floating_point() else self.hard_loss
+            if isinstance(logits, tuple):  # of both heads
+                logits, distilled = logits
+                labels = loss(logits.float(), label)
+                of_teacher = functional.cross_entropy(distilled.float(), self.teacher(inputs))
+                return {"loss_labels": labels / 2, "loss_teacher": of_teacher / 2}
             return {"loss": loss(logits.float(), label)}
         scores = functional.softmax(logits.float(), dim=-1).cpu()
         return [{"scores": score, "label": target} for score, target in zip(scores, label.cpu(), strict=True)]
