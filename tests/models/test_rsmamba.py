@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-import vssm  # noqa: F401
+import vssm
 from vssm.models.rsmamba import WithRandomPath
 from vssm.scan import bidirectional, raster
 
