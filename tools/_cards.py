@@ -141,9 +141,9 @@ def paragraph(text: str, indent: str = "") -> str:
 
 
 def top1(family: Family, published: dict[str, Any]) -> str | None:
-    """A published accuracy, with the data set where that is not ImageNet."""
-    other = "" if family.data == IMAGENET else f" ({family.data.title})"
-    return f"{published['top1']}{other}" if "top1" in published else None
+    """A published accuracy or F1, with the data set where that is not ImageNet."""
+    score = published.get("top1") or (f"F1 {published['f1']}" if "f1" in published else None)
+    return f"{score} ({family.data.title})" if score and family.data != IMAGENET else score
 
 
 def models(sources: Sources, family: Family, speeds: Mapping[str, list[str]] | None = None) -> str:

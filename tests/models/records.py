@@ -106,12 +106,10 @@ class Record:
             model.prune_intermediate_layers(None, prune_norm=True)
         return model
 
-    def where(self, title: str) -> str | None:
-        """The module of ours that a trace's title stands for, as in the family's file."""
-        for pattern, ours in self.traces.items():
-            if found := re.fullmatch(pattern, title):
-                return ours and found.expand(ours)
-        raise AssertionError(f"{self.name}: no entry under `traces` for {title!r}")
+    def where(self, title: str) -> list[str | None]:
+        """The module of ours that a trace's title stands for, as in the family's file; empty where it says nothing."""
+        matches = ((re.fullmatch(pattern, title), ours) for pattern, ours in self.traces.items())
+        return [ours and found.expand(ours) for found, ours in matches if found][:1]
 
 
 @cache

@@ -14,7 +14,7 @@ INITIAL, DECAY = "init_stats_mean_std_min_max_seed0", "no_weight_decay_methods"
 
 
 def every_record_with(what: str):
-    return pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if what in record.content])
+    return pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if record.content.get(what)])
 
 
 def official_parts(name: str, model: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:

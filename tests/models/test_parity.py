@@ -73,7 +73,16 @@ def test_logits_and_every_recorded_trace(name: str, case: int) -> None:
         if trace in seen:  # the first block of a stage is recorded once more where it is also the last
             continue
         seen.append(trace)
-        if found := re.fullmatch(r"module (\S+) output(?:\[([01])\])?", title):
+        if named := record.where(title):
+            (path,) = named
+            if path is None:
+                continue
+            marks, _, module = path.rpartition(" ")
+            before, after = calls[module][used[path, ""]]
+            used[path, ""] += 1
+            output = laid_out(before if "<" in marks else after, trace["shape"])
+            output = output.flip(1) if "~" in marks else output
+        elif found := re.fullmatch(r"module (\S+) output(?:\[([01])\])?", title):
             official_path, part = found.groups()
             path = model.renaming.module(official_path, names)
             # An official block of Mamba's code returns its branch, and the residual stream that it is to be added to.
@@ -86,14 +95,8 @@ def test_logits_and_every_recorded_trace(name: str, case: int) -> None:
             maps = maps or model.forward_intermediates(x, intermediates_only=True)
             normed = layer_norm(maps[i].shape[1], f"outnorm{i}")(maps[i].permute(0, 2, 3, 1))
             output = normed.permute(0, 3, 1, 2).contiguous()
-        elif (path := record.where(title)) is not None:
-            marks, _, module = path.rpartition(" ")
-            before, after = calls[module][used[path, ""]]
-            used[path, ""] += 1
-            output = laid_out(before if "<" in marks else after, trace["shape"])
-            output = output.flip(1) if "~" in marks else output
         else:
-            continue
+            raise AssertionError(f"{name}: no entry under `traces` for {title!r}")
         assert_trace(output, trace, record.tolerance, record.std_correction)
         compared += 1
     assert compared

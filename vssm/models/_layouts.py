@@ -17,6 +17,17 @@ SS2D_ROWS = (
     ("out_norm", "norm"),
 )
 
+# A mixer of Mamba's code with one direction, or one set of parameters for all of them.
+MAMBA_ROWS = (
+    ("A_log", "scan.A_log", ((0, 1), 2)),
+    ("D", "scan.D", ((0, 1),)),
+    ("x_proj.weight", "scan.x_proj", ((0, 1), 2)),
+    ("dt_proj.weight", "scan.dt_proj", ((0, 1), 2)),
+    ("dt_proj.bias", "scan.dt_bias", ((0, 1),)),
+    ("conv1d.weight", "conv_weight", ((0, 1), (), 2)),
+    ("conv1d.bias", "conv_bias", ((0, 1),)),
+)
+
 # A block of VMamba's code.
 BLOCK = ("layers.{i}.blocks.{j}", "stages.{i}.blocks.{j}")
 
@@ -60,3 +71,11 @@ MLLA_PYRAMID = Renaming(
         ("head", "head.fc"),
     )
 )
+
+
+def in_mmpretrain(rows: tuple[tuple, ...]) -> Renaming:
+    """The layout of a classifier of mmpretrain's: a backbone, which files also hold by itself, and a head beside it."""
+    return Renaming(
+        rows=(*((f"backbone.{row[0]}", *row[1:]) for row in rows), ("head.fc", "head")),
+        older=tuple((row[0], f"backbone.{row[0]}") for row in rows),
+    )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
+from vssm.models._layouts import MAMBA_ROWS
 from vssm.models._plain import PlainWithPosition
 from vssm.nn import (
     Block,
@@ -31,7 +32,7 @@ from vssm.nn import (
     recomputed,
     resize_position,
 )
-from vssm.ops import ScanTable, causal_conv1d
+from vssm.ops import ScanTable
 from vssm.scan import OrderFunction, ScanOrder, backwards, raster
 
 
@@ -122,22 +123,13 @@ class LBMambaMixer(VimMixer):
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         order, locally = (table(height, width, tokens.device) for table in (self.order_table, self.local_table))
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
+        x = self.convolved(x, order)
         total = self.scan(x, order, locally)
         return recomputed(lambda *saved: self.out_proj(self.gate(*saved)), total, z)
 
 
-_MIXER = (
-    ("A_log", "scan.A_log", ((0, 1), 2)),
-    ("D", "scan.D", ((0, 1),)),
-    ("x_proj.weight", "scan.x_proj", ((0, 1), 2)),
-    ("dt_proj.weight", "scan.dt_proj", ((0, 1), 2)),
-    ("dt_proj.bias", "scan.dt_bias", ((0, 1),)),
-    ("conv1d.weight", "conv_weight", ((0, 1), (), 2)),
-    ("conv1d.bias", "conv_bias", ((0, 1),)),
-)
 RENAMING = Renaming(
-    (("layers.{i}", "blocks.{i}"), *under("layers.{i}.mixer", "blocks.{i}.mixer", _MIXER), ("norm_f", "norm"))
+    (("layers.{i}", "blocks.{i}"), *under("layers.{i}.mixer", "blocks.{i}.mixer", MAMBA_ROWS), ("norm_f", "norm"))
 )
 _POOLED_BY_ATTENTION = Renaming(
     (("head.0", "attn_pool"), ("head.0.post_norm", "attn_pool.norm"), ("head.1", "head")),

@@ -18,7 +18,7 @@ from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
 from vssm.nn.recompute import recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
-from vssm.ops import causal_conv1d, sum_gate
+from vssm.ops import ScanTable, causal_conv1d, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
 from vssm.values import widened
 
@@ -129,6 +129,7 @@ class VimMixer(nn.Module):
         conv_width: taps of the causal convolution.
         scan_order: of all tokens, a class token among them included: a function (height, width) -> ScanOrder, where
             height and width are those of the grid of patches.
+        shared: all directions have the same parameters (RSMamba), which are held once.
 
     >>> VimMixer(8)(torch.randn(2, 15, 8), height=3, width=5).shape
     torch.Size([2, 15, 8])
@@ -140,6 +141,7 @@ class VimMixer(nn.Module):
         state: int = 16,
         conv_width: int = 4,
         scan_order: OrderFunction = bidirectional,
+        shared: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -147,11 +149,12 @@ class VimMixer(nn.Module):
         dd = {"device": device, "dtype": dtype}
         inner = 2 * dim
         self.directions = scan_order(2, 2).directions
+        sets = 1 if shared else self.directions
         self.order_table = OrderTable(scan_order)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
-        self.conv_weight = nn.Parameter(torch.empty(self.directions, inner, conv_width, **dd))
-        self.conv_bias = nn.Parameter(torch.empty(self.directions, inner, **dd))
-        self.scan = SelectiveScan(inner, self.directions, state, rank=math.ceil(dim / 16), **dd)
+        self.conv_weight = nn.Parameter(torch.empty(sets, inner, conv_width, **dd))
+        self.conv_bias = nn.Parameter(torch.empty(sets, inner, **dd))
+        self.scan = SelectiveScan(inner, self.directions, state, math.ceil(dim / 16), shared, **dd)
         self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
         for parameter in (self.conv_weight, self.conv_bias):
             nn.init.uniform_(parameter, -(conv_width**-0.5), conv_width**-0.5)
@@ -162,12 +165,17 @@ class VimMixer(nn.Module):
         """(batch, tokens, dim) in and out; `height` and `width` of the grid of patches."""
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
+        x = self.convolved(x, order)
         if not saves_activations():
             return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
         # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
         total = self.scan(x, order, merge=True)
         return recomputed(lambda *saved: self.out_proj(self.gate(*saved)), total, z)
+
+    def convolved(self, x: Tensor, order: ScanTable) -> Tensor:
+        """(batch, tokens, channels) along each direction, with SiLU: (batch, tokens, directions, channels)."""
+        weight = self.conv_weight.expand(self.directions, -1, -1)
+        return causal_conv1d(x, weight, self.conv_bias.expand(self.directions, -1), order, silu=True)
 
     def gate(self, total: Tensor, z: Tensor) -> Tensor:
         """The mean over the directions, from their sum, times silu(z); (batch, tokens, channels) all."""

@@ -27,6 +27,7 @@ class SelectiveScan(nn.Module):
         directions: of the scan order that `forward` will be given.
         state: size of the state of each channel.
         rank: of the step-size projection; Mamba takes a sixteenth of the block's width, rounded up.
+        shared: all directions have the same parameters, which are held once, as those of one direction.
 
     >>> scan = SelectiveScan(channels=8, directions=2, state=4, rank=1)
     >>> both_ways = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
@@ -40,18 +41,20 @@ class SelectiveScan(nn.Module):
         directions: int,
         state: int,
         rank: int,
+        shared: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.directions, self.state, self.rank = directions, state, rank
+        sets = 1 if shared else directions
         # Rows of x_proj: step size (rank), then B (state), then C (state).
-        self.x_proj = nn.Parameter(torch.empty(directions, rank + 2 * state, channels, **dd))
-        self.dt_proj = nn.Parameter(torch.empty(directions, channels, rank, **dd))
-        self.dt_bias = nn.Parameter(torch.empty(directions, channels, **dd))
-        self.A_log = nn.Parameter(torch.empty(directions, channels, state, **dd))
-        self.D = nn.Parameter(torch.empty(directions, channels, **dd))
+        self.x_proj = nn.Parameter(torch.empty(sets, rank + 2 * state, channels, **dd))
+        self.dt_proj = nn.Parameter(torch.empty(sets, channels, rank, **dd))
+        self.dt_bias = nn.Parameter(torch.empty(sets, channels, **dd))
+        self.A_log = nn.Parameter(torch.empty(sets, channels, state, **dd))
+        self.D = nn.Parameter(torch.empty(sets, channels, **dd))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -95,7 +98,7 @@ class SelectiveScan(nn.Module):
         """
         delta, B, C = self.project(tokens)
         merge = merge and z is None
-        D = _wide(self.D if skip is None else skip)
+        D = self._each(self.D) if skip is None else _wide(skip)
         y = self._scan(tokens, delta, B, C, D, order=order, segment=segment, merge=merge)
         return y if z is None else sum_gate(y, z, scale)
 
@@ -118,18 +121,25 @@ class SelectiveScan(nn.Module):
         return self._scan(_wide(tokens), delta, B, read_by, None, order=order, segment=segment)[..., None], C
 
     def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
-        bias = _wide(self.dt_bias)
-        return selective_scan(tokens, delta, self.rates(), B, C, D, delta_bias=bias, delta_weight=self.dt_proj, **how)
+        bias, weight = self._each(self.dt_bias), self.dt_proj.expand(self.directions, -1, -1)
+        return selective_scan(tokens, delta, self.rates(), B, C, D, delta_bias=bias, delta_weight=weight, **how)
+
+    def _each(self, parameter: Tensor) -> Tensor:
+        """A parameter of every direction, in float32 at least."""
+        return _wide(parameter).expand(self.directions, *parameter.shape[1:])
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the tokens select: delta (batch, tokens, directions, rank), the step size before its own projection,
         bias and softplus, and B and C (batch, tokens, directions, state)."""
         for_delta, for_states = self.x_proj.split([self.rank, 2 * self.state], dim=1)
-        if tokens.dim() == 3 or tokens.is_cuda:  # one matrix product for all directions
+        if tokens.dim() == 4 and len(self.x_proj) == 1:
+            delta, BC = F.linear(tokens, self.x_proj[0]).split([self.rank, 2 * self.state], dim=-1)
+        elif tokens.dim() == 3 or tokens.is_cuda:  # one matrix product for all directions
             stack = _stacked if tokens.dim() == 3 else side_by_side
             rows = F.linear(tokens.flatten(2), torch.cat([stack(for_states), stack(for_delta)]))
             BC, delta = rows.split([for_states[..., 0].numel(), for_delta[..., 0].numel()], dim=-1)
-            BC, delta = (part.unflatten(-1, (self.directions, -1)) for part in (BC, delta))
+            BC, delta = (part.unflatten(-1, (len(self.x_proj), -1)) for part in (BC, delta))
+            BC, delta = (part.expand(-1, -1, self.directions, -1) for part in (BC, delta))
         else:
             delta, BC = directed_linear(tokens, self.x_proj).split([self.rank, 2 * self.state], dim=-1)
         B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
@@ -137,7 +147,7 @@ class SelectiveScan(nn.Module):
 
     def rates(self) -> Tensor:
         """A, the decay rates: (directions, channels, state), negative."""
-        return -torch.exp(_wide(self.A_log))
+        return -torch.exp(self._each(self.A_log))
 
     def extra_repr(self) -> str:
         channels = self.x_proj.shape[2]

@@ -186,6 +186,10 @@ class BatchNormStem(nn.Module):
         self.layers = nn.Sequential(*convs)
         self.projection = projection or nn.Identity()
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The size of the map of an image, in positions."""
+        return -(-height // self.stride), -(-width // self.stride)
+
     def forward(self, image: Tensor) -> Tensor:
         x = to_channels_last(image, self.in_chans).permute(0, 3, 1, 2)
         return self.projection(self.layers(x).permute(0, 2, 3, 1))

@@ -1,0 +1,12 @@
+# Command: torchrun --nproc-per-node 8 tools/train.py configs/classification/rsmamba/rsmamba_huge_resisc45.py --launcher pytorch
+# Cost: 8 GPUs x 128 images, 500 epochs; hours are not published and have not been measured here.
+# Score:  (published, github.com/KyanChen/RSMamba).
+# Written by `make cards` from configs/recipes.yaml.
+_base_ = [
+    '../../_base_/datasets/resisc45.py',
+    '../../_base_/schedules/rsmamba_500e.py',
+]
+
+model = dict(
+    backbone=dict(model_name='rsmamba_huge', drop_path_rate=0.0, num_classes=45),
+    type='ImageClassifier')
