@@ -47,12 +47,11 @@ def test_official_columns_with_a_class_token_are_refused() -> None:
         LocalVimWithClassToken(official_columns=True, device="meta")
 
 
-@pytest.mark.parametrize("name", ["local_vim_tiny", "local_vmamba_tiny"])
-def test_an_order_for_each_block(name: str) -> None:
+@pytest.mark.parametrize(("name", "blocks"), [("local_vim_tiny", 3), ("local_vmamba_tiny", 4)])
+def test_an_order_for_each_block(name: str, blocks: int) -> None:
     orders = ["raster", "columns", ["local(2)", "windows(3)"], "cross"]
-    blocks = len(SMALL[name]["scan_orders"])
-    model = timm.create_model(name, **{**SMALL[name], "scan_orders": orders[:blocks]})
+    model = timm.create_model(name, **SMALL[name], scan_orders=orders)
     mixers = [module for module in model.modules() if hasattr(module, "order_table") and hasattr(module, "scan")]
     assert [mixer.scan.directions for mixer in mixers] == [1, 1, 3, 4][:blocks]
     with pytest.raises(ValueError, match=f"scan_orders has 1 entries and there are {blocks} blocks"):
-        timm.create_model(name, **{**SMALL[name], "scan_orders": ["raster"]})
+        timm.create_model(name, **SMALL[name], scan_orders=["raster"])

@@ -174,12 +174,12 @@ def _of_blocks(
 ) -> Sequence[OrderFunction]:
     if scan_order is not None:
         return [scan_order] * blocks
-    if len(scan_orders) != blocks:
+    if len(scan_orders) < blocks:
         raise ValueError(
             f"scan_orders has {len(scan_orders)} entries and there are {blocks} blocks; expected one for each: pass as "
             f"many, or one scan_order for all blocks"
         )
-    return scan_orders
+    return scan_orders[:blocks]
 
 
 # The official names of the gate's layers.
@@ -215,7 +215,8 @@ class LocalVim(PlainWithPosition):
             other size is resized to in `forward`.
         patch_size: pixels.
         embed_dim, depth, state: size of the model.
-        scan_orders: of the patches, for each block a function (height, width) -> ScanOrder.
+        scan_orders: of the patches, for each block a function (height, width) -> ScanOrder; more than blocks are not
+            used.
         scan_order: one for all blocks instead.
         official_columns: on grids that are not square, put the outputs of scans of columns where the official code
             puts them: in the wrong places, which its published numbers at such sizes were measured with.
@@ -321,7 +322,8 @@ class LocalVMamba(Pyramid):
     Args:
         dims, depths: channels and number of blocks of each stage.
         state, expansion: of the blocks, see SS2D.
-        scan_orders: for each block, from the first stage to the last, a function (height, width) -> ScanOrder.
+        scan_orders: for each block, from the first stage to the last, a function (height, width) -> ScanOrder; more
+            than blocks are not used.
         scan_order: one for all blocks instead.
         official_columns: as LocalVim's.
         drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
@@ -388,7 +390,7 @@ class LocalVMamba(Pyramid):
 
 
 _RELEASE = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
-_SMALL = {"embed_dim": 16, "depth": 3, "img_size": 64, "scan_orders": LOCAL_VIM[:3]}
+_SMALL = {"embed_dim": 16, "depth": 3, "img_size": 64}
 
 
 def _vim(name: str, title: str, file: str, **arguments: Any) -> Variant:
@@ -407,7 +409,7 @@ FAMILY = Family(
     small={
         "local_vim_tiny": _SMALL,
         "local_vim_tiny_middle_cls_token": _SMALL,
-        "local_vmamba_tiny": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1), "scan_orders": LOCAL_VMAMBA_TINY[:4]},
+        "local_vmamba_tiny": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1)},
     },
     variants=(
         _vim("local_vim_tiny", "LocalVim-T", "local_vim_tiny.ckpt"),
