@@ -219,7 +219,7 @@ class LocalVim(PlainWithPosition):
             used.
         scan_order: one for all blocks instead.
         official_columns: on grids that are not square, put the outputs of scans of columns where the official code
-            puts them: in the wrong places, which its published numbers at such sizes were measured with.
+            puts them: in the wrong places.
         drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
         in_chans, num_classes, global_pool, device, dtype: as everywhere in timm.
 

@@ -1,7 +1,7 @@
 # LocalMamba's recipe: EfficientVMamba's at half of its batch and rate: 300 epochs, 20 of warm-up from 1e-7, cosine from
 # 1e-3 to 1e-6, AdamW with gradients clipped at 1, averaged weights, mixed precision. Source: README and configurations
 # of hunto/LocalMamba. Official: clipping and averaged weights are listed as options, and mixed precision is on for
-# LocalVMamba alone; cosine by epochs. Here: both are on, and LocalVim's configs say float32.
+# LocalVMamba alone. Here: clipping and averaged weights are on, and LocalVim's configs say float32.
 _base_ = './efficientvmamba_300e.py'
 
 auto_scale_lr = dict(base_batch_size=1024)
