@@ -7,7 +7,7 @@ from torch import nn
 
 import vssm  # noqa: F401
 from vssm.models.plainmamba import Moves, PlainMambaMixer, StepOfToken
-from vssm.scan import raster, windows, zigzag
+from vssm.scan import atrous, raster, windows, zigzag
 
 RIGHT, LEFT, UP, DOWN = 1, 2, 3, 4
 
@@ -22,7 +22,8 @@ def test_moves_along_the_snakes():
 
 def test_an_order_that_leaves_tokens_out_is_refused():
     with pytest.raises(ValueError, match="expected each once per direction"):
-        StepOfToken(windows(2))(3, 3)
+        StepOfToken(atrous(2))(3, 3)
+    assert StepOfToken(windows(2))(3, 3).steps == 9  # empty steps are left out
 
 
 def test_the_scan_is_the_official_loop():

@@ -21,6 +21,7 @@ from vssm.nn import (
     InvertedDownsample,
     LatentPooling,
     PaddedPatchConv,
+    PatchExpanding,
     PatchMerging,
     ResidualStem,
     SelectiveScan,
@@ -187,6 +188,17 @@ def merged(merging: PatchMerging, x: Tensor) -> Tensor:
     x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
     corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
     return linear(layer_norm(torch.cat(corners, -1), merging.norm), merging.reduction)
+
+
+def expanded(expanding: PatchExpanding, x: Tensor) -> Tensor:
+    """Each position's outputs are (row, column, channel) of a square of positions."""
+    parts = linear(x, expanding.expand).unflatten(-1, (expanding.factor, expanding.factor, -1))
+    batch, height, width, rows, columns, channels = parts.shape
+    y = torch.empty(batch, height * rows, width * columns, channels, dtype=parts.dtype, device=x.device)
+    for row in range(rows):
+        for column in range(columns):
+            y[:, row::rows, column::columns] = parts[:, :, :, row, column]
+    return layer_norm(y, expanding.norm)
 
 
 def inverted(down: InvertedDownsample, x: Tensor) -> Tensor:

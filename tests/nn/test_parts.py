@@ -35,6 +35,7 @@ from vssm.nn import (
     LatentPooling,
     LeanMlp,
     PaddedPatchConv,
+    PatchExpanding,
     PatchMerging,
     PatchStem,
     ResidualStem,
@@ -167,6 +168,7 @@ PARTS = {
         partial(ConvDownsample, 8, 16, bias=False, norm=nn.Identity), lambda down, x: plain.conv(x, down.conv)
     ),
     "downsampling, patches merged": Part(partial(PatchMerging, 8, 16), plain.merged),
+    "upsampling": Part(partial(PatchExpanding, 8, 4), plain.expanded),
     "downsampling, inverted": Part(partial(InvertedDownsample, 8, 4), plain.inverted),
     "stem of patches": Part(
         partial(PatchStem, 3, 8, norm=StreamLayerNorm),

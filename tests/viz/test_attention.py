@@ -52,6 +52,10 @@ def test_of_a_model(kind: tuple[str, dict]) -> None:
     """Inside a model too; the gate is left out, as it is not part of the scan."""
     torch.manual_seed(0)
     model, image = timm.create_model(kind[0], **kind[1]), torch.randn(3, 64, 64)
+    if kind[0].startswith(("lbvim", "plainmamba", "spatialmamba")):
+        with pytest.raises(ValueError, match="do more than to walk along an order"):
+            scan_input(model, image, layer=0)
+        return
     given = scan_input(model, image, layer=0)
     assert given.name == scan_names(model)[0] and given.scan is model.get_submodule(given.name)
     apart = given.tokens if given.tokens.dim() == 3 else given.tokens[:, None].expand(-1, given.order.directions, -1)

@@ -56,9 +56,7 @@ _RULES = {
     "stem": _MADE_BY_CALL,
     "downsample": _MADE_BY_CALL,
     "mixer": _MADE_BY_CALL,
-    "scan_order": Rule(
-        "a function of vssm.scan (timm.create_model takes names too)", lambda value: value is None or callable(value)
-    ),
+    "scan_order": Rule("a function of vssm.scan (timm.create_model takes names too)", callable),
     "scan_orders": list_of(_MADE_BY_CALL),
     "official_columns": FLAG,
     "routes": list_of(_MADE_BY_CALL),

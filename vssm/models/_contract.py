@@ -58,7 +58,7 @@ class Backbone(nn.Module):
             given = inspect.signature(cls).bind_partial(*arguments, **named).arguments
         except TypeError:  # which __init__ says in Python's words
             given = {}
-        check_arguments(given)
+        check_arguments(without_defaults(cls, given))
         return super().__new__(cls)
 
     @classmethod
@@ -127,6 +127,12 @@ def with_defaults(model_class: type[Backbone], arguments: Mapping[str, Any]) -> 
     """The arguments of a model class, and its defaults for those that are not given."""
     parameters = inspect.signature(model_class).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(arguments)
+
+
+def without_defaults(model_class: type[Backbone], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that say something else than None where that is the default."""
+    may_be_none = {p.name for p in inspect.signature(model_class).parameters.values() if p.default is None}
+    return {name: value for name, value in arguments.items() if value is not None or name not in may_be_none}
 
 
 def quarters(count: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
 from vssm.models._checkpoint import CheckpointError, fit, our_layout, unwrap
-from vssm.models._contract import Backbone, quarters, take_indices, with_defaults
+from vssm.models._contract import Backbone, quarters, take_indices, with_defaults, without_defaults
 from vssm.scan import resolve_order
 
 
@@ -197,7 +197,7 @@ def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs:
     if "scan_orders" in kwargs:
         kwargs["scan_orders"] = [resolve_order(order) for order in kwargs["scan_orders"]]
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
-    check_arguments(with_defaults(model_class, kwargs))
+    check_arguments(without_defaults(model_class, with_defaults(model_class, kwargs)))
     if pretrained:
         _check_obtainable(variant, kwargs.get("pretrained_cfg"), overlay)
     count = model_class.count_maps(kwargs)

@@ -228,7 +228,7 @@ class PlainWithPosition(Plain):
     def no_weight_decay(self) -> set[str]:
         # official: one-dimensional tensors, biases, and the two embeddings. Our stacked biases and D are
         # two-dimensional, so they are named. A_log is decayed: the official flag on it is read by no optimiser.
-        return {"cls_token", "pos_embed"} | self.parameters_ending("conv_bias", "dt_bias", "D")
+        return self.parameters_ending("cls_token", "pos_embed", "conv_bias", "dt_bias", "D")
 
     def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A square position embedding, resized to this model's grid."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,6 +137,11 @@ _POOLED_BY_ATTENTION = Renaming(
 )
 
 
+def _branch(block: Block, tokens: Tensor, height: int, width: int) -> Tensor:
+    """What a block adds to the stream."""
+    return block.mixer(block.norm(tokens), height, width)
+
+
 class LBMamba(PlainWithPosition):
     """LBMamba, in Vim's place: LBVim.
 
@@ -221,7 +227,7 @@ class LBMamba(PlainWithPosition):
 
     def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         # official: detection and segmentation read a layer's output before it is added to the residual stream.
-        branch = block.mixer(block.norm(tokens), height, width)
+        branch = self._run(partial(_branch, block), tokens, height, width)
         return tokens + block.drop_path(branch), branch
 
     def _pool(self, tokens: Tensor) -> Tensor:
@@ -253,7 +259,7 @@ FAMILY = Family(
     strides=(16,),
     cfg={"pool_size": (14, 14)},
     small={
-        "lbvim_tiny": {"embed_dim": 32, "depth": 2, "img_size": 64},
+        "lbvim_tiny": {"embed_dim": 48, "depth": 2, "img_size": 64},
         "lbvim_528": {"embed_dim": 36, "depth": 2, "img_size": 64},
     },
     variants=(

@@ -22,6 +22,7 @@ from vssm.models._plain import PlainWithPosition
 from vssm.nn import (
     BatchNormStem,
     Block,
+    BranchLayerNorm,
     ChannelsLastConv2d,
     OrderTable,
     PaddedPatchConv,
@@ -36,6 +37,23 @@ MOVES = 5
 
 
 @dataclass(frozen=True)
+class WholeWalks:
+    """An order without its empty steps, of which PlainMamba's steps have none.
+
+    Raises:
+        ValueError: the order does not visit every token once in every direction.
+    """
+
+    order: OrderFunction
+
+    def __call__(self, height: int, width: int) -> ScanOrder:
+        made = self.order(height, width)
+        if not bool((made.visits == 1).all()):
+            raise ValueError("the scan order leaves tokens out or visits some twice; expected each once per direction")
+        return ScanOrder(made.table[made.table >= 0].view(made.directions, made.tokens), made.tokens)
+
+
+@dataclass(frozen=True)
 class Moves:
     """The move by which each step of an order is reached, as a number below MOVES, (directions, steps).
 
@@ -46,7 +64,7 @@ class Moves:
     order: OrderFunction
 
     def __call__(self, height: int, width: int) -> ScanOrder:
-        walk = self.order(height, width).table
+        walk = WholeWalks(self.order)(height, width).table
         down, right = ((part[:, 1:] - part[:, :-1]) for part in (walk // width, walk % width))
         moves = torch.zeros_like(walk)
         for number, (rows, columns) in enumerate(((0, 1), (0, -1), (-1, 0), (1, 0)), start=1):
@@ -56,18 +74,12 @@ class Moves:
 
 @dataclass(frozen=True)
 class StepOfToken:
-    """The step at which each direction visits each token, (directions, tokens): an order's inverse.
-
-    Raises:
-        ValueError: the order does not visit every token once in every direction.
-    """
+    """The step at which each direction visits each token, (directions, tokens): an order's inverse."""
 
     order: OrderFunction
 
     def __call__(self, height: int, width: int) -> ScanOrder:
-        made = self.order(height, width)
-        if made.steps != made.tokens or not bool((made.visits == 1).all()):
-            raise ValueError("the scan order leaves tokens out or visits some twice; expected each once per direction")
+        made = WholeWalks(self.order)(height, width)
         return ScanOrder(made.table.argsort(1), made.tokens)
 
 
@@ -137,7 +149,7 @@ class PlainMambaMixer(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         inner = 2 * dim
-        self.order_tables = [OrderTable(make) for make in (scan_order, StepOfToken(scan_order), Moves(scan_order))]
+        self.order_tables = [OrderTable(make(scan_order)) for make in (WholeWalks, StepOfToken, Moves)]
         self.in_proj = nn.Linear(dim, 2 * inner, **dd)
         self.conv = ChannelsLastConv2d(inner, inner, kernel_size=7, padding=3, groups=inner, **dd)
         self.scan = DirectionAwareScan(inner, scan_order(2, 2).directions, state, math.ceil(dim / 16), **dd)
@@ -164,7 +176,8 @@ class ConvBlock(Block):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         x = super().forward(x, height, width)
-        return self.local(x.unflatten(1, (height, width)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
+        maps = x.unflatten(1, (height, width)).permute(0, 3, 1, 2).to(self.local.conv.weight.dtype)
+        return self.local(maps).permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype)
 
 
 _MAMBA = (
@@ -252,7 +265,7 @@ class PlainMamba(PlainWithPosition):
                 for i, rate in enumerate(rates)
             )
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
+        self.norm = BranchLayerNorm(embed_dim, eps=1e-6, **dd)
         nn.init.normal_(self.pos_embed.detach(), std=0.02)
         if normal_init:
             initialise_linear_layers(self, scans=True)

@@ -18,7 +18,7 @@ from vssm.models._checkpoint import under
 from vssm.models._family import Family, TrainingData, Variant
 from vssm.models._layouts import MAMBA_ROWS, in_mmpretrain
 from vssm.models._plain import PlainWithPosition
-from vssm.nn import PatchStem, VimMixer
+from vssm.nn import BranchLayerNorm, PatchStem, VimMixer
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, stack
 
 
@@ -148,7 +148,7 @@ class RSMamba(PlainWithPosition):
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, stride, bias=False, padding=None, **dd)
         self.add_position(img_size, **dd)
         # official: one norm, of whose output every block is a branch.
-        self.pre_norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
+        self.pre_norm = BranchLayerNorm(embed_dim, eps=1e-6, **dd)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         orders = [WithRandomPath(scan_order, seed, layer) if random_path else scan_order for layer in range(depth)]
         self.blocks = nn.Sequential(
@@ -157,8 +157,8 @@ class RSMamba(PlainWithPosition):
                 for each in zip(orders, [gated] * depth, rates, strict=True)
             )
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
-        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
+        self.norm = BranchLayerNorm(embed_dim, eps=1e-6, **dd)
+        self.fc_norm = BranchLayerNorm(embed_dim, eps=1e-6, **dd)
         self._init_weights()
 
     @torch.no_grad()

@@ -100,5 +100,5 @@ class LatentPooling(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        q = self.latent.to(k.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(k), -1, -1, -1)
+        q = self.latent.to(k.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(tokens.shape[0], -1, -1, -1)
         return self.norm(scaled_dot_product_attention(q, k, v).flatten(1))

@@ -106,7 +106,8 @@ def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
         layer: number of the scan from the stem; negative ones count from the head.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no such layer, or scans that do more than to walk along an order, as those of LBMamba, PlainMamba
+            and Spatial-Mamba: their outputs are not what the formula above says.
     """
     names = scan_names(model)
     if not -len(names) <= layer < len(names):
@@ -114,11 +115,16 @@ def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
             f"layer is {layer}; this model has {len(names)} scans, so expected {-len(names)} to {len(names) - 1}"
         )
     scan, seen = model.get_submodule(names[layer]), []
+    refusal = f"the scans of {type(model).__name__} do more than to walk along an order: hidden attention is not theirs"
+    if type(scan) is not SelectiveScan:
+        raise ValueError(refusal)
     hook = scan.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[:2]))
     try:
         model.eval()(image[None])
     finally:
         hook.remove()
+    if not seen:  # its states were asked for
+        raise ValueError(refusal)
     ((tokens, order),) = seen
     count = tokens.shape[1]
     if order is None:  # raster order
