@@ -166,8 +166,8 @@ class Plain(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups from stem to head, for layer-wise learning rates."""
         return {
-            "stem": r"^cls_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+            "stem": r"^cls_token|^pos_embed|^patch_embed|^pre_norm",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^fc_norm", (99999,))],
         }
 
 

@@ -198,5 +198,9 @@ class Pyramid(Pooled):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups from stem to head, for layer-wise learning rates."""
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        blocks = [
+            (r"^stages\.(\d+)\.(?:downsample|norm)", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^norm", (99999,)),
+        ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}

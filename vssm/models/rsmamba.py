@@ -15,6 +15,7 @@ from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import under
+from vssm.models._contract import Indices
 from vssm.models._family import Family, TrainingData, Variant
 from vssm.models._layouts import MAMBA_ROWS, in_mmpretrain
 from vssm.models._plain import PlainWithPosition
@@ -177,6 +178,13 @@ class RSMamba(PlainWithPosition):
 
     def _pool(self, tokens: Tensor) -> Tensor:
         return self.fc_norm(super()._pool(tokens))
+
+    def prune_intermediate_layers(
+        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        if prune_head:
+            self.fc_norm = nn.Identity()
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
 
 RESISC45 = TrainingData("resisc45", "NWPU-RESISC45", "timm/resisc45", 45)

@@ -59,7 +59,7 @@ def test_layer_decay_follows_the_blocks_of_the_backbone(name, small, kind):
         assert rates == {1e-3 * 0.5 ** (len(blocks) + 1 - layer)}, starts
     full = {n for n, group in groups.items() if group["lr"] == 1e-3}
     if kind == "classifier":
-        assert full and all(n.startswith(("head.", "norm.")) for n in full)
+        assert full and all(n.startswith(("head.", "norm.", "fc_norm.")) for n in full)
     else:
         assert full == {n for n in groups if n.startswith("blocks.") or "outnorm" in n}
 
