@@ -7,7 +7,8 @@ import timm
 import torch
 from families import KINDS
 
-from vssm.models.localmamba import LocalVimWithClassToken, OfficialColumns
+from vssm.models._local_mixers import OfficialColumns
+from vssm.models.localmamba import LocalVimWithClassToken
 from vssm.scan import columns, cross
 
 SMALL = {name: arguments for name, arguments in KINDS if name.startswith("local_")}
