@@ -61,7 +61,9 @@ def test_models_count_as_stated_and_as_published(name, model, published_flops):
     assert flops.total / 1e9 == pytest.approx(model["gflops"], abs=0.006)
     published = model["published"].get("flops")
     if model["published"].get("differs") == "flops":  # for a reason told in the card
-        assert published < flops.products / 1e9 or published > flops.total / 1e9
+        near = pytest.approx(published, abs=0.05 + 0.015 * published)
+        outside = published < flops.products / 1e9 or published > flops.total / 1e9
+        assert outside or near not in (flops.products / 1e9, flops.total / 1e9)
     elif published and published_flops:
         ours = getattr(flops, published_flops)
         agrees = ours / 1e9 == pytest.approx(published, abs=0.05 + 0.015 * published)

@@ -42,7 +42,7 @@ class WithRandomPath:
         made = self.order(height, width)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.layer + 1):
-            path = torch.randperm(made.tokens, generator=generator)
+            path = torch.randperm(made.tokens, generator=generator, device="cpu")
         return stack(made, ScanOrder(path[None], made.tokens))
 
 
