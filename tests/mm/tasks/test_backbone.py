@@ -222,7 +222,8 @@ RECORDED = [
 def official_detector(name: str) -> dict[str, Tensor]:
     """A detector in the official layout: the backbone without a classifier, a norm on every output, a head."""
     backbone = VSSMBackbone(name, output_norm=False)
-    weights = {n: official_weights(name)[n] for n in official_state_dict(backbone.model)}
+    whole = official_weights(name)
+    weights = {n: whole[n] for n in official_state_dict(backbone.model)}
     dims = backbone.channels
     for i, channels in enumerate(dims):
         for key in ("weight", "bias"):
