@@ -187,6 +187,9 @@ class RSMamba(PlainWithPosition):
         return super().prune_intermediate_layers(indices, prune_norm, prune_head)
 
 
+# Of the images of NWPU-RESISC45, as the official repository has them: red, green, blue, of 255.
+_MEAN = tuple(value / 255 for value in (93.847266, 97.20128819, 87.66547902))
+_DEVIATION = tuple(value / 255 for value in (37.10216765, 34.61650149, 33.70191772))
 RESISC45 = TrainingData("resisc45", "NWPU-RESISC45", "timm/resisc45", 45)
 
 
@@ -205,7 +208,7 @@ FAMILY = Family(
     owner="kyanchen",
     data=RESISC45,
     strides=(8,),
-    cfg={"pool_size": (28, 28)},
+    cfg={"pool_size": (28, 28), "mean": _MEAN, "std": _DEVIATION},
     small={"rsmamba_base": {"embed_dim": 32, "depth": 2, "img_size": 64}},
     variants=(
         _variant("rsmamba_small", "RSMamba-S", embed_dim=192, depth=16),
