@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 import typing
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).parents[1]
 LIBRARY_FILES = sorted([*(ROOT / "vssm").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")])
@@ -116,6 +118,8 @@ def test_nothing_is_left_undone(path):
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_run(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    # As in a new process: without the default scope that trainings in this one have left behind.
+    monkeypatch.setattr(DefaultScope, "_instance_dict", OrderedDict())
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0, f"{result.failed} of {result.attempted} examples of {name} failed, see the output above"
 
