@@ -58,7 +58,7 @@ class Backbone(nn.Module):
             given = inspect.signature(cls).bind_partial(*arguments, **named).arguments
         except TypeError:  # which __init__ says in Python's words
             given = {}
-        check_arguments(without_defaults(cls, given))
+        check_arguments(without_defaults(cls, with_defaults(cls, given)))
         return super().__new__(cls)
 
     @classmethod

@@ -16,7 +16,6 @@ from timm.models import checkpoint_seq
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from vssm.models._arguments import check_arguments
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
 from vssm.nn import BatchNormStem, concrete
@@ -202,7 +201,6 @@ class HighResolution(Pooled):
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        check_arguments({"dims": dims, "depths": depths, "blocks": blocks, "drop_path_rate": drop_path_rate})
         if len(dims) < 2:
             raise ValueError(f"dims is {tuple(dims)}; expected the channels of two branches or more")
         super().__init__(in_chans)

@@ -17,13 +17,16 @@ SS2D_ROWS = (
     ("out_norm", "norm"),
 )
 
-# A mixer of Mamba's code with one direction, or one set of parameters for all of them.
-MAMBA_ROWS = (
+# In Mamba's code the scan of a mixer with one direction, or with one set of parameters for all of them; and the mixer.
+MAMBA_SCAN_ROWS = (
     ("A_log", "scan.A_log", ((0, 1), 2)),
     ("D", "scan.D", ((0, 1),)),
     ("x_proj.weight", "scan.x_proj", ((0, 1), 2)),
     ("dt_proj.weight", "scan.dt_proj", ((0, 1), 2)),
     ("dt_proj.bias", "scan.dt_bias", ((0, 1),)),
+)
+MAMBA_ROWS = (
+    *MAMBA_SCAN_ROWS,
     ("conv1d.weight", "conv_weight", ((0, 1), (), 2)),
     ("conv1d.bias", "conv_bias", ((0, 1),)),
 )

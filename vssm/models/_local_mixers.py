@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from vssm.models._searched_orders import LOCAL_VIM, LOCAL_VMAMBA_TINY
 from vssm.nn import SS2D, BranchLayerNorm, ChannelGate, OrderTable, VimMixer
-from vssm.ops import causal_conv1d
 from vssm.scan import OrderFunction, ScanOrder, columns, with_padding_tokens
 from vssm.values import widened
 
@@ -136,8 +135,7 @@ class LocalVimMixer(VimMixer):
         count = tokens.shape[1]
         if order.tokens > count:
             x = F.pad(x, (0, 0, 0, order.tokens - count))
-        x = causal_conv1d(x, self.conv_weight, self.conv_bias, order, silu=True)
-        directions = self.scan(x, order)[:, :count] * F.silu(z).unsqueeze(2)
+        directions = self.scan(self.convolved(x, order), order)[:, :count] * F.silu(z).unsqueeze(2)
         if self.official_columns is not None:
             directions = self.official_columns(directions, height, width)
         return self.out_proj(self.channel_gate(directions, over=1).sum(2))

@@ -50,8 +50,6 @@ class Plain(Backbone):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = {"embed_dim": num_features, "stride": stride, "depth": depth}
-        check_arguments({**sizes, "in_chans": in_chans, "num_classes": num_classes, "drop_rate": drop_rate})
         self.in_chans, self.num_classes = in_chans, num_classes
         self.num_features = self.head_hidden_size = num_features
         self.global_pool = self._checked_pool(global_pool)

@@ -27,7 +27,6 @@ class Pooled(Backbone):
 
     def __init__(self, in_chans: int):
         super().__init__()
-        check_arguments({"in_chans": in_chans})
         self.in_chans = in_chans
 
     def add_head(
@@ -40,7 +39,6 @@ class Pooled(Backbone):
         **dd: Any,
     ) -> None:
         """The classifier of maps with `num_features` channels, made by `head`; the others are as everywhere in timm."""
-        check_arguments({"num_classes": num_classes, "global_pool": global_pool, "drop_rate": drop_rate})
         self.num_classes, self.num_features = num_classes, num_features
         self.head = head(
             num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd
@@ -49,6 +47,14 @@ class Pooled(Backbone):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(features, pre_logits=pre_logits)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters without weight decay, beside one-dimensional tensors and biases.
+
+        That is VMamba's choice, and that of most families after it. official: D is one-dimensional; here: not. A_log
+        and dt_bias are decayed: both are two-dimensional there, and the official flag on A_log is read by no optimiser.
+        """
+        return self.parameters_ending("D")
 
     def get_classifier(self) -> nn.Module:
         return self.head.fc

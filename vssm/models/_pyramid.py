@@ -12,7 +12,6 @@ from timm.layers import ClassifierHead, to_2tuple
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from vssm.models._arguments import check_arguments
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
 
@@ -65,11 +64,7 @@ def make_stages(
         drop_path_rate: of the last block.
         norm: makes the norm that a stage ends in, except the last, from the number of channels.
         **dd: device and dtype.
-
-    Raises:
-        ValueError: sizes or a rate that no model can mean.
     """
-    check_arguments({"dims": dims, "depths": depths, "drop_path_rate": drop_path_rate})
     rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
     return [
         Stage(

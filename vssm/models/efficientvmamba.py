@@ -181,10 +181,6 @@ class EfficientVMamba(Pyramid):
         self.renaming = _SCANNED + _convolved(depths, scanned_stages)
         initialise_linear_layers(self)
 
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
-        return self.parameters_ending("D")
-
 
 def _variant(size: str, title: str, **arguments: Any) -> Variant:
     folder = f"https://huggingface.co/TerryPei/EfficientVMamba-{size.capitalize()}/resolve/main/"

@@ -33,6 +33,7 @@ from vssm.nn import (
     initialise_linear_layers,
 )
 from vssm.scan import OrderFunction, cross, one_direction
+from vssm.values import widened
 
 
 @register_notrace_module
@@ -83,7 +84,7 @@ class ClassBlock(nn.Module):
         self.mixer = ModulatedGroupMamba(dim, scan_order, **dd)
         self.norm1 = StreamLayerNorm(dim, eps=1e-6, **dd)
         self.norm2 = BranchLayerNorm(dim, eps=1e-6, **dd)
-        self.mlp = LeanMlp(dim, int(mlp_ratio * dim), **dd)
+        self.mlp = LeanMlp(dim, widened(dim, mlp_ratio, "mlp_ratios"), **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.norm1(self.mixer(x))
@@ -222,7 +223,7 @@ class GroupMamba(Pyramid):
         dd = {"device": device, "dtype": dtype}
 
         def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
-            mlp = ConvMlp(dim, int(mlp_ratios[stage] * dim), residual=False, pointwise=nn.Linear, **dd)
+            mlp = ConvMlp(dim, widened(dim, mlp_ratios[stage], "mlp_ratios"), residual=False, pointwise=nn.Linear, **dd)
             norm2 = partial(BranchLayerNorm, eps=1e-6)
             return Block(dim, ModulatedGroupMamba(dim, scan_order, **dd), mlp, drop_path, nn.Identity, norm2, **dd)
 
@@ -260,10 +261,6 @@ class GroupMamba(Pyramid):
 
     def parameters_without_effect(self) -> set[str]:
         return {name for name in self.parameters_ending("A_log") if name.startswith("head.class_block.")}
-
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
-        return self.parameters_ending("D")
 
 
 def initialise_convolutions(model: nn.Module) -> None:

@@ -200,10 +200,6 @@ class HRVMamba(HighResolution):
         )
         initialise_linear_layers(self)
 
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
-        return self.parameters_ending("D")
-
 
 def _variant(size: str, title: str, file: str, pixels: int, **arguments: Any) -> Variant:
     weights = f"https://drive.google.com/file/d/{file}/view?usp=sharing"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import lecun_normal_, register_notrace_module, to_2tuple
+from timm.layers import lecun_normal_, register_notrace_module
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
@@ -31,7 +31,6 @@ from vssm.nn import (
     VimMixer,
     initialise_linear_layers,
     recomputed,
-    resize_position,
 )
 from vssm.ops import ScanTable
 from vssm.scan import OrderFunction, ScanOrder, backwards, raster
@@ -86,14 +85,13 @@ class LocallyBidirectionalScan(SelectiveScan):
             (batch, tokens, channels).
         """
         delta, B, C = self.project(tokens)
-        D = self.D.to(torch.promote_types(self.D.dtype, torch.float32))
 
         def scanned(D: Tensor | None, **how: Any) -> Tensor:
             return self._scan(tokens, delta, B, C, D, merge=True, **how)
 
         # A scan of the block backwards reads r_t + b_t; one that starts anew at every step reads b_t alone.
         within = scanned(None, order=locally, segment=window(order.steps)) - scanned(None, order=order, segment=1)
-        return scanned(D, order=order) + within
+        return scanned(self._each(self.D), order=order) + within
 
 
 @register_notrace_module
@@ -107,6 +105,8 @@ class LBMambaMixer(VimMixer):
     torch.Size([2, 15, 8])
     """
 
+    scan_class = LocallyBidirectionalScan
+
     def __init__(
         self,
         dim: int,
@@ -116,9 +116,7 @@ class LBMambaMixer(VimMixer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__(dim, state, conv_width, scan_order, **dd)
-        self.scan = LocallyBidirectionalScan(2 * dim, self.directions, state, rank=math.ceil(dim / 16), **dd)
+        super().__init__(dim, state, conv_width, scan_order, device=device, dtype=dtype)
         self.local_table = OrderTable(LocallyBackwards(scan_order))
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
@@ -189,8 +187,7 @@ class LBMamba(PlainWithPosition):
         dd = {"device": device, "dtype": dtype}
         super().__init__(embed_dim, patch_size, depth, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, patch_size, **dd)
-        self.grid = self.patch_embed.grid(*to_2tuple(img_size))
-        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], embed_dim, **dd))
+        self.add_position(img_size, **dd)
         # official: the tokens are flipped in memory after every layer. Here: the order is.
         orders = scan_order, backwards(scan_order)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
@@ -219,12 +216,6 @@ class LBMamba(PlainWithPosition):
             if head is not None:
                 initialise_linear_layers(head)
 
-    def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
-        patches = self.patch_embed(image)
-        _, height, width, _ = patches.shape
-        tokens = patches.flatten(1, 2) + resize_position(self.pos_embed, self.grid, height, width)
-        return tokens.to(torch.promote_types(self.pos_embed.dtype, torch.float32)), height, width
-
     def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         # official: detection and segmentation read a layer's output before it is added to the residual stream.
         branch = self._run(partial(_branch, block), tokens, height, width)
@@ -242,10 +233,6 @@ class LBMamba(PlainWithPosition):
         super().reset_classifier(num_classes, global_pool)
         if self.global_pool != "map":
             self.attn_pool = None
-
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors, biases, and the embedding, as in Vim; stacked tensors are named.
-        return {"pos_embed"} | self.parameters_ending("conv_bias", "dt_bias", "D")
 
 
 FAMILY = Family(

@@ -249,10 +249,6 @@ class LocalVMamba(Pyramid):
         )
         initialise_linear_layers(self)
 
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
-        return self.parameters_ending("D")
-
 
 _RELEASE = "https://github.com/hunto/LocalMamba/releases/download/v1.0.0/"
 _SMALL = {"embed_dim": 16, "depth": 3, "img_size": 64}

@@ -280,10 +280,6 @@ class MHSVM(Pyramid):
         )
         initialise_linear_layers(self)
 
-    def no_weight_decay(self) -> set[str]:
-        # As VMamba. official: every parameter is decayed alike.
-        return self.parameters_ending("D")
-
 
 # Maps of few channels hold small values, whose variation would stay below the threshold.
 _SMALL = {"dims": (8, 16, 16, 16), "depths": (1, 1, 1, 1), "state": 4, "threshold": 0.0, "routes": HEADS[2:]}

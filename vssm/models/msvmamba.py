@@ -198,10 +198,6 @@ class MSVMamba(Pyramid):
         )
         initialise_linear_layers(self)
 
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
-        return self.parameters_ending("D")
-
 
 class FirstMSVMamba(MSVMamba):
     """The paper's MSVMamba, whose official weights are laid out in another way; arguments are those of MSVMamba."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vssm.models._checkpoint import under
 from vssm.models._family import Family, Variant
-from vssm.models._layouts import in_mmpretrain
+from vssm.models._layouts import MAMBA_SCAN_ROWS, in_mmpretrain
 from vssm.models._plain import PlainWithPosition
 from vssm.nn import (
     BatchNormStem,
@@ -29,7 +29,7 @@ from vssm.nn import (
     SelectiveScan,
     initialise_linear_layers,
 )
-from vssm.ops import ScanTable, selective_scan, sum_gate
+from vssm.ops import ScanTable, sum_gate
 from vssm.scan import OrderFunction, ScanOrder, zigzag
 
 # What a step may be: none (the first, or a jump), to the right, to the left, up, down.
@@ -119,10 +119,9 @@ class DirectionAwareScan(SelectiveScan):
         y = self._scan(met, delta, B + self.B_of_move[moves.table.T.long()], C, self._each(self.D), order=None)
         return y[:, step_of_token.table.T.long(), torch.arange(count, device=y.device)]
 
-    def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
+    def step_bias(self) -> Tensor:
         # official: the bias of the step sizes is added twice. Here: the same, for the weights' sake.
-        bias, weight = 2 * self._each(self.dt_bias), self.dt_proj.expand(self.directions, -1, -1)
-        return selective_scan(tokens, delta, self.rates(), B, C, D, delta_bias=bias, delta_weight=weight, **how)
+        return 2 * super().step_bias()
 
 
 @register_notrace_module
@@ -180,17 +179,6 @@ class ConvBlock(Block):
         return self.local(maps).permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype)
 
 
-_MAMBA = (
-    ("A_log", "scan.A_log", ((0, 1), 2)),
-    ("D", "scan.D", ((0, 1),)),
-    ("direction_Bs", "scan.B_of_move"),
-    ("x_proj.weight", "scan.x_proj", ((0, 1), 2)),
-    ("dt_proj.weight", "scan.dt_proj", ((0, 1), 2)),
-    ("dt_proj.bias", "scan.dt_bias", ((0, 1),)),
-    ("conv2d", "conv"),
-)
-
-
 class PlainMamba(PlainWithPosition):
     """PlainMamba.
 
@@ -225,7 +213,9 @@ class PlainMamba(PlainWithPosition):
             ("layers.{i}.dw.0", "blocks.{i}.local.conv"),
             ("layers.{i}.dw.1", "blocks.{i}.local.bn"),
             ("layers.{i}.mamba", "blocks.{i}.mixer"),
-            *under("layers.{i}.mamba", "blocks.{i}.mixer", _MAMBA),
+            *under("layers.{i}.mamba", "blocks.{i}.mixer", MAMBA_SCAN_ROWS),
+            ("layers.{i}.mamba.direction_Bs", "blocks.{i}.mixer.scan.B_of_move"),
+            ("layers.{i}.mamba.conv2d", "blocks.{i}.mixer.conv"),
             ("ln1", "norm"),
         )
     )

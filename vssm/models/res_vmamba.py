@@ -135,10 +135,6 @@ class ResVMamba(Pyramid):
             return state
         return state | {name: torch.zeros_like(value) for name, value in own.items()}
 
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here; as VMamba.
-        return self.parameters_ending("D")
-
 
 FAMILY = Family(
     title="Res-VMamba",

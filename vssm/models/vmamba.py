@@ -94,11 +94,6 @@ class VMamba(Pyramid):
         )
         initialise_linear_layers(self)
 
-    def no_weight_decay(self) -> set[str]:
-        # official: one-dimensional tensors and biases, of which D is one there and two-dimensional here. A_log and
-        # dt_bias are decayed: both are two-dimensional there, and the official flag on A_log is read by no optimiser.
-        return self.parameters_ending("D")
-
 
 class VanillaVMamba(VMamba):
     """The first VMamba, whose official weights are laid out in another way; arguments are those of VMamba."""

@@ -131,9 +131,13 @@ class VimMixer(nn.Module):
             height and width are those of the grid of patches.
         shared: all directions have the same parameters (RSMamba), which are held once.
 
+    A family with another scan names it in `scan_class`.
+
     >>> VimMixer(8)(torch.randn(2, 15, 8), height=3, width=5).shape
     torch.Size([2, 15, 8])
     """
+
+    scan_class: type[SelectiveScan] = SelectiveScan
 
     def __init__(
         self,
@@ -154,7 +158,7 @@ class VimMixer(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
         self.conv_weight = nn.Parameter(torch.empty(sets, inner, conv_width, **dd))
         self.conv_bias = nn.Parameter(torch.empty(sets, inner, **dd))
-        self.scan = SelectiveScan(inner, self.directions, state, math.ceil(dim / 16), shared, **dd)
+        self.scan = self.scan_class(inner, self.directions, state, math.ceil(dim / 16), shared, **dd)
         self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
         for parameter in (self.conv_weight, self.conv_bias):
             nn.init.uniform_(parameter, -(conv_width**-0.5), conv_width**-0.5)

@@ -121,7 +121,7 @@ class SelectiveScan(nn.Module):
         return self._scan(_wide(tokens), delta, B, read_by, None, order=order, segment=segment)[..., None], C
 
     def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
-        bias, weight = self._each(self.dt_bias), self.dt_proj.expand(self.directions, -1, -1)
+        bias, weight = self.step_bias(), self.dt_proj.expand(self.directions, -1, -1)
         return selective_scan(tokens, delta, self.rates(), B, C, D, delta_bias=bias, delta_weight=weight, **how)
 
     def _each(self, parameter: Tensor) -> Tensor:
@@ -148,6 +148,10 @@ class SelectiveScan(nn.Module):
     def rates(self) -> Tensor:
         """A, the decay rates: (directions, channels, state), negative."""
         return -torch.exp(self._each(self.A_log))
+
+    def step_bias(self) -> Tensor:
+        """The bias of the step sizes before softplus: (directions, channels)."""
+        return self._each(self.dt_bias)
 
     def extra_repr(self) -> str:
         channels = self.x_proj.shape[2]

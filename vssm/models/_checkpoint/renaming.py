@@ -167,12 +167,10 @@ class Renaming:
             return dict(state)
         state = {name: value for name, value in state.items() if not name.startswith(self.dropped)}
         rules = list(self.rules(shapes))
-        if self.older:
-            current = {self._older.official(name)[0]: name for rule in rules for name in rule.theirs}
-            state = {current.get(name, name): value for name, value in state.items()}
-        if self.twins:
-            once = {self._twin.official(name)[0]: name for rule in rules for name in rule.theirs}
-            state = {once.get(name, name): value for name, value in state.items()}
+        for other_names in (self._older, self._twin):
+            if other_names.rows:
+                current = {other_names.official(name)[0]: name for rule in rules for name in rule.theirs}
+                state = {current.get(name, name): value for name, value in state.items()}
         found = {}
         for rule in rules:
             if all(name in state for name in rule.theirs):
