@@ -126,6 +126,14 @@ def test_half_precision_inputs(backend, dtype):
     check_backend(backend, args)
 
 
+@pytest.mark.parametrize("wide", ["u", "delta", "B", "C"])
+@pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
+def test_one_input_of_another_precision(backend, wide):
+    """As where a model adds a float32 parameter to B under autocast."""
+    args = make_arguments("vim", torch.bfloat16, device=device_of(backend))
+    check_backend(backend, args._replace(**{wide: getattr(args, wide).float()}))
+
+
 @pytest.mark.parametrize("state", [1, 16])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_bfloat16_in_pairs_only_where_it_lies_so(offset, state):

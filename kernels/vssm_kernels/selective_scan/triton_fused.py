@@ -336,7 +336,8 @@ def _rates(args: ScanArguments) -> Tensor:
 
 def _switches(args: ScanArguments, dy: Tensor, strides: list[int]) -> dict[str, bool | int]:
     rows = [_place(tensor) for tensor in (args.u, args.delta, dy)]
-    states = [_place(tensor) for tensor in (args.B, args.C) if tensor is not None]
+    C = args.B if args.C is None else args.C
+    states = [_place(args.B), _place(C)]
     row = max(math.prod(args.output_shape[2:]), *strides[1::3])  # the longest step from token to token
     return {
         "HAS_ORDER": args.order is not None,
@@ -348,7 +349,7 @@ def _switches(args: ScanArguments, dy: Tensor, strides: list[int]) -> dict[str, 
         "ROW_ALIGN": math.gcd(args.channels, *strides[:6], *strides[12:], *rows, 2),
         "STATE_ALIGN": math.gcd(args.state, *strides[6:12], *states, 8),
         "WIDE": args.tokens * row >= 2**31,  # whether a sequence needs 64-bit offsets
-        "PARTS": 0 if torch.version.hip is not None else 2 if args.B.dtype == torch.float32 else 1,
+        "PARTS": 0 if torch.version.hip is not None else 2 if torch.float32 in {args.B.dtype, C.dtype} else 1,
     }
 
 

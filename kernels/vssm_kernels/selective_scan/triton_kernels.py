@@ -328,7 +328,8 @@ def forward_kernel(
         pair, pairs = n, state
     else:
         B_lanes, B_token, pair, pairs = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
-        C_lanes, C_token, _, _ = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
+        # C may have another dtype than B, as where a float32 parameter was added to one of them.
+        C_lanes, C_token, C_pair, C_pairs = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     if HAS_C:
         y_token = directions * channels
         y += b * tokens * y_token + k * channels + c
@@ -355,7 +356,7 @@ def forward_kernel(
         elif BESIDE:
             C_rows = B_rows
         else:
-            C_rows = load_rows(C_lanes, here, C_token, pair, pairs, UNROLL)
+            C_rows = load_rows(C_lanes, here, C_token, C_pair, C_pairs, UNROLL)
     ahead = walk(order, k, first + UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
     if CHUNKED:
         tile = (n < state)[:, None] & (c < channels)[None, :]
@@ -372,7 +373,7 @@ def forward_kernel(
             elif BESIDE:
                 C_ahead = B_ahead
             else:
-                C_ahead = load_rows(C_lanes, ahead, C_token, pair, pairs, UNROLL)
+                C_ahead = load_rows(C_lanes, ahead, C_token, C_pair, C_pairs, UNROLL)
         after = walk(order, k, start + 2 * UNROLL, steps, HAS_ORDER, WIDE, UNROLL)
         if CHECKPOINT > UNROLL and start % CHECKPOINT == 0:
             tl.store(checkpoint + start // CHECKPOINT * group_size, h)
