@@ -152,7 +152,8 @@ def test_batched_gradients(name):
     tensors = [tensor.detach() for tensor in tensors]
 
     def function(first):
-        return op(first, *tensors[1:]).sum(0)
+        output = op(first, *tensors[1:]).flatten()
+        return output[:: len(output) // 3]  # a few from everywhere: each is a backward pass of its own
 
     slow = torch.autograd.functional.jacobian(function, tensors[0])
     assert_close(torch.autograd.functional.jacobian(function, tensors[0], vectorize=True), slow)

@@ -217,7 +217,7 @@ FAMILY = Family(
     owner="zhanghao5201",
     strides=(4, 8, 16, 32),
     small={
-        "hrvmamba_nano": {"dims": (16, 24, 32, 48), "depths": (1, 1, 1, 1), "blocks": 1},
+        "hrvmamba_nano": {"first_dim": 8, "dims": (16, 24, 32, 48), "depths": (1, 1, 1, 1), "blocks": 1},
     },
     variants=(
         _variant(
