@@ -36,8 +36,8 @@ def permuted(directions: int, tokens: int, device: str) -> ScanTable:
 # name: (sizes, order steps or None for raster, segment, with D and bias, states only)
 CASES = {
     "one token": (dict(tokens=1, channels=3, state=1, directions=1), None, 0, True, False),
-    "vim": (dict(tokens=23, channels=40, state=16, directions=2, shared_input=False), "permuted", 0, True, False),
-    "vmamba": (dict(tokens=15, channels=24, state=1, directions=4), "permuted", 0, True, False),
+    "vim": (dict(tokens=17, channels=40, state=16, directions=2, shared_input=False), "permuted", 0, True, False),
+    "vmamba": (dict(tokens=11, channels=24, state=1, directions=3), "permuted", 0, True, False),
     "odd channels, no D, no bias": (dict(tokens=21, channels=17, state=5, directions=1), None, 0, False, False),
     "empty and repeated": (dict(tokens=13, channels=18, state=3, directions=2), "random", 0, True, False),
     "segments": (dict(tokens=20, channels=8, state=4, directions=2), "permuted", 6, True, False),
