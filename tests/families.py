@@ -30,6 +30,13 @@ for _kind in KINDS:
         CLASSES.append(_kind)
 
 
+def shallow(kind: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """A kind cut to two stages or two blocks, for tests that trace a model: every block takes them seconds."""
+    name, arguments = kind
+    cut = {key: value[:2] for key, value in arguments.items() if key in ("dims", "depths", "mlp_ratios")}
+    return name, {**arguments, **cut, **({"depth": 2} if "depth" in arguments else {})}
+
+
 def missing(family: Family, root: Path = ROOT) -> list[str]:
     """What a family lacks outside its own file, a sentence each; empty where it is complete.
 
@@ -47,6 +54,9 @@ def _missing(family: Family, root: Path) -> Iterator[str]:
         yield "its declaration has no `small`: the arguments with which tests build its models, on a GPU too"
     for name in sorted(set(family.small) - set(family.models)):
         yield f"`small` names {name}, which is none of its variants or aliases"
+    made = {model_class(name) for name in set(family.small) & set(family.models)}
+    for model in sorted({variant.model or family.model for variant in family.variants} - made, key=str):
+        yield f"`small` names no variant whose model is {model.__name__}"
 
     card = root / "model_cards" / f"{family.name}.md"
     if not card.exists():

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import timm
 import torch
-from families import CLASSES, KINDS
+from families import CLASSES, KINDS, shallow
 from torch import Tensor, nn
 
 from vssm.models import FAMILIES, Plain
@@ -17,6 +17,7 @@ from vssm.scan import ScanOrder, bidirectional, diagonal
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0])
 every_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+every_class_shallow = pytest.mark.parametrize("kind", list(map(shallow, CLASSES)), ids=lambda kind: kind[0])
 
 
 def small(kind: tuple[str, dict], **overrides: object) -> nn.Module:
@@ -105,7 +106,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind: tuple[str, dict])
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@every_class
+@every_class_shallow
 def test_compiles_whole_forward_and_backward(kind: tuple[str, dict]) -> None:
     """One graph, traced through autograd; what inductor makes of it is tested on the GPU, where it takes seconds."""
     torch.compiler.reset()
@@ -125,7 +126,7 @@ def test_compiles_whole_forward_and_backward(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(compiled(wide), model(wide), atol=1e-4, rtol=1e-4)
 
 
-@every_class
+@every_class_shallow
 def test_exports(kind: tuple[str, dict]) -> None:
     """For one image size and any batch size, and before the model ever ran: no other test has images of this size."""
     model, x = small(kind).eval(), images(5, 3, 128, 144)
@@ -134,7 +135,7 @@ def test_exports(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
 
 
-@every_class
+@every_class_shallow
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     "dynamic",

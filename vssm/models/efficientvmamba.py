@@ -196,7 +196,7 @@ FAMILY = Family(
     license="apache-2.0",
     owner="terrypei",
     strides=(4, 8, 16, 32),
-    small={"efficientvmamba_tiny": {"dims": (16, 24, 32, 40), "depths": (1, 1, 2, 1)}},
+    small={"efficientvmamba_tiny": {"dims": (16, 24, 32, 40), "depths": (1, 1, 1, 1), "scanned_stages": 1}},
     variants=(
         _variant("tiny", "EfficientVMamba-T", dims=(48, 96, 192, 384), depths=(2, 2, 4, 2)),
         _variant("small", "EfficientVMamba-S", dims=(64, 128, 256, 512), depths=(2, 2, 4, 2)),
