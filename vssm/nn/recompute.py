@@ -32,4 +32,4 @@ def saves_activations() -> bool:
     ...     saves_activations()
     False
     """
-    return torch.is_grad_enabled() and not torch._C._is_tracing()
+    return torch.is_grad_enabled() and not torch.jit.is_tracing()
