@@ -29,7 +29,7 @@ except ImportError:  # why_no_triton reports it
 _BLOCK = 1024  # numbers of a program
 _ALIGN = 64  # what is made begins at multiples of so many numbers
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
-_MOST = 8  # parameters of one kernel
+_MOST = 12  # parameters of one kernel
 
 
 class Layout(IntEnum):
@@ -293,9 +293,11 @@ if triton is not None:
         return place
 
     @triton.jit
-    def read_kernel(p0, p1, p2, p3, p4, p5, p6, p7, table, narrow, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    def read_kernel(
+        p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, table, narrow, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr
+    ):  # fmt: skip
         """Program (block, parameter) makes BLOCK numbers of what is made of a parameter."""
-        parameters = (p0, p1, p2, p3, p4, p5, p6, p7)
+        parameters = (p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11)
         first = tl.program_id(0) * BLOCK
         size = field(table, 2)
         if first < size:
@@ -312,9 +314,11 @@ if triton is not None:
                         tl.store(narrow + out, value.to(narrow.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def gradient_kernel(g0, g1, g2, g3, g4, g5, g6, g7, table, out, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    def gradient_kernel(
+        g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11, table, out, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr
+    ):  # fmt: skip
         """Program (block, parameter) makes BLOCK numbers of a parameter's gradient."""
-        gradients = (g0, g1, g2, g3, g4, g5, g6, g7)
+        gradients = (g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11)
         first = tl.program_id(0) * BLOCK
         size = field(table, 1)
         if first < size:
