@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vssm_kernels.directed_linear import side_by_side
 from vssm_kernels.dispatch import is_plain
-from vssm_kernels.gpu import cdiv, launch, why_no_triton
+from vssm_kernels.gpu import cdiv, launch, on_gpu, why_no_triton
 
 try:
     import triton
@@ -164,6 +164,8 @@ class _Plan(NamedTuple):
             begin[wide] += cdiv(size, _ALIGN) * _ALIGN
             begins.append(begins[-1] + cdiv(numbers, _ALIGN) * _ALIGN)
             largest = max(largest, size, numbers)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("run the model once before capturing a CUDA graph: its parameters are not yet laid out")
         with torch.inference_mode(False), torch.no_grad():
             table = torch.tensor(fields, dtype=torch.int32, device="cpu").to(device)
         sizes = (begin[0], begin[1])
@@ -235,13 +237,14 @@ def _launch(kernel, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, secon
     """Pointers that are left over are those of the first tensor; no program follows them."""
     count = len(tensors)
     pointers = [*tensors, *[tensors[0]] * (_MOST - count), plan.table, first, second]
-    launch(
-        kernel,
-        (plan.blocks, count),
-        tuple((t.dtype, t.data_ptr() & 15, t.get_device()) for t in pointers),
-        dict(zip(kernel.arg_names, pointers, strict=False)),
-        lambda: {"COUNT": count, "BLOCK": _BLOCK},
-    )
+    with on_gpu(first.device):
+        launch(
+            kernel,
+            (plan.blocks, count),
+            tuple((t.dtype, t.data_ptr() & 15, t.get_device()) for t in pointers),
+            dict(zip(kernel.arg_names, pointers, strict=False)),
+            lambda: {"COUNT": count, "BLOCK": _BLOCK},
+        )
 
 
 if triton is not None:
