@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vssm_kernels.directed_linear import side_by_side
 from vssm_kernels.dispatch import is_plain
-from vssm_kernels.gpu import cdiv, launch, why_no_triton
+from vssm_kernels.gpu import cdiv, launch, on_gpu, why_no_triton
 
 try:
     import triton
@@ -86,8 +86,8 @@ def read_parameters(parameters: Sequence[Tensor], forms: Sequence[Form], dtype: 
     else:
         groups = [which]
     for part in (group[start : start + _MOST] for group in groups for start in range(0, len(group), _MOST)):
-        tensors, shapes = [parameters[i] for i in part], tuple(parameters[i].shape for i in part)
-        part_forms = tuple(forms[i] for i in part)
+        tensors, shapes = [parameters[i] for i in part], tuple([parameters[i].shape for i in part])
+        part_forms = tuple([forms[i] for i in part])
         plan = _Plan.of(shapes, part_forms, dtype, tensors[0].device)
         for i, tensor in zip(part, _Together.apply(plan, part_forms, *tensors), strict=True):
             found[i] = tensor
@@ -99,12 +99,11 @@ def _in_one_kernel(parameters: Sequence[Tensor]) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing() or not parameters[0].is_cuda:
         return False
-    dtype = parameters[0].dtype
-    return (
-        dtype in _NARROW
-        and all(is_plain(tensor) and tensor.dtype == dtype and tensor.is_contiguous() for tensor in parameters)
-        and why_no_triton(*parameters) is None
-    )
+    dtype, device = parameters[0].dtype, parameters[0].device
+    for tensor in parameters:
+        if not is_plain(tensor) or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+            return False
+    return dtype in _NARROW and why_no_triton(parameters[0]) is None
 
 
 def _read(parameter: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
@@ -164,6 +163,8 @@ class _Plan(NamedTuple):
             begin[wide] += cdiv(size, _ALIGN) * _ALIGN
             begins.append(begins[-1] + cdiv(numbers, _ALIGN) * _ALIGN)
             largest = max(largest, size, numbers)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("run the model once before capturing a CUDA graph: its parameters are not yet laid out")
         with torch.inference_mode(False), torch.no_grad():
             table = torch.tensor(fields, dtype=torch.int32, device="cpu").to(device)
         sizes = (begin[0], begin[1])
@@ -186,8 +187,10 @@ class _Together(torch.autograd.Function):
         ctx.plan, ctx.forms = plan, forms
         ctx.save_for_backward(wide, *parameters)
         return tuple(
-            (wide if is_wide else narrow).as_strided(shape, strides, begin)
-            for is_wide, shape, strides, begin in plan.outputs
+            [
+                (wide if is_wide else narrow).as_strided(shape, strides, begin)
+                for is_wide, shape, strides, begin in plan.outputs
+            ]
         )
 
     @staticmethod
@@ -235,13 +238,14 @@ def _launch(kernel, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, secon
     """Pointers that are left over are those of the first tensor; no program follows them."""
     count = len(tensors)
     pointers = [*tensors, *[tensors[0]] * (_MOST - count), plan.table, first, second]
-    launch(
-        kernel,
-        (plan.blocks, count),
-        tuple((t.dtype, t.data_ptr() & 15, t.get_device()) for t in pointers),
-        dict(zip(kernel.arg_names, pointers, strict=False)),
-        lambda: {"COUNT": count, "BLOCK": _BLOCK},
-    )
+    with on_gpu(first.device):
+        launch(
+            kernel,
+            (plan.blocks, count),
+            (first.dtype, first.get_device(), tuple([(tensor.dtype, tensor.data_ptr() & 15) for tensor in tensors])),
+            dict(zip(kernel.arg_names, pointers, strict=False)),
+            lambda: {"COUNT": count, "BLOCK": _BLOCK},
+        )
 
 
 if triton is not None:

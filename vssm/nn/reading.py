@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from vssm.nn.norm import product_dtype
+from vssm.nn.norm import autocast_dtype, product_dtype
 from vssm.ops import Form, is_plain, is_watched, read_parameters
 
 
@@ -26,7 +26,7 @@ class ReadsParameters(nn.Module):
         together = None if torch.compiler.is_compiling() else _together.get()
         if together is not None:
             dtype, found = together
-            if self in found and dtype == product_dtype(x, found[self][0]):
+            if self in found and dtype == autocast_dtype(x):
                 return found[self]
         return self.read_as(self.to_read(x.is_cuda), x)
 
@@ -39,7 +39,8 @@ class ReadsParameters(nn.Module):
 
 
 _Found = dict[ReadsParameters, tuple[Tensor | None, ...]]
-_together: ContextVar[tuple[torch.dtype, _Found] | None] = ContextVar("vssm_read_together", default=None)
+# Under which autocast a block has read, and what.
+_together: ContextVar[tuple[torch.dtype | None, _Found] | None] = ContextVar("vssm_read_together", default=None)
 
 
 class ReadTogether:
@@ -71,7 +72,7 @@ class ReadTogether:
         finally:
             _together.reset(token)
 
-    def _read(self, x: Tensor) -> tuple[torch.dtype, _Found] | None:
+    def _read(self, x: Tensor) -> tuple[torch.dtype | None, _Found] | None:
         parameters: list[Tensor] = []
         forms: list[Form] = []
         places: dict[ReadsParameters, list[int | None]] = {}
@@ -86,11 +87,10 @@ class ReadTogether:
                 if parameter is not None:
                     parameters.append(parameter)
                     forms.append(form)
-        if not parameters or not all(map(is_plain, parameters)):
+        if not parameters or not all([is_plain(parameter) for parameter in parameters]):
             return None
-        dtype = product_dtype(x, parameters[0])
-        found = read_parameters(parameters, forms, dtype)
-        return dtype, {
+        found = read_parameters(parameters, forms, product_dtype(x, parameters[0]))
+        return autocast_dtype(x), {
             layer: tuple([None if place is None else found[place] for place in where])
             for layer, where in places.items()
         }
