@@ -13,6 +13,7 @@ VARIANTS = {
     "causal_conv1d.triton_fused.forward_kernel": 2,
     "causal_conv1d.triton_fused.backward_kernel": 2,
     "direction_sum.sum_kernel": 2,
+    "direction_sum.sum_blocks_kernel": 1,
     "selective_scan.triton_chunk_kernels.ends_kernel": 4,
     "selective_scan.triton_chunk_kernels.carry_kernel": 4,
     "selective_scan.triton_kernels.forward_kernel": 12,
