@@ -10,5 +10,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='spatialmamba_base', drop_path_rate=0.5, num_classes=1000),
+    backbone=dict(name='spatialmamba_base', drop_path_rate=0.5, num_classes=1000),
     type='ImageClassifier')
