@@ -23,6 +23,7 @@ from types import ModuleType
 from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
+from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.standard import standard_operations
@@ -35,6 +36,7 @@ __all__ = [
     "backend_report",
     "causal_conv1d",
     "directed_linear",
+    "noncausal_ssd",
     "selective_scan",
     "side_by_side",
     "standard_operations",
