@@ -50,6 +50,7 @@ class VSSD(Pyramid):
     """
 
     renaming = MLLA_PYRAMID + Renaming(under(*BLOCK, _BLOCK))
+    weights_under = ("model_ema", "model", "state_dict")  # official: best where the averaged weights are
     first_conv = f"stem.{ResidualStem.first_conv}"
 
     def __init__(
