@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.op import without_autocast
-from vssm_kernels.saturation import saturate
 
 
 def noncausal_ssd(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
@@ -18,8 +17,8 @@ def noncausal_ssd(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
         h = sum over all tokens s of B[s] (A delta'[s] u[s])^T;    y[t] = C[t] h + D u[t]
 
     No order and no decay: A weighs what a token adds. Two matrix products, whose cost is linear in the tokens. The sum
-    is not divided by their number, so arithmetic and state are float32 (float64 for float64 inputs) whatever the
-    activations are.
+    is not divided by their number and leaves the range of float16, so arithmetic, state and output are float32 (float64
+    for float64 inputs) whatever the activations are.
 
     Args:
         u: (batch, tokens, heads, channels).
@@ -30,7 +29,7 @@ def noncausal_ssd(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
         delta_bias: (heads,), added to delta.
 
     Returns:
-        (batch, tokens, heads, channels) in u's dtype; float16 is clamped to its largest number.
+        (batch, tokens, heads, channels) in float32 at least.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -45,8 +44,7 @@ def noncausal_ssd(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
         x, delta, A, B, C, D, delta_bias = (each.to(dtype) for each in (u, delta, A, B, C, D, delta_bias))
         added = x * (A * F.softplus(delta + delta_bias))[..., None]
         h = B.transpose(1, 2) @ added.flatten(2)  # (batch, state, heads * channels)
-        y = (C @ h).view_as(x) + D[:, None] * x
-    return saturate(y, u.dtype)
+        return (C @ h).view_as(x) + D[:, None] * x
 
 
 def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> None:

@@ -71,15 +71,16 @@ class NoncausalSSD(nn.Module):
         """(batch, height, width, dim) in and out."""
         z, uBC, delta = self.in_proj(x).split([self.inner, self.inner + 2 * self.state, self.heads], dim=-1)
         uBC = F.silu(self.conv(uBC)).flatten(1, 2)
-        # Only its inputs are saved for the backward: what it makes of them is in float32.
-        y = recomputed(self.over_all_tokens, uBC, delta.flatten(1, 2))
-        return self.out_proj(self.norm(y).view_as(z) * z)
+        # Only these inputs are saved for the backward: all that is made of them before the norm is float32.
+        y = recomputed(self.normed, uBC, delta.flatten(1, 2))
+        return self.out_proj(y.view_as(z) * z)
 
-    def over_all_tokens(self, uBC: Tensor, delta: Tensor) -> Tensor:
+    def normed(self, uBC: Tensor, delta: Tensor) -> Tensor:
         """(batch, tokens, inner channels + 2 states) and (batch, tokens, heads) to (batch, tokens, inner channels)."""
         u, B, C = uBC.split([self.inner, self.state, self.state], dim=-1)
         A = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        return noncausal_ssd(u.unflatten(-1, (self.heads, -1)), delta, A, B, C, self.D, self.dt_bias).flatten(2)
+        y = noncausal_ssd(u.unflatten(-1, (self.heads, -1)), delta, A, B, C, self.D, self.dt_bias)
+        return self.norm(y.flatten(2))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, state={self.state}"
