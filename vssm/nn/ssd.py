@@ -8,6 +8,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.recompute import recomputed
 from vssm.nn.step import draw_step_bias
@@ -52,13 +53,13 @@ class NoncausalSSD(nn.Module):
         scanned = inner + 2 * state
         self.heads, self.inner, self.state = heads, inner, state
         # Outputs of in_proj: the gate, then what is convolved, input, B and C, and the step size of each head.
-        self.in_proj = nn.Linear(dim, inner + scanned + heads, bias=False, **dd)
+        self.in_proj = Linear(dim, inner + scanned + heads, bias=False, **dd)
         self.conv = ChannelsLastConv2d(scanned, scanned, kernel_size=3, padding=1, groups=scanned, **dd)
         self.dt_bias = nn.Parameter(torch.empty(heads, **dd))
         self.A_log = nn.Parameter(torch.empty(heads, **dd))
         self.D = nn.Parameter(torch.ones(heads, **dd))
         self.norm = BranchLayerNorm(inner, **dd)
-        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        self.out_proj = Linear(inner, dim, bias=False, **dd)
         self.reset_parameters()
 
     @torch.no_grad()

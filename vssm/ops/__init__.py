@@ -1,23 +1,35 @@
 """The operations that models are made of: the kernels' public functions."""
 
 from vssm_kernels import (
+    CAST,
+    RATES,
+    Form,
+    Layout,
     ScanTable,
     causal_conv1d,
     directed_linear,
     noncausal_ssd,
+    read_parameters,
     selective_scan,
     side_by_side,
     standard_operations,
     sum_gate,
     sum_norm,
 )
+from vssm_kernels.dispatch import is_watched
 from vssm_kernels.op import without_autocast
 
 __all__ = [
+    "CAST",
+    "RATES",
+    "Form",
+    "Layout",
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
+    "is_watched",
     "noncausal_ssd",
+    "read_parameters",
     "selective_scan",
     "side_by_side",
     "standard_operations",
