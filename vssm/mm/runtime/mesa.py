@@ -2,13 +2,13 @@
 
 import torch
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vssm.errors import ConfigError
+from vssm.mm.runtime.runner import unwrap
 
 
 class MESALoss:
@@ -65,7 +65,7 @@ class MESAHook(Hook):
                 "default_hooks.mesa draws the model towards its averaged weights, and this training averages none: "
                 "expected default_hooks.ema=dict(type='EMAHook', momentum=1e-4)"
             )
-        model = _unwrapped(runner.model)
+        model = unwrap(runner.model)
         if not hasattr(model, "second_loss") or model.teacher is not None:
             raise ConfigError(
                 "default_hooks.mesa is for an ImageClassifier without a teacher: leave it out with "
@@ -75,8 +75,4 @@ class MESAHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Add the loss from the first epoch on that has it."""
         if runner.epoch >= self.begin:
-            _unwrapped(runner.model).second_loss = MESALoss(self.averages.ema_model.module.backbone, self.factor)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
+            unwrap(runner.model).second_loss = MESALoss(self.averages.ema_model.module.backbone, self.factor)
