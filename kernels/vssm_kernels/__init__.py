@@ -55,6 +55,6 @@ importlib.import_module("vssm_kernels.flops")
 
 # An op's function has the name of its package and hides it here, so that it offers the package's modules too:
 # `import vssm_kernels.selective_scan.reference` and then that name work.
-for _op in (causal_conv1d, selective_scan, sum_gate, sum_norm):
+for _op in (causal_conv1d, noncausal_ssd, selective_scan, sum_gate, sum_norm):
     _package = sys.modules[_op.__module__]
     vars(_op).update({name: value for name, value in vars(_package).items() if isinstance(value, ModuleType)})

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssm_kernels import noncausal_ssd
+from vssm_kernels.noncausal_ssd import OP, reference
+from vssm_kernels.noncausal_ssd.arguments import SSDArguments
 from vssm_kernels.testing import TOLERANCE, assert_close
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
@@ -71,10 +73,14 @@ def test_output_and_every_gradient_are_those_of_loops_in_float64(shape, dtype, d
 
 @DEVICES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_narrows_nothing(dtype, device):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("backward_too", [False, True], ids=["forward", "backward too"])
+def test_autocast_narrows_nothing(backward_too, compiled, dtype, device):
     inputs = make_inputs(tokens=300, device=device)
     expected = output_and_gradients(noncausal_ssd, inputs)
-    found = output_and_gradients(torch.autocast(device, dtype)(noncausal_ssd), inputs)
+    op = torch.compile(noncausal_ssd, fullgraph=True, backend="aot_eager") if compiled else noncausal_ssd
+    autocast = torch.autocast(device, dtype)
+    found = autocast(output_and_gradients)(op, inputs) if backward_too else output_and_gradients(autocast(op), inputs)
     for name, one, want in zip(("output", *NAMES), found, expected, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, want, rtol=0, atol=0, msg=name)
@@ -126,9 +132,28 @@ def test_compiles_and_has_shapes_on_the_meta_device():
 
 
 def test_operations_are_those_of_two_products():
+    """And of four in the backward; that of the state, which it computes once more, is not counted."""
+    inputs, product = make_inputs(2, 15, 3, 4, 5), 2 * (2 * 15 * 5 * 3 * 4)
     with FlopCounterMode(display=False) as counter:
-        noncausal_ssd(*make_inputs(2, 15, 3, 4, 5))
-    assert counter.get_total_flops() == 2 * (2 * 2 * 15 * 5 * 3 * 4)
+        y = noncausal_ssd(*inputs)
+        assert counter.get_total_flops() == 2 * product
+        y.sum().backward()
+        assert counter.get_total_flops() == 6 * product
+    with FlopCounterMode(display=False) as counter:
+        reference.duality(SSDArguments(*inputs))
+    assert counter.get_total_flops() == 2 * product
+
+
+def test_nothing_that_is_wider_than_the_inputs_is_saved():
+    saved = []
+    inputs = make_inputs(dtype=torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        noncausal_ssd(*inputs)
+    assert {tensor.data_ptr() for tensor in saved} == {tensor.data_ptr() for tensor in inputs}
+
+
+def test_opcheck():
+    torch.library.opcheck(OP.operator, (*make_inputs(), True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,3 +162,11 @@ def test_shapes_that_do_not_fit_are_named(name):
     inputs[NAMES.index(name)] = inputs[NAMES.index(name)][..., 0]
     with pytest.raises(ValueError, match=rf"^{name} has shape \(.*\); expected \("):
         noncausal_ssd(*inputs)
+
+
+def test_integers_and_other_devices_are_named():
+    u, delta, A, *others = make_inputs()
+    with pytest.raises(TypeError, match=r"A is torch\.int64; expected a floating-point tensor"):
+        noncausal_ssd(u, delta, A.long(), *others)
+    with pytest.raises(ValueError, match="delta is on meta but u on cpu; move both to one device"):
+        noncausal_ssd(u, delta.to("meta"), A, *others)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vssm.models import VSSD
 from vssm.nn import Attention, NoncausalSSD
+from vssm.ops import noncausal_ssd
 
 
 def test_the_last_stage_attends_and_the_others_have_states() -> None:
@@ -110,7 +111,9 @@ def test_the_state_is_a_sum_and_no_mean() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_large_map_under_autocast_stays_finite_where_the_official_sum_would_not(dtype: torch.dtype) -> None:
+def test_a_large_map_under_autocast_is_right_where_a_sum_in_float16_is_infinite(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     mixer, x = NoncausalSSD(8, heads=2, state=4), 5 * torch.randn(1, 64, 64, 8)
     mixer.in_proj.weight.mul_(10)
@@ -118,13 +121,12 @@ def test_a_large_map_under_autocast_stays_finite_where_the_official_sum_would_no
     mixer.A_log.fill_(math.log(16))
     states = []
 
-    def recording(uBC: Tensor, delta: Tensor) -> Tensor:
-        u, B = uBC[..., :16].double(), uBC[..., 16:20].double()
-        steps = F.softplus(delta.double() + 3).repeat_interleave(8, -1)
-        states.append(B.mT @ (16 * steps * u))
-        return type(mixer).normed(mixer, uBC, delta)
+    def recording(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, *others: Tensor) -> Tensor:
+        added = (A * F.softplus(delta.float() + 3))[..., None] * u.float()
+        states.append(B.float().mT @ added.flatten(2))
+        return noncausal_ssd(u, delta, A, B, *others)
 
-    mixer.normed = recording
+    monkeypatch.setattr("vssm.nn.ssd.noncausal_ssd", recording)
     expected = mixer(x)
     with torch.autocast("cpu", dtype):
         found = mixer(x)

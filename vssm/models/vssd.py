@@ -98,7 +98,7 @@ _DEEP = {"depths": (3, 4, 21, 5)}
 
 def _variant(size: str, file: str, **arguments: Any) -> Variant:
     address = f"https://huggingface.co/YuhengSSS/VSSD/resolve/main/{file}.pth"
-    return Variant(f"vssd_{size}", f"VSSD-{size.capitalize()}", arguments, address)
+    return Variant(f"vssd_{size}", f"VSSD-{size[0].upper()}", arguments, address)
 
 
 FAMILY = Family(

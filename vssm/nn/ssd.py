@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
-from vssm.nn.recompute import recomputed
 from vssm.nn.step import draw_step_bias
 from vssm.ops import noncausal_ssd
 from vssm.values import widened
@@ -72,16 +71,10 @@ class NoncausalSSD(nn.Module):
         """(batch, height, width, dim) in and out."""
         z, uBC, delta = self.in_proj(x).split([self.inner, self.inner + 2 * self.state, self.heads], dim=-1)
         uBC = F.silu(self.conv(uBC)).flatten(1, 2)
-        # Only these inputs are saved for the backward: all that is made of them before the norm is float32.
-        y = recomputed(self.normed, uBC, delta.flatten(1, 2))
-        return self.out_proj(y.view_as(z) * z)
-
-    def normed(self, uBC: Tensor, delta: Tensor) -> Tensor:
-        """(batch, tokens, inner channels + 2 states) and (batch, tokens, heads) to (batch, tokens, inner channels)."""
         u, B, C = uBC.split([self.inner, self.state, self.state], dim=-1)
         A = self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp()
-        y = noncausal_ssd(u.unflatten(-1, (self.heads, -1)), delta, A, B, C, self.D, self.dt_bias)
-        return self.norm(y.flatten(2))
+        y = noncausal_ssd(u.unflatten(-1, (self.heads, -1)), delta.flatten(1, 2), A, B, C, self.D, self.dt_bias)
+        return self.out_proj(self.norm(y.flatten(2)).view_as(z) * z)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, state={self.state}"
