@@ -16,7 +16,7 @@ from vssm_kernels import (
     sum_gate,
     sum_norm,
 )
-from vssm_kernels.dispatch import is_watched
+from vssm_kernels.dispatch import is_plain, is_watched
 from vssm_kernels.op import without_autocast
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
+    "is_plain",
     "is_watched",
     "noncausal_ssd",
     "read_parameters",
