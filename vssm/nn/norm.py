@@ -79,8 +79,7 @@ def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """What autocast computes matrix products in on x's device; None where it is off."""
     device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(
-        device
-    ):  # torch raises for the meta device, which has no autocast
-        return torch.getautocast_dtype(device)
+    # torch raises for the meta device, which has no autocast.
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
     return None
