@@ -227,6 +227,7 @@ ARGUMENTS = {
     "num_classes": (-1, 1.5, "x", float("nan"), 10**12),
     "dims": ((), (0, 8), (8, "x"), "ab", 8, (8, 8, 8)),
     "depths": ((0, 1), (1,), (-1, 1), (1.5, 1), "ab"),
+    "heads": ((0, 1), (1,), (-1, 1), (1.5, 1), "ab", 4),
     "drop_rate": (-0.1, 1, 1.5, float("nan"), float("inf"), "x"),
     "drop_path_rate": (-0.1, 1, 2, float("nan"), "0.1"),
     "expansion": (0, -1, float("nan"), float("inf"), "x", 10**9, 1e-3),

@@ -1,6 +1,7 @@
 """Any timm model as an mmengine classifier, and the preprocessing that runs on the device."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from mmengine.dist import all_reduce
@@ -143,6 +144,9 @@ class ImageClassifier(BaseModel):
         teacher: see `Teacher`, for models with a distillation head: half of the loss is then that of this head on what
             the teacher says of the same images. It is built when a training begins.
 
+    Attributes:
+        second_loss: of images and logits, added to that of the labels; a hook of the training sets it (`MESAHook`).
+
     Raises:
         ConfigError: unknown model name, an argument that the model does not take, mixup for other classes, or a teacher
             for a model that cannot learn from one.
@@ -171,6 +175,7 @@ class ImageClassifier(BaseModel):
             )
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.soft_loss = SoftTargetCrossEntropy()
+        self.second_loss: Callable[[Tensor, Tensor], Tensor] | None = None
         self.teacher = None
         if teacher is not None:
             if not hasattr(self.backbone, "set_distilled_training"):
@@ -215,7 +220,10 @@ class ImageClassifier(BaseModel):
                 labels = loss(logits.float(), label)
                 of_teacher = functional.cross_entropy(distilled.float(), self.teacher(inputs))
                 return {"loss_labels": labels / 2, "loss_teacher": of_teacher / 2}
-            return {"loss": loss(logits.float(), label)}
+            of_labels = loss(logits.float(), label)
+            if self.second_loss is not None:
+                return {"loss_labels": of_labels, "loss_second": self.second_loss(inputs, logits)}
+            return {"loss": of_labels}
         scores = functional.softmax(logits.float(), dim=-1).cpu()
         return [{"scores": score, "label": target} for score, target in zip(scores, label.cpu(), strict=True)]
 
