@@ -8,6 +8,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='vssd_base', drop_path_rate=0.6, num_classes=1000),
+    backbone=dict(name='vssd_base', drop_path_rate=0.6, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(lr=0.0006))
