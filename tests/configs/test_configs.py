@@ -48,7 +48,7 @@ def test_text_of_a_written_config_is_what_its_recipe_says(recipe):
 def test_full_model_is_built(path):
     """At its full size, on the meta device, which costs no memory."""
     arguments = dict(load(path).model.backbone)
-    model = timm.create_model(**arguments, device="meta")
+    model = timm.create_model(arguments.pop("name"), **arguments, device="meta")
     assert model.num_classes == arguments["num_classes"]
 
 

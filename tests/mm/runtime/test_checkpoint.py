@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy
 import pytest
-import timm
 import torch
 from mmengine.logging import MessageHub
 
 from vssm.errors import TrainingError
 from vssm.files import replace_atomically
-from vssm.inference import is_training, latest_checkpoint, read_checkpoint
+from vssm.inference import create_model, is_training, latest_checkpoint, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.models import CheckpointError
 
@@ -104,7 +103,7 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("backbone", [{"name": "test_vit"}, {"name": "vim_tiny", "depth": 1}])
 def test_weights_alone_are_loaded_for_evaluation_and_not_resumed(make_runner, tmp_path, backbone):
     backbone = {**backbone, "num_classes": 10, "img_size": 32}
-    weights = timm.create_model(**backbone).state_dict()
+    weights = create_model(**backbone).state_dict()
     torch.save({"model": weights}, tmp_path / "weights.pth")
     runner = make_runner(model__backbone={"_delete_": True, **backbone}, load_from=str(tmp_path / "weights.pth"))
     runner.test()

@@ -70,7 +70,7 @@ def test_models_of_the_studies_are_built(path):
     assert path.read_text().startswith(f"# Command: python tools/compare.py configs/studies/{path.name} ")
     for config in study.runs.values():
         arguments = dict(config.model.backbone)
-        assert timm.create_model(**arguments, device="meta").num_classes == 10
+        assert timm.create_model(arguments.pop("name"), **arguments, device="meta").num_classes == 10
         assert config.val_dataloader.dataset.transform.input_size == study.measured["size"]
 
 
