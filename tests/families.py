@@ -1,6 +1,7 @@
 """The one place where tests list families, from their declarations: what to build, and what a family still lacks."""
 
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ CLASSES: list[tuple[str, dict[str, Any]]] = []
 for _kind in KINDS:
     if model_class(_kind[0]) not in [model_class(name) for name, _ in CLASSES]:
         CLASSES.append(_kind)
+# Those of them that scan along an order of one's choice, and those that have none.
+ORDERED = [kind for kind in CLASSES if "scan_order" in signature(model_class(kind[0])).parameters]
+UNORDERED = [kind for kind in CLASSES if kind not in ORDERED]
 
 
 def shallow(kind: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """A kind cut to two stages or two blocks, for tests that trace a model: every block takes them seconds."""
     name, arguments = kind
-    cut = {key: value[:2] for key, value in arguments.items() if key in ("dims", "depths", "mlp_ratios")}
+    stages = {key: value for key, value in arguments.items() if isinstance(value, tuple) and isinstance(value[0], int)}
+    cut = {key: value[:2] for key, value in stages.items()}
     return name, {**arguments, **cut, **({"depth": 2} if "depth" in arguments else {})}
 
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
 from families import CLASSES
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vssm_kernels import use_backend
 
 every_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+
+
+@pytest.fixture(autouse=True)
+def attention_with_every_derivative() -> Iterator[None]:
+    """Of torch's fused attention there is the first alone, backwards."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def small(kind: tuple[str, dict]) -> nn.Module:

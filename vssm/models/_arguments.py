@@ -35,6 +35,7 @@ _RULES = {
     "dims": list_of(_CHANNELS),
     "depth": _BLOCKS,
     "depths": list_of(_BLOCKS),
+    "heads": list_of(whole(1, 1024)),
     "blocks": _BLOCKS,
     "scanned_stages": whole(0, 1024),
     "state": whole(1, 1024),
@@ -84,7 +85,7 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
     """
     check_values(arguments, _rule_of)
     dims = arguments.get("dims")
-    for name in ("depths", "mlp_ratios"):
+    for name in ("depths", "heads", "mlp_ratios"):
         others = arguments.get(name)
         if dims is not None and others is not None and len(dims) != len(others):
             raise ValueError(

@@ -16,6 +16,9 @@ class Attention(nn.Module):
 
     A mixer: it fits into `vssm.nn.Block`. For attention inside windows, cut the map first (`cut_windows`).
 
+    torch's fused kernels have no second derivative and no forward mode: where these are needed, run the model inside
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+
     | family | heads | qkv_bias | proj_bias | besides |
     |---|---|---|---|---|
     | MambaVision, in windows | 2 to 32 | yes | yes | |
