@@ -1,4 +1,4 @@
-"""Convolution of channels-last maps."""
+"""Convolution and batch norm of channels-last maps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ class ChannelsLastConv2d(nn.Conv2d):
     >>> import torch
     >>> ChannelsLastConv2d(4, 6, kernel_size=3, stride=2, padding=1)(torch.randn(1, 9, 7, 4)).shape
     torch.Size([1, 5, 4, 6])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ChannelsLastBatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d of (batch, height, width, channels), in front of MambaVision's classifier.
+
+    >>> import torch
+    >>> ChannelsLastBatchNorm(4)(torch.randn(2, 5, 7, 4)).shape
+    torch.Size([2, 5, 7, 4])
     """
 
     def forward(self, x: Tensor) -> Tensor:
