@@ -22,7 +22,12 @@ from vssm.models import FAMILIES, IMAGENET, Family
 from vssm.scan import ScanOrder, order_named, order_names
 from vssm.viz import draw_order
 
-LICENSES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "unknown": "no licence published"}
+LICENSES = {
+    "apache-2.0": "Apache-2.0",
+    "cc-by-nc-sa-4.0": "CC-BY-NC-SA-4.0 (non-commercial)",
+    "mit": "MIT",
+    "unknown": "no licence published",
+}
 # What a new card says where its author has to write; tests look for it.
 UNWRITTEN = "TO BE WRITTEN"
 GRID = (8, 10)  # tokens, of the pictures of orders
@@ -200,7 +205,7 @@ def _notice(sources: Sources, family: Family) -> str:
     rows = [
         f"{sources.citation(family, 'title')}. {', '.join(authors)}. arXiv {family.paper}.",
         f"The {family.title} architecture. Official implementation: {family.repository} at commit {family.commit[:7]}, "
-        f"{license}.",
+        f"{family.code_license or license}.",
         f"Weights: {', '.join(owners) or 'none published'}, {license}.",
     ]
     first, *others = [textwrap.wrap(row, 114, break_on_hyphens=False, break_long_words=False) for row in rows]
@@ -237,7 +242,8 @@ def facts(sources: Sources, family: Family) -> str:
         "Paper": f"{sources.citation(family, 'title')}, <https://arxiv.org/abs/{family.paper}>",
         "Official implementation": f"<{family.repository}>, followed at commit `{family.commit[:7]}`. "
         "The code here was written anew.",
-        "Licence of the official code and weights": f"{license}{unknown}",
+        **({"Licence of the official code": family.code_license} if family.code_license else {}),
+        f"Licence of the official {'weights' if family.code_license else 'code and weights'}": f"{license}{unknown}",
         "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px"
         if any(variant.weights for variant in family.variants)
         else "no classifier is published",

@@ -87,7 +87,7 @@ class Family:
         paper: number on arXiv.
         repository: address of the official code.
         commit: of the official code that this family follows.
-        license: of the official code and weights, as the Hugging Face hub writes it; "unknown" where none is published.
+        license: of the official weights, as the Hugging Face hub writes it; "unknown" where none is published.
         owner: whose weights they are, in timm's tags: "vim_tiny.hustvl_in1k".
         variants: the sizes.
         parts: which part of the paper is which class: (name in the paper, name in the official code, class or function
@@ -96,6 +96,7 @@ class Family:
         strides: pixels per position of each map of the variants; one number where all maps have the same.
         cfg: entries of timm's `pretrained_cfg` that differ from those at 224 pixels with maps of 7 x 7.
         data: what the weights were trained on.
+        code_license: of the official code, by its title, where it is another than that of the weights.
         deprecated: names that go away, and the names to use instead (None for nothing): timm warns of them.
     """
 
@@ -112,6 +113,7 @@ class Family:
     parts: tuple[tuple[str, str, Callable[..., Any]], ...] = ()
     cfg: Mapping[str, Any] = field(default_factory=dict)
     data: TrainingData = IMAGENET
+    code_license: str = ""
     deprecated: Mapping[str, str | None] = field(default_factory=dict)
 
     @property

@@ -72,9 +72,7 @@ class MambaVisionMixer(nn.Module):
         self.order_table = OrderTable(scan_order)
         self.in_proj = nn.Linear(dim, dim, bias=False, **dd)
         self.conv_weight = nn.Parameter(torch.empty(2, dim // 2, 3, **dd))
-        self.scan = TwiceBiasedScan(
-            dim // 2, scan_order(2, 2).directions, state=8, rank=math.ceil(dim / 16), **dd
-        )
+        self.scan = TwiceBiasedScan(dim // 2, scan_order(2, 2).directions, state=8, rank=math.ceil(dim / 16), **dd)
         self.out_proj = nn.Linear(dim, dim, bias=False, **dd)
         nn.init.uniform_(self.conv_weight, -(3**-0.5), 3**-0.5)
 
@@ -153,6 +151,10 @@ class MambaVision(Pyramid):
         )
     )
     first_conv = f"stem.{BatchNormStem.first_conv}"
+    weights_notice = (
+        "NVIDIA's weights of MambaVision are licensed CC-BY-NC-SA-4.0: no commercial use; whoever passes them on, "
+        "changed or not, names NVIDIA and keeps the licence (https://creativecommons.org/licenses/by-nc-sa/4.0/)"
+    )
 
     def __init__(
         self,
@@ -204,18 +206,23 @@ class MambaVision(Pyramid):
         )
         initialise_linear_layers(self, scans=True)
 
+    def no_weight_decay(self) -> set[str]:
+        # official: one-dimensional tensors, of which the step sizes' bias and D are two-dimensional here.
+        return self.parameters_ending("dt_bias", "D")
+
 
 _HUB = "https://huggingface.co/nvidia/MambaVision-"
-
-
-def _variant(size: str, title: str, file: str, crop: float, cfg: Any = None, **arguments: Any) -> Variant:
-    name, weights = f"mambavision_{size}", f"{_HUB}{file}.pth.tar"
-    return Variant(name, f"MambaVision-{title}", arguments, weights, cfg={"crop_pct": crop, **(cfg or {})})
-
-
+_SMALL = {"dims": (96, 192, 384, 768), "depths": (3, 3, 7, 5), "stem_width": 64}
 _BASE = {"dims": (128, 256, 512, 1024), "depths": (3, 3, 10, 5), "stem_width": 64, "layer_scale": 1e-5}
 _LARGE = {**_BASE, "dims": (196, 392, 784, 1568), "heads": (16, 32)}
 _LARGE2 = {**_LARGE, "depths": (3, 3, 12, 5)}
+_512 = {"input_size": (3, 512, 512), "pool_size": (16, 16), "crop_mode": "squash"}
+
+
+def _variant(size: str, title: str, file: str, crop_pct: float = 1.0, cfg: Any = None, **arguments: Any) -> Variant:
+    weights = f"{_HUB}{file}.pth.tar"
+    return Variant(f"mambavision_{size}", title, arguments, weights, cfg={"crop_pct": crop_pct, **(cfg or {})})
+
 
 FAMILY = Family(
     title="MambaVision",
@@ -224,6 +231,7 @@ FAMILY = Family(
     repository="https://github.com/NVlabs/MambaVision",
     commit="7860a506b2eb844eaaae676f08461ce8c3c26f43",
     license="cc-by-nc-sa-4.0",
+    code_license="Nvidia Source Code License-NC (non-commercial)",
     owner="nvlabs",
     strides=(4, 8, 16, 32),
     small={
@@ -233,23 +241,28 @@ FAMILY = Family(
             "heads": (4, 2),
             "windows": (3, 2),
             "stem_width": 8,
+            "layer_scale": 0.5,
         }
     },
     variants=(
-        _variant("tiny", "T", "T-1K/resolve/main/mambavision_tiny_1k", 1.0),
-        _variant("tiny2", "T2", "T2-1K/resolve/main/mambavision_tiny2_1k", 0.98, depths=(1, 3, 11, 4)),
+        _variant("tiny", "MambaVision-T", "T-1K/resolve/main/mambavision_tiny_1k"),
+        _variant("tiny2", "MambaVision-T2", "T2-1K/resolve/main/mambavision_tiny2_1k", 0.98, depths=(1, 3, 11, 4)),
+        _variant("small", "MambaVision-S", "S-1K/resolve/main/mambavision_small_1k", 0.93, **_SMALL),
+        _variant("base", "MambaVision-B", "B-1K/resolve/main/mambavision_base_1k", **_BASE),
+        _variant("large", "MambaVision-L", "L-1K/resolve/main/mambavision_large_1k", **_LARGE),
+        _variant("large2", "MambaVision-L2", "L2-1K/resolve/main/mambavision_large2_1k", **_LARGE2),
+        # From ImageNet-21k, with the 1000 classes of ImageNet-1k.
+        _variant("base_21k", "MambaVision-B-21K", "B-21K/resolve/main/mambavision_base_21k", **_BASE),
+        _variant("large_21k", "MambaVision-L-21K", "L-21K/resolve/main/mambavision_large_21k", **_LARGE),
         _variant(
-            "small",
-            "S",
-            "S-1K/resolve/main/mambavision_small_1k",
+            "large2_512_21k",
+            "MambaVision-L2-512-21K",
+            "L2-512-21K/resolve/main/mambavision_L2_21k_240m_512",
             0.93,
-            dims=(96, 192, 384, 768),
-            depths=(3, 3, 7, 5),
-            stem_width=64,
+            _512,
+            **_LARGE2,
+            windows=(32, 16),
         ),
-        _variant("base", "B", "B-1K/resolve/main/mambavision_base_1k", 1.0, **_BASE),
-        _variant("large", "L", "L-1K/resolve/main/mambavision_large_1k", 1.0, **_LARGE),
-        _variant("large2", "L2", "L2-1K/resolve/main/mambavision_large2_1k", 1.0, **_LARGE2),
     ),
     parts=(
         ("MambaVision mixer", "MambaVisionMixer", MambaVisionMixer),
