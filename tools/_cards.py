@@ -244,12 +244,21 @@ def facts(sources: Sources, family: Family) -> str:
         "The code here was written anew.",
         **({"Licence of the official code": family.code_license} if family.code_license else {}),
         f"Licence of the official {'weights' if family.code_license else 'code and weights'}": f"{license}{unknown}",
-        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px"
+        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px{earlier(family)}"
         if any(variant.weights for variant in family.variants)
         else "no classifier is published",
         "Feature maps": strides(family),
     }
     return "".join(paragraph(f"- **{name}:** {fact}", "  ") for name, fact in rows.items())
+
+
+def earlier(family: Family) -> str:
+    """What weights were trained on before."""
+    names: dict[str, list[str]] = {}
+    for variant in family.variants:
+        if variant.before:
+            names.setdefault(variant.before.title, []).append(f"`{variant.name}`")
+    return "".join(f"; before it {title}: {', '.join(models)}" for title, models in names.items())
 
 
 def strides(family: Family) -> str:
@@ -348,15 +357,25 @@ def weights(sources: Sources, family: Family) -> str:
             f'`timm.create_model("{other.name}", pretrained=True, pretrained_cfg_overlay=dict(file="..."))`.'
         )
     text += (
-        f" Input: {cfg.input_size[-1]} px, {cfg.interpolation} resize to {cfg.input_size[-1] / cfg.crop_pct:.0f} and "
-        f"centre crop, {'ImageNet' if cfg.mean == IMAGENET_DEFAULT_MEAN else 'its own'} mean and deviation."
+        f" Input: {cfg.input_size[-1]} px, {cfg.interpolation} resize to {resized(cfg)} and centre crop, "
+        f"{'ImageNet' if cfg.mean == IMAGENET_DEFAULT_MEAN else 'its own'} mean and deviation."
     )
+    others = {variant.name: family.default_cfgs[variant.name].default for variant in family.variants}
+    others = {name: f"{each.input_size[-1]} px of {resized(each)}" for name, each in others.items()}
+    usual = others[family.variants[0].name]
+    text += "".join(f" `{name}`: {size}." for name, size in others.items() if size != usual)
     entries, rows = sources.numbers(family)["models"], []
     for variant in family.variants:
         published = entries.get(variant.name, {}).get("published", {})
         where = f"<{variant.weights}>" if variant.weights else "none published"
         rows.append([f"`{variant.name}`", published.get("top1"), published.get("top5"), where])
     return f"{paragraph(text)}\n" + markdown(["model", "top-1", "top-5", "weights"], rows)
+
+
+def resized(cfg: Any) -> str:
+    """Pixels before the crop."""
+    squashed = ", squashed" if cfg.crop_mode == "squash" else ""
+    return f"{cfg.input_size[-1] / cfg.crop_pct:.0f}{squashed}"
 
 
 def downstream(sources: Sources, family: Family) -> str:

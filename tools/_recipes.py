@@ -213,9 +213,18 @@ def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def assignment(key: str, value: Any, indent: str = "", separator: str = " = ") -> str:
-    """`key = value` as mmengine's configs write it; a dict that does not fit its line is broken at its keys."""
+    """`key = value` as mmengine's configs write it; a dict that does not fit its line is broken at its keys, and a list
+    of dicts between them."""
     line = f"{indent}{key}{separator}{one_line(value)}"
-    if not isinstance(value, dict) or len(line) < WIDTH:
+    if len(line) < WIDTH:
+        return line
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return (
+            f"{indent}{key}{separator}[\n"
+            + "".join(f"{indent}    {one_line(each)},\n" for each in value)
+            + f"{indent}]"
+        )
+    if not isinstance(value, dict):
         return line
     inner = [assignment(name, each, indent + "    ", "=") for name, each in value.items()]
     return f"{indent}{key}{separator}dict(\n" + ",\n".join(inner) + ")"
@@ -224,4 +233,6 @@ def assignment(key: str, value: Any, indent: str = "", separator: str = " = ") -
 def one_line(value: Any) -> str:
     if isinstance(value, dict):
         return f"dict({', '.join(f'{key}={one_line(each)}' for key, each in value.items())})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(one_line, value))}]"
     return repr(value)

@@ -41,6 +41,7 @@ class TrainingData:
 
 
 IMAGENET = TrainingData("in1k", "ImageNet-1k", "imagenet-1k", 1000)
+IMAGENET_21K = TrainingData("in21k", "ImageNet-21k", "imagenet-21k", 21841)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Variant:
         cfg: further entries of timm's `pretrained_cfg`, such as "pool_size" or "first_conv".
         model: the model class, where it is not that of the family.
         strides: pixels per position of each map, where they are not those of the family.
+        before: what the weights were trained on before the family's data, if anything.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Variant:
     cfg: Mapping[str, Any] = field(default_factory=dict)
     model: type[Backbone] | None = None
     strides: tuple[int, ...] = ()
+    before: TrainingData | None = None
 
     @property
     def downloadable(self) -> bool:
@@ -129,8 +132,10 @@ class Family:
     @property
     def default_cfgs(self) -> dict[str, Any]:
         """timm's configurations: the published weights of every name."""
-        tag = f"{self.owner}_{self.data.tag}"
-        return generate_default_cfgs({f"{name}.{tag}": self._cfg(variant) for name, variant in self.models.items()})
+        return generate_default_cfgs({f"{name}.{self._tag(v)}": self._cfg(v) for name, v in self.models.items()})
+
+    def _tag(self, variant: Variant) -> str:
+        return f"{self.owner}_{f'{variant.before.tag}_ft_' if variant.before else ''}{self.data.tag}"
 
     def _cfg(self, variant: Variant) -> dict[str, Any]:
         model = variant.model or self.model

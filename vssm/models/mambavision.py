@@ -17,7 +17,7 @@ from timm.layers import ConvNormAct, GELUTanh, register_notrace_module
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
-from vssm.models._family import Family, Variant
+from vssm.models._family import IMAGENET_21K, Family, Variant
 from vssm.models._layouts import MAMBA_SCAN_ROWS
 from vssm.models._pyramid import Pyramid, make_stages
 from vssm.nn import (
@@ -220,8 +220,9 @@ _512 = {"input_size": (3, 512, 512), "pool_size": (16, 16), "crop_mode": "squash
 
 
 def _variant(size: str, title: str, file: str, crop_pct: float = 1.0, cfg: Any = None, **arguments: Any) -> Variant:
-    weights = f"{_HUB}{file}.pth.tar"
-    return Variant(f"mambavision_{size}", title, arguments, weights, cfg={"crop_pct": crop_pct, **(cfg or {})})
+    before = IMAGENET_21K if size.endswith("21k") else None
+    cfg = {"crop_pct": crop_pct, **(cfg or {})}
+    return Variant(f"mambavision_{size}", title, arguments, f"{_HUB}{file}.pth.tar", cfg=cfg, before=before)
 
 
 FAMILY = Family(
@@ -251,7 +252,6 @@ FAMILY = Family(
         _variant("base", "MambaVision-B", "B-1K/resolve/main/mambavision_base_1k", **_BASE),
         _variant("large", "MambaVision-L", "L-1K/resolve/main/mambavision_large_1k", **_LARGE),
         _variant("large2", "MambaVision-L2", "L2-1K/resolve/main/mambavision_large2_1k", **_LARGE2),
-        # From ImageNet-21k, with the 1000 classes of ImageNet-1k.
         _variant("base_21k", "MambaVision-B-21K", "B-21K/resolve/main/mambavision_base_21k", **_BASE),
         _variant("large_21k", "MambaVision-L-21K", "L-21K/resolve/main/mambavision_large_21k", **_LARGE),
         _variant(

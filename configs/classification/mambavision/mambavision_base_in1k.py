@@ -11,6 +11,9 @@ model = dict(
     backbone=dict(model_name='mambavision_base', drop_path_rate=0.3, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(weight_decay=0.075))
-param_scheduler = [{'type': 'LinearLR', 'start_factor': 0.0002, 'begin': 0, 'end': 35, 'convert_to_iter_based': True}, {'type': 'CosineAnnealingLR', 'eta_min_ratio': 0.001, 'begin': 35, 'end': 300, 'convert_to_iter_based': True}]
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.0002, begin=0, end=35, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.001, begin=35, end=300, convert_to_iter_based=True),
+]
 val_dataloader = dict(dataset=dict(transform=dict(crop_pct=1.0)))
 test_dataloader = dict(dataset=dict(transform=dict(crop_pct=1.0)))

@@ -1,5 +1,5 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/mambavision/upernet_mambavision_base_160k_ade20k.py --launcher pytorch
-# Cost: 8 GPUs x 2 images, 160000 steps; about 0 hours on A100 cards (an estimate from its FLOPs).
+# Cost: 8 GPUs x 2 images, 160000 steps; about 20 hours on A100 cards (an estimate from its FLOPs).
 # Score: 49.1 mIoU (published, github.com/NVlabs/MambaVision).
 # Official: drop path 0.2 whatever the configs say; larger windows than the classifier's.
 # Written by `make cards` from configs/recipes.yaml.
