@@ -22,12 +22,8 @@ from vssm.models import FAMILIES, IMAGENET, Family
 from vssm.scan import ScanOrder, order_named, order_names
 from vssm.viz import draw_order
 
-LICENSES = {
-    "apache-2.0": "Apache-2.0",
-    "cc-by-nc-sa-4.0": "CC-BY-NC-SA-4.0 (non-commercial)",
-    "mit": "MIT",
-    "unknown": "no licence published",
-}
+NONCOMMERCIAL = {"cc-by-nc-sa-4.0": "CC-BY-NC-SA-4.0 (non-commercial)"}
+LICENSES = NONCOMMERCIAL | {"apache-2.0": "Apache-2.0", "mit": "MIT", "unknown": "no licence published"}
 # What a new card says where its author has to write; tests look for it.
 UNWRITTEN = "TO BE WRITTEN"
 GRID = (8, 10)  # tokens, of the pictures of orders
@@ -238,27 +234,21 @@ def facts(sources: Sources, family: Family) -> str:
     license = LICENSES.get(family.license, family.license)
     unknown = ": it is unknown what use is allowed, ask the authors" if family.license == "unknown" else ""
     pixels = sorted({cfg.default.input_size[-1] for cfg in family.default_cfgs.values()})
+    before = "".join(
+        f"; `{variant.name}` first {variant.before.title}" for variant in family.variants if variant.before
+    )
     rows = {
         "Paper": f"{sources.citation(family, 'title')}, <https://arxiv.org/abs/{family.paper}>",
         "Official implementation": f"<{family.repository}>, followed at commit `{family.commit[:7]}`. "
         "The code here was written anew.",
-        **({"Licence of the official code": family.code_license} if family.code_license else {}),
-        f"Licence of the official {'weights' if family.code_license else 'code and weights'}": f"{license}{unknown}",
-        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px{earlier(family)}"
+        "Licence of the official code and weights": f"{family.code_license and f'{family.code_license}; weights '}"
+        f"{license}{unknown}",
+        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px{before}"
         if any(variant.weights for variant in family.variants)
         else "no classifier is published",
         "Feature maps": strides(family),
     }
     return "".join(paragraph(f"- **{name}:** {fact}", "  ") for name, fact in rows.items())
-
-
-def earlier(family: Family) -> str:
-    """What weights were trained on before."""
-    names: dict[str, list[str]] = {}
-    for variant in family.variants:
-        if variant.before:
-            names.setdefault(variant.before.title, []).append(f"`{variant.name}`")
-    return "".join(f"; before it {title}: {', '.join(models)}" for title, models in names.items())
 
 
 def strides(family: Family) -> str:
@@ -356,14 +346,10 @@ def weights(sources: Sources, family: Family) -> str:
             " Folders on Google Drive only a browser can open: get the file there and give its path, "
             f'`timm.create_model("{other.name}", pretrained=True, pretrained_cfg_overlay=dict(file="..."))`.'
         )
-    text += (
-        f" Input: {cfg.input_size[-1]} px, {cfg.interpolation} resize to {resized(cfg)} and centre crop, "
-        f"{'ImageNet' if cfg.mean == IMAGENET_DEFAULT_MEAN else 'its own'} mean and deviation."
-    )
-    others = {variant.name: family.default_cfgs[variant.name].default for variant in family.variants}
-    others = {name: f"{each.input_size[-1]} px of {resized(each)}" for name, each in others.items()}
-    usual = others[family.variants[0].name]
-    text += "".join(f" `{name}`: {size}." for name, size in others.items() if size != usual)
+    usual, *_ = inputs = [size_of_input(family.default_cfgs[variant.name].default) for variant in family.variants]
+    mean = "ImageNet" if cfg.mean == IMAGENET_DEFAULT_MEAN else "its own"
+    text += f" Input: {usual} and centre crop, {mean} mean and deviation."
+    text += "".join(f" `{v.name}`: {px}." for v, px in zip(family.variants, inputs, strict=True) if px != usual)
     entries, rows = sources.numbers(family)["models"], []
     for variant in family.variants:
         published = entries.get(variant.name, {}).get("published", {})
@@ -372,10 +358,9 @@ def weights(sources: Sources, family: Family) -> str:
     return f"{paragraph(text)}\n" + markdown(["model", "top-1", "top-5", "weights"], rows)
 
 
-def resized(cfg: Any) -> str:
-    """Pixels before the crop."""
-    squashed = ", squashed" if cfg.crop_mode == "squash" else ""
-    return f"{cfg.input_size[-1] / cfg.crop_pct:.0f}{squashed}"
+def size_of_input(cfg: Any) -> str:
+    how = "squash" if cfg.crop_mode == "squash" else "resize"
+    return f"{cfg.input_size[-1]} px, {cfg.interpolation} {how} to {cfg.input_size[-1] / cfg.crop_pct:.0f}"
 
 
 def downstream(sources: Sources, family: Family) -> str:

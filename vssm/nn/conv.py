@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 
@@ -19,6 +20,7 @@ class ChannelsLastConv2d(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+@register_notrace_module  # torch's batch norm checks shapes
 class ChannelsLastBatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d of (batch, height, width, channels), in front of MambaVision's classifier.
 
