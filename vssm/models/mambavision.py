@@ -236,7 +236,7 @@ FAMILY = Family(
     owner="nvlabs",
     strides=(4, 8, 16, 32),
     small={
-        "mambavision_base": {
+        "mambavision_tiny": {
             "dims": (16, 24, 32, 40),
             "depths": (1, 1, 3, 2),
             "heads": (4, 2),
