@@ -151,6 +151,7 @@ class MambaVision(Pyramid):
         )
     )
     first_conv = f"stem.{BatchNormStem.first_conv}"
+    output_norm_eps = 1e-6
     weights_notice = (
         "NVIDIA's weights of MambaVision are licensed CC-BY-NC-SA-4.0: no commercial use; whoever passes them on, "
         "changed or not, names NVIDIA and keeps the licence (https://creativecommons.org/licenses/by-nc-sa/4.0/)"

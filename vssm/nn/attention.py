@@ -20,7 +20,7 @@ class Attention(nn.Module):
 
     | family | heads | qkv_bias | proj_bias | besides |
     |---|---|---|---|---|
-    | MambaVision, in windows | 2 to 32 | yes | yes | |
+    | MambaVision, in windows | 8 to 32 | yes | yes | |
     | VSSD, last stage | 16 to 24 | no | yes | |
     | Mamba2D, last two stages | dim / 32 | no | no | rotary, qk_norm=BranchLayerNorm |
     | Mamba2D, version 1 | dim / 32 | no | no | |
