@@ -94,4 +94,4 @@ def test_mambavisions_rate_stays_lowest_for_ten_epochs():
     assert (optimizer.type, optimizer.lr, config.train_cfg.max_epochs) == ("Lamb", 5e-3, 310)
     found = [5 * rate for rate in rates(config.param_scheduler, 310, steps=10)]
     assert (found[0], found[20], found[160]) == pytest.approx((1e-6, 5e-3, (5e-3 + 5e-6) / 2), rel=1e-2)
-    assert found[300:] == pytest.approx([5e-6] * 10, rel=1e-6)
+    assert found[300:] == pytest.approx([5e-6] * 10, rel=1e-3)
