@@ -1,11 +1,11 @@
-"""Sums over the directions of (batch, tokens, directions, channels), in Triton."""
+"""Sums over the directions of (batch, tokens, directions, channels), and over blocks of channels, in Triton."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from vssm_kernels.gpu import cdiv
+from vssm_kernels.gpu import cdiv, launch, signature
 
 try:
     import triton
@@ -17,6 +17,8 @@ except ImportError:  # why_no_triton reports it
 
 # The tile of one program: 8 channels a thread, which are 16 bytes in half precision.
 TILE = {"ROWS": 8, "CHANNELS": 128, "num_warps": 4}
+
+_SUM_BLOCK = 1024
 
 if triton is not None:
 
@@ -44,6 +46,16 @@ if triton is not None:
         total = direction_sum(y, row, c, mask, channels, DIRECTIONS)
         tl.store(out + row * channels + c, saturate(total, out.dtype.element_ty), mask=mask)
 
+    @triton.jit
+    def sum_blocks_kernel(blocks, out, size, count, BLOCK: tl.constexpr):
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        mask = i < size
+        total = tl.zeros((BLOCK,), tl.float32)
+        for _ in range(count):
+            total += tl.load(blocks + i, mask=mask, other=0.0)
+            blocks += size
+        tl.store(out + i, total.to(out.dtype.element_ty), mask=mask)
+
 
 def tile_grid(rows: int, channels: int) -> tuple[int]:
     return (cdiv(rows, TILE["ROWS"]) * cdiv(channels, TILE["CHANNELS"]),)
@@ -56,5 +68,27 @@ def sum_directions(y: Tensor) -> Tensor:
         return y.squeeze(2)
     out = torch.empty(batch, tokens, channels, dtype=y.dtype, device=y.device)
     rows = batch * tokens
-    sum_kernel[tile_grid(rows, channels)](y, out, rows, channels, directions, **TILE)
+    launch(
+        sum_kernel,
+        tile_grid(rows, channels),
+        signature(y),
+        {"y": y, "out": out},
+        lambda: {"rows": rows, "channels": channels, "DIRECTIONS": directions, **TILE},
+    )
+    return out
+
+
+def sum_blocks(blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous (blocks, ...) float32, summed over the first dimension in a fixed order and rounded once."""
+    out = torch.empty(blocks.shape[1:], dtype=dtype, device=blocks.device)
+    size = out.numel()
+    if size == 0:
+        return out
+    launch(
+        sum_blocks_kernel,
+        (cdiv(size, _SUM_BLOCK),),
+        (signature(blocks), dtype),
+        {"blocks": blocks, "out": out},
+        lambda: {"size": size, "count": len(blocks), "BLOCK": _SUM_BLOCK},
+    )
     return out

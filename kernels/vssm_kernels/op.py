@@ -90,7 +90,7 @@ class Op(BackendRegistry):
             return self._traced(args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self.reference.forward(args, False)[0]
-        if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+        if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
             return self._traced(args)
         needs_gradient = False
         for tensor in args.tensors():
@@ -116,7 +116,7 @@ class Op(BackendRegistry):
             return self.reference.forward(args, False)[0]
         # A trace is run in any mode, and torch checks it in one without gradients: a backward that finds nothing saved
         # computes it again.
-        save = needs_gradient(args.tensors()) and not torch._C._is_tracing()
+        save = needs_gradient(args.tensors()) and not torch.jit.is_tracing()
         return self.operator(*self.flatten(args), save)[0]
 
     def flatten(self, args: Any) -> list[Any]:

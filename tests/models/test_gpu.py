@@ -36,14 +36,25 @@ def logits_and_gradients(model, inputs, scale=1.0):
     return logits.detach(), {name: parameter.grad / scale for name, parameter in model.named_parameters()}
 
 
+def assert_gradients_close(actual, expected, tolerance):
+    """Each parameter's gradient, relative to its largest number, or to a millionth of the model's largest: GroupMamba's
+    skip of the class token has a gradient of zero but for rounding."""
+    least = 1e-6 * max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        if gradient.abs().max() < least:
+            assert actual[name].abs().max() < 1e3 * least, name
+        else:
+            assert_close(actual[name].to(gradient.device), gradient, name, tolerance)
+
+
 def test_agrees_with_the_cpu(model):
-    logits, gradients = logits_and_gradients(model, images())
-    on_gpu, gpu_gradients = logits_and_gradients(model.cuda(), images().cuda())
     # Convolutions may run in TF32, which cuDNN is allowed by default: 10 bits of mantissa. Where a ReLU follows, as in
-    # EfficientVMamba, an input near zero may then be on for one machine and off for the other.
+    # EfficientVMamba and HRVMamba, an input near zero may then be on for one machine and off for the other: several
+    # images, of whose gradient one such unit is a small part.
+    logits, gradients = logits_and_gradients(model, images(8))
+    on_gpu, gpu_gradients = logits_and_gradients(model.cuda(), images(8).cuda())
     assert_close(on_gpu.cpu(), logits, "logits", tolerance=5e-3)
-    for name, gradient in gradients.items():
-        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=5e-2)
+    assert_gradients_close(gpu_gradients, gradients, tolerance=5e-2)
 
 
 def test_agrees_with_the_cpu_in_full_float32(model, monkeypatch):
@@ -51,9 +62,8 @@ def test_agrees_with_the_cpu_in_full_float32(model, monkeypatch):
     logits, gradients = logits_and_gradients(model, images())
     on_gpu, gpu_gradients = logits_and_gradients(model.cuda(), images().cuda())
     assert_close(on_gpu.cpu(), logits, "logits", tolerance=5e-5)
-    for name, gradient in gradients.items():
-        # A ReLU of EfficientVMamba may be on for one machine and off for the other where its input is nearly zero.
-        assert_close(gpu_gradients[name].cpu(), gradient, name, tolerance=5e-3)
+    # A ReLU of EfficientVMamba may be on for one machine and off for the other where its input is nearly zero.
+    assert_gradients_close(gpu_gradients, gradients, tolerance=5e-3)
 
 
 def test_compiled_agrees_with_eager(model):
@@ -62,8 +72,7 @@ def test_compiled_agrees_with_eager(model):
     compile_module(model, fullgraph=True)
     compiled_logits, compiled_gradients = logits_and_gradients(model, inputs)
     assert_close(compiled_logits, logits, "logits", tolerance=5e-3)
-    for name, gradient in gradients.items():
-        assert_close(compiled_gradients[name], gradient, name, tolerance=2e-2)
+    assert_gradients_close(compiled_gradients, gradients, tolerance=2e-2)
 
 
 def test_compiled_under_autocast_is_as_exact_as_eager(model):
@@ -94,14 +103,16 @@ def test_compiled_into_cuda_graphs(kind):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_agrees_with_float32(model, dtype):
-    inputs, scale = images().cuda(), 2.0**16 if dtype == torch.float16 else 1.0  # where a loss scaler starts
+    inputs, scale = images(16).cuda(), 2.0**16 if dtype == torch.float16 else 1.0  # where a loss scaler starts
     logits, gradients = logits_and_gradients(model.cuda(), inputs)
     with torch.autocast("cuda", dtype):
         narrow, narrow_gradients = logits_and_gradients(model, inputs, scale)
+        while scale > 2.0**8 and not all(gradient.isfinite().all() for gradient in narrow_gradients.values()):
+            scale /= 2  # as the scaler would
+            narrow, narrow_gradients = logits_and_gradients(model, inputs, scale)
     tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     assert_close(narrow.float(), logits, "logits", tolerance)
-    for name, gradient in gradients.items():
-        assert_close(narrow_gradients[name], gradient, name, 5 * tolerance)
+    assert_gradients_close(narrow_gradients, gradients, 5 * tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

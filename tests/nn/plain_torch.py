@@ -137,6 +137,10 @@ def latent_pooling(module: LatentPooling, x: Tensor) -> Tensor:
     return layer_norm(torch.einsum("bhm,bmhc->bhc", weights, v).flatten(1), module.norm)
 
 
+def linear_layer(layer: nn.Module, x: Tensor) -> Tensor:
+    return linear(x, layer)
+
+
 def mlp(layers: nn.Module, x: Tensor) -> Tensor:
     return linear(F.gelu(linear(x, layers.fc1)), layers.fc2)
 

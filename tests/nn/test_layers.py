@@ -41,9 +41,10 @@ def test_lean_mlp_is_timms_and_keeps_no_wide_tensor_twice() -> None:
     wide, gradients = {}, {}
     for mlp in (lean, timms):
         x, kept = torch.linspace(-2, 2, 24).view(2, 3, 4).requires_grad_(), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.shape[-1]) or t, lambda t: t):
-            mlp(x).square().sum().backward()
-        wide[mlp] = kept.count(16)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+            output = mlp(x)
+        output.square().sum().backward()
+        wide[mlp] = kept.count(2 * 3 * 16)
         gradients[mlp] = [x.grad, *(parameter.grad for parameter in mlp.parameters())]
     torch.testing.assert_close(gradients[lean], gradients[timms])
     assert wide[lean] < wide[timms]

@@ -35,6 +35,7 @@ from vssm.nn import (
     InvertedDownsample,
     LatentPooling,
     LeanMlp,
+    Linear,
     PaddedPatchConv,
     PatchExpanding,
     PatchMerging,
@@ -139,9 +140,10 @@ PARTS = {
     "deformable sampling, predicted from a convolution": Part(
         partial(DeformableSampling, 8, groups=1, depthwise=True), plain.deformable_sampling
     ),
+    "linear layer": Part(partial(Linear, 8, 24), plain.linear_layer),
     "MLP": Part(partial(LeanMlp, 8, 24), plain.mlp),
     "MLP with convolution": Part(partial(ConvMlp, 8, 24), plain.conv_mlp),
-    "MLP with convolution alone": Part(partial(ConvMlp, 8, 24, residual=False, pointwise=nn.Linear), plain.conv_mlp),
+    "MLP with convolution alone": Part(partial(ConvMlp, 8, 24, residual=False, pointwise=Linear), plain.conv_mlp),
     "gate": Part(partial(ChannelGate, 8), plain.gate),
     "gate with norm, GELU and biases": Part(
         partial(ChannelGate, 8, 4, norm=BranchLayerNorm, act=nn.GELU, bias=True), partial(plain.gate, act=F.gelu)

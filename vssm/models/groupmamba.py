@@ -29,6 +29,7 @@ from vssm.nn import (
     ConvDownsample,
     ConvMlp,
     LeanMlp,
+    Linear,
     StreamLayerNorm,
     initialise_linear_layers,
 )
@@ -223,7 +224,7 @@ class GroupMamba(Pyramid):
         dd = {"device": device, "dtype": dtype}
 
         def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
-            mlp = ConvMlp(dim, widened(dim, mlp_ratios[stage], "mlp_ratios"), residual=False, pointwise=nn.Linear, **dd)
+            mlp = ConvMlp(dim, widened(dim, mlp_ratios[stage], "mlp_ratios"), residual=False, pointwise=Linear, **dd)
             norm2 = partial(BranchLayerNorm, eps=1e-6)
             return Block(dim, ModulatedGroupMamba(dim, scan_order, **dd), mlp, drop_path, nn.Identity, norm2, **dd)
 

@@ -30,7 +30,7 @@ from vssm.nn import (
     SelectiveScan,
     VimMixer,
     initialise_linear_layers,
-    recomputed,
+    product_of_recomputed,
 )
 from vssm.ops import ScanTable
 from vssm.scan import OrderFunction, ScanOrder, backwards, raster
@@ -124,7 +124,7 @@ class LBMambaMixer(VimMixer):
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = self.convolved(x, order)
         total = self.scan(x, order, locally)
-        return recomputed(lambda *saved: self.out_proj(self.gate(*saved)), total, z)
+        return product_of_recomputed(self.out_proj, self.gate, total, z)
 
 
 RENAMING = Renaming(

@@ -27,6 +27,7 @@ from vssm.nn import (
     ChannelsLastBatchNorm,
     ConvDownsample,
     LeanMlp,
+    Linear,
     OrderTable,
     SelectiveScan,
     initialise_linear_layers,
@@ -70,10 +71,10 @@ class MambaVisionMixer(nn.Module):
         if dim % 2:
             raise ValueError(f"dims has {dim} channels where maps are scanned; expected an even number, for two halves")
         self.order_table = OrderTable(scan_order)
-        self.in_proj = nn.Linear(dim, dim, bias=False, **dd)
+        self.in_proj = Linear(dim, dim, bias=False, **dd)
         self.conv_weight = nn.Parameter(torch.empty(2, dim // 2, 3, **dd))
         self.scan = TwiceBiasedScan(dim // 2, scan_order(2, 2).directions, state=8, rank=math.ceil(dim / 16), **dd)
-        self.out_proj = nn.Linear(dim, dim, bias=False, **dd)
+        self.out_proj = Linear(dim, dim, bias=False, **dd)
         nn.init.uniform_(self.conv_weight, -(3**-0.5), 3**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from vssm.nn import (
     BranchLayerNorm,
     ChannelsLastConv2d,
     GatedMixer,
+    Linear,
     OrderTable,
     PatchMerging,
     PatchStem,
@@ -152,10 +153,10 @@ class MultiHeadScan(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.channels = dim // len(routes)
         inner = self.channels * len(routes)
-        self.in_proj = nn.Linear(dim, inner, bias=False, **dd)
+        self.in_proj = Linear(dim, inner, bias=False, **dd)
         self.heads = nn.ModuleList(ScanHead(self.channels, state, threshold, order, **dd) for order in routes)
         self.norm = BranchLayerNorm(inner, **dd)
-        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        self.out_proj = Linear(inner, dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.in_proj(x).split(self.channels, dim=-1)
@@ -184,7 +185,7 @@ class MultiHeadMixer(GatedMixer):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.in_proj = nn.Linear(dim, 2 * dim, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * dim, bias=False, **dd)
         self.conv = ChannelsLastConv2d(dim, dim, kernel_size=3, padding=1, groups=dim, **dd)
         self.scan = MultiHeadScan(dim, state, threshold, routes, **dd)
         self.norm = BranchLayerNorm(dim, **dd)

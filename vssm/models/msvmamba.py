@@ -30,6 +30,7 @@ from vssm.nn import (
     ConvMlp,
     ConvStem,
     GatedMixer,
+    Linear,
     OrderTable,
     PatchMerging,
     PatchStem,
@@ -78,14 +79,14 @@ class MultiScaleSS2D(GatedMixer):
         depthwise = partial(ChannelsLastConv2d, inner, inner, groups=inner, **dd)
         self.gated = gated
         self.order_table, self.half_order_table = OrderTable(scan_order), OrderTable(half_order)
-        self.in_proj = nn.Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
         self.conv = depthwise(kernel_size=3, padding=1)
         self.half_conv = depthwise(kernel_size=7, padding=3, stride=2)
         self.scan = SelectiveScan(inner, scan_order(2, 2).directions, state=1, rank=rank, **dd)
         self.half_scan = SelectiveScan(inner, directions=1, state=1, rank=rank, **dd)
         self.norm = BranchLayerNorm(inner, **dd)
         self.channel_gate = ChannelGate(inner, **dd)
-        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        self.out_proj = Linear(inner, dim, bias=False, **dd)
 
     def mix(self, x: Tensor) -> Tensor:
         return self.channel_gate(self.merge(F.silu(self.conv(x)), F.silu(self.half_conv(x))))

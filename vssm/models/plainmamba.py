@@ -24,6 +24,7 @@ from vssm.nn import (
     Block,
     BranchLayerNorm,
     ChannelsLastConv2d,
+    Linear,
     OrderTable,
     PaddedPatchConv,
     SelectiveScan,
@@ -149,10 +150,10 @@ class PlainMambaMixer(nn.Module):
         dd = {"device": device, "dtype": dtype}
         inner = 2 * dim
         self.order_tables = [OrderTable(make(scan_order)) for make in (WholeWalks, StepOfToken, Moves)]
-        self.in_proj = nn.Linear(dim, 2 * inner, **dd)
+        self.in_proj = Linear(dim, 2 * inner, **dd)
         self.conv = ChannelsLastConv2d(inner, inner, kernel_size=7, padding=3, groups=inner, **dd)
         self.scan = DirectionAwareScan(inner, scan_order(2, 2).directions, state, math.ceil(dim / 16), **dd)
-        self.out_proj = nn.Linear(inner, dim, **dd)
+        self.out_proj = Linear(inner, dim, **dd)
 
     def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """(batch, tokens, dim) in and out; `height` and `width` of the grid."""

@@ -28,6 +28,7 @@ from vssm.nn import (
     GatedMixer,
     InvertedDownsample,
     LeanMlp,
+    Linear,
     OrderTable,
     ResidualStem,
     SelectiveScan,
@@ -100,12 +101,12 @@ class StructureAwareSSM(GatedMixer):
         dd = {"device": device, "dtype": dtype}
         inner = widened(dim, expansion, "expansion")
         self.order_table = OrderTable(scan_order)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * inner, bias=False, **dd)
         self.conv = ChannelsLastConv2d(inner, inner, kernel_size=3, padding=1, groups=inner, **dd)
         self.scan = SelectiveScan(inner, scan_order(2, 2).directions, state=1, rank=math.ceil(dim / 16), **dd)
         self.fusion = StateFusion(inner, **dd)
         self.norm = BranchLayerNorm(inner, **dd)
-        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        self.out_proj = Linear(inner, dim, bias=False, **dd)
 
     def mix(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape

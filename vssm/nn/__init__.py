@@ -8,12 +8,13 @@ from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
 from vssm.nn.init import initialise_linear_layers
+from vssm.nn.linear import Linear
 from vssm.nn.mixer import SS2D, GatedMixer, VimMixer
 from vssm.nn.mlp import ConvMlp, LeanMlp
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_position
-from vssm.nn.recompute import recomputed
+from vssm.nn.recompute import product_of_recomputed, recomputed
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
 from vssm.nn.upsample import PatchExpanding
@@ -38,6 +39,7 @@ __all__ = [
     "InvertedDownsample",
     "LatentPooling",
     "LeanMlp",
+    "Linear",
     "OrderTable",
     "PaddedPatchConv",
     "PatchExpanding",
@@ -52,6 +54,7 @@ __all__ = [
     "concrete",
     "cut_windows",
     "initialise_linear_layers",
+    "product_of_recomputed",
     "recomputed",
     "resize_position",
     "stitch_windows",

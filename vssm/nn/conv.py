@@ -5,19 +5,29 @@ from __future__ import annotations
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from vssm.nn.linear import parameters_to_cast
+from vssm.nn.reading import ReadsParameters
+from vssm.ops import Form
 
-class ChannelsLastConv2d(nn.Conv2d):
+
+@register_notrace_module
+class ChannelsLastConv2d(nn.Conv2d, ReadsParameters):
     """nn.Conv2d from (batch, height, width, channels) to (batch, height', width', channels').
 
-    The permutations are views: torch's channels_last memory format is this layout, so nothing is copied.
+    The permutations are views: torch's channels_last memory format is this layout, so nothing is copied. It shares the
+    cast of its parameters under autocast with the other layers of its block.
 
     >>> import torch
     >>> ChannelsLastConv2d(4, 6, kernel_size=3, stride=2, padding=1)(torch.randn(1, 9, 7, 4)).shape
     torch.Size([1, 5, 4, 6])
     """
 
+    def to_read(self, on_gpu: bool) -> tuple[list[Tensor], list[Form]]:
+        return parameters_to_cast(self)
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        weight, *bias = self.read(x)
+        return self._conv_forward(x.permute(0, 3, 1, 2), weight, *(bias or (None,))).permute(0, 2, 3, 1)
 
 
 @register_notrace_module  # torch's batch norm checks shapes

@@ -14,9 +14,10 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
-from vssm.nn.recompute import recomputed, saves_activations
+from vssm.nn.recompute import product_of_recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import ScanTable, causal_conv1d, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
@@ -32,7 +33,7 @@ class GatedMixer(nn.Module):
     >>> class Pooling(GatedMixer):
     ...     def __init__(self, dim):
     ...         super().__init__()
-    ...         self.gated, self.in_proj, self.out_proj = True, nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+    ...         self.gated, self.in_proj, self.out_proj = True, Linear(dim, 2 * dim), Linear(dim, dim)
     ...
     ...     def mix(self, x):
     ...         return x.mean((1, 2), keepdim=True)
@@ -99,11 +100,11 @@ class SS2D(GatedMixer):
         inner = widened(dim, expansion, "expansion")
         self.gated = gated
         self.order_table = OrderTable(scan_order)
-        self.in_proj = nn.Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * inner if gated else inner, bias=False, **dd)
         self.conv = ChannelsLastConv2d(inner, inner, kernel_size=3, padding=1, groups=inner, bias=conv_bias, **dd)
         self.scan = SelectiveScan(inner, scan_order(2, 2).directions, state, rank=math.ceil(dim / 16), **dd)
         self.norm = BranchLayerNorm(inner, **dd)
-        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        self.out_proj = Linear(inner, dim, bias=False, **dd)
 
     def mix(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
@@ -155,11 +156,11 @@ class VimMixer(nn.Module):
         self.directions = scan_order(2, 2).directions
         sets = 1 if shared else self.directions
         self.order_table = OrderTable(scan_order)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
+        self.in_proj = Linear(dim, 2 * inner, bias=False, **dd)
         self.conv_weight = nn.Parameter(torch.empty(sets, inner, conv_width, **dd))
         self.conv_bias = nn.Parameter(torch.empty(sets, inner, **dd))
-        self.scan = self.scan_class(inner, self.directions, state, math.ceil(dim / 16), shared, **dd)
-        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        self.scan = self.scan_class(inner, self.directions, state, math.ceil(dim / 16), shared, own_inputs=True, **dd)
+        self.out_proj = Linear(inner, dim, bias=False, **dd)
         for parameter in (self.conv_weight, self.conv_bias):
             nn.init.uniform_(parameter, -(conv_width**-0.5), conv_width**-0.5)
         # official: only the forward direction's step-size bias gets Mamba's initialisation; the others start at zero.
@@ -174,7 +175,7 @@ class VimMixer(nn.Module):
             return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
         # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
         total = self.scan(x, order, merge=True)
-        return recomputed(lambda *saved: self.out_proj(self.gate(*saved)), total, z)
+        return product_of_recomputed(self.out_proj, self.gate, total, z)
 
     def convolved(self, x: Tensor, order: ScanTable) -> Tensor:
         """(batch, tokens, channels) along each direction, with SiLU: (batch, tokens, directions, channels)."""

@@ -7,17 +7,19 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
-from vssm.nn.recompute import recomputed
+from vssm.nn.linear import Linear
+from vssm.nn.recompute import product_of_recomputed
 
 POINTWISE_CONV = partial(ChannelsLastConv2d, kernel_size=1)
 
 
-class LeanMlp(Mlp):
-    """Linear, GELU, linear: timm's MLP, without saving the output of the GELU, the largest tensor of a block.
+@register_notrace_module
+class LeanMlp(nn.Module):
+    """Linear, GELU, linear, without saving the output of the GELU, the largest tensor of a block.
 
     Used by VMamba and most families: (..., dim) in and out.
 
@@ -28,12 +30,16 @@ class LeanMlp(Mlp):
     def __init__(
         self, dim: int, hidden: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ):
-        super().__init__(dim, hidden, device=device, dtype=dtype)
+        super().__init__()
+        self.fc1 = Linear(dim, hidden, device=device, dtype=dtype)
+        self.act = nn.GELU()
+        self.fc2 = Linear(hidden, dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return recomputed(lambda hidden: self.fc2(self.act(hidden)), self.fc1(x))
+        return product_of_recomputed(self.fc2, self.act, self.fc1(x))
 
 
+@register_notrace_module
 class ConvMlp(nn.Module):
     """An MLP with a 3 x 3 depthwise convolution on its hidden map, before the GELU (MSVMamba, GroupMamba).
 
@@ -68,4 +74,4 @@ class ConvMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         local = x + self.conv(x) if self.residual else self.conv(x)
-        return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), local)
+        return product_of_recomputed(self.fc2, F.gelu, local)

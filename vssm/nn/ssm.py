@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.ops import ScanTable, directed_linear, selective_scan, side_by_side, sum_gate
+from vssm.nn.norm import product_dtype
+from vssm.nn.reading import ReadsParameters
+from vssm.ops import CAST, RATES, Form, Layout, ScanTable, directed_linear, read_parameters, selective_scan, sum_gate
 
 # delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
-class SelectiveScan(nn.Module):
+class SelectiveScan(ReadsParameters):
     """Selective state-space model (S6) along the directions of a scan order.
 
     Step size, B and C are projected token by token, so these projections do not depend on the order and their rows stay
@@ -28,6 +30,8 @@ class SelectiveScan(nn.Module):
         state: size of the state of each channel.
         rank: of the step-size projection; Mamba takes a sixteenth of the block's width, rounded up.
         shared: all directions have the same parameters, which are held once, as those of one direction.
+        own_inputs: each direction will be given an input of its own. Tokens of either shape are taken; those that are
+            announced take fewer kernels.
 
     >>> scan = SelectiveScan(channels=8, directions=2, state=4, rank=1)
     >>> both_ways = torch.tensor([[0, 1, 2], [2, 1, 0]], dtype=torch.int32)
@@ -42,12 +46,13 @@ class SelectiveScan(nn.Module):
         state: int,
         rank: int,
         shared: bool = False,
+        own_inputs: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.directions, self.state, self.rank = directions, state, rank
+        self.directions, self.state, self.rank, self.own_inputs = directions, state, rank, own_inputs
         sets = 1 if shared else directions
         # Rows of x_proj: step size (rank), then B (state), then C (state).
         self.x_proj = nn.Parameter(torch.empty(sets, rank + 2 * state, channels, **dd))
@@ -121,8 +126,11 @@ class SelectiveScan(nn.Module):
         return self._scan(_wide(tokens), delta, B, read_by, None, order=order, segment=segment)[..., None], C
 
     def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
-        bias, weight = self.step_bias(), self.dt_proj.expand(self.directions, -1, -1)
-        return selective_scan(tokens, delta, self.rates(), B, C, D, delta_bias=bias, delta_weight=weight, **how)
+        _, weight, rates = self.read(tokens)
+        if weight.dim() == 3:
+            weight = weight.expand(self.directions, -1, -1)
+        rates = rates.expand(self.directions, -1, -1)
+        return selective_scan(tokens, delta, rates, B, C, D, delta_bias=self.step_bias(), delta_weight=weight, **how)
 
     def _each(self, parameter: Tensor) -> Tensor:
         """A parameter of every direction, in float32 at least."""
@@ -131,19 +139,40 @@ class SelectiveScan(nn.Module):
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the tokens select: delta (batch, tokens, directions, rank), the step size before its own projection,
         bias and softplus, and B and C (batch, tokens, directions, state)."""
-        for_delta, for_states = self.x_proj.split([self.rank, 2 * self.state], dim=1)
-        if tokens.dim() == 4 and len(self.x_proj) == 1:
-            delta, BC = F.linear(tokens, self.x_proj[0]).split([self.rank, 2 * self.state], dim=-1)
-        elif tokens.dim() == 3 or tokens.is_cuda:  # one matrix product for all directions
-            stack = _stacked if tokens.dim() == 3 else side_by_side
-            rows = F.linear(tokens.flatten(2), torch.cat([stack(for_states), stack(for_delta)]))
-            BC, delta = rows.split([for_states[..., 0].numel(), for_delta[..., 0].numel()], dim=-1)
-            BC, delta = (part.unflatten(-1, (len(self.x_proj), -1)) for part in (BC, delta))
-            BC, delta = (part.expand(-1, -1, self.directions, -1) for part in (BC, delta))
-        else:
-            delta, BC = directed_linear(tokens, self.x_proj).split([self.rank, 2 * self.state], dim=-1)
-        B, C = BC.unflatten(-1, (2, self.state)).unbind(-2)
+        sets, own_inputs = len(self.x_proj), tokens.dim() == 4
+        weight, *_ = self.read(tokens) if own_inputs == self.own_inputs else self._read_for(tokens)
+        if weight.dim() == 3:
+            delta, BC = directed_linear(tokens, weight).split([self.rank, 2 * self.state], dim=-1)
+        else:  # one matrix product for all directions
+            rows = F.linear(tokens.flatten(2) if own_inputs and sets > 1 else tokens, weight)
+            BC, delta = rows.split([sets * 2 * self.state, sets * self.rank], dim=-1)
+            if not own_inputs or sets > 1:
+                BC, delta = (part.unflatten(-1, (sets, -1)) for part in (BC, delta))
+                if sets < self.directions:
+                    BC, delta = (part.expand(-1, -1, self.directions, -1) for part in (BC, delta))
+        B, C = BC.split(self.state, dim=-1)
         return delta, B, C
+
+    def to_read(self, on_gpu: bool) -> tuple[list[Tensor], list[Form]]:
+        return self._to_read(on_gpu, self.own_inputs)
+
+    def _read_for(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """As `read`, for tokens of the shape that was not announced."""
+        parameters, forms = self._to_read(tokens.is_cuda, tokens.dim() == 4)
+        return read_parameters(parameters, forms, product_dtype(tokens, self.x_proj))
+
+    def _to_read(self, on_gpu: bool, own_inputs: bool) -> tuple[list[Tensor], list[Form]]:
+        """x_proj with the rows of B and C before those of the step size, dt_proj and A_log.
+
+        A GPU multiplies by all directions' weights side by side, a CPU by one after the other.
+        """
+        sets = len(self.x_proj)
+        if not own_inputs or sets == 1:
+            for_tokens = Form(Layout.STACKED, last=self.rank)
+        else:
+            for_tokens = Form(Layout.SIDE_BY_SIDE, last=self.rank) if on_gpu else CAST
+        for_steps = Form(Layout.SIDE_BY_SIDE) if on_gpu and sets == self.directions else CAST
+        return [self.x_proj, self.dt_proj, self.A_log], [for_tokens, for_steps, RATES]
 
     def rates(self) -> Tensor:
         """A, the decay rates: (directions, channels, state), negative."""
@@ -156,11 +185,6 @@ class SelectiveScan(nn.Module):
     def extra_repr(self) -> str:
         channels = self.x_proj.shape[2]
         return f"channels={channels}, directions={self.directions}, state={self.state}, rank={self.rank}"
-
-
-def _stacked(weight: Tensor) -> Tensor:
-    """(directions, outputs, inputs) -> (directions * outputs, inputs), for an input that all directions share."""
-    return weight.flatten(0, 1)
 
 
 def _wide(parameter: Tensor) -> Tensor:

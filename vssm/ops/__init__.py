@@ -1,21 +1,33 @@
 """The operations that models are made of: the kernels' public functions."""
 
 from vssm_kernels import (
+    CAST,
+    RATES,
+    Form,
+    Layout,
     ScanTable,
     causal_conv1d,
     directed_linear,
+    read_parameters,
     selective_scan,
     side_by_side,
     standard_operations,
     sum_gate,
     sum_norm,
 )
+from vssm_kernels.dispatch import is_watched
 from vssm_kernels.op import without_autocast
 
 __all__ = [
+    "CAST",
+    "RATES",
+    "Form",
+    "Layout",
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
+    "is_watched",
+    "read_parameters",
     "selective_scan",
     "side_by_side",
     "standard_operations",

@@ -8,12 +8,14 @@ float32 in a fixed order, so two runs are bit-equal.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.direction_sum import sum_directions
-from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
+from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
 from vssm_kernels.orders import output_rows
 
 try:
@@ -55,9 +57,10 @@ if triton is not None:
         """Direction k's WIDTH taps and its bias."""
         taps = ()
         for j in tl.static_range(WIDTH):
-            taps = taps + (tl.load(weight + (k * WIDTH + j) * channels + c, mask=c < channels, other=0.0),)
+            tap = tl.load(weight + (k * channels + c) * WIDTH + j, mask=c < channels, other=0.0)
+            taps = taps + (tap.to(tl.float32),)
         if HAS_BIAS:
-            bias_row = tl.load(bias + k * channels + c, mask=c < channels, other=0.0)
+            bias_row = tl.load(bias + k * channels + c, mask=c < channels, other=0.0).to(tl.float32)
         else:
             bias_row = tl.zeros_like(c).to(tl.float32)
         return taps, bias_row
@@ -179,17 +182,19 @@ if triton is not None:
             for i in tl.static_range(WIDTH):
                 later = later + (dsums[i],)
 
-        shares += share.to(tl.int64) * (WIDTH + 1) * channels + c
+        shares += (b * parts + part) * directions * channels * (WIDTH + 1)
+        own = k * channels + c
         for j in tl.static_range(WIDTH):
-            tl.store(shares + j * channels, dtaps[j], mask=c < channels)
-        tl.store(shares + WIDTH * channels, dbias_row, mask=c < channels)
+            tl.store(shares + own * WIDTH + j, dtaps[j], mask=c < channels)
+        tl.store(shares + directions * channels * WIDTH + own, dbias_row, mask=c < channels)
 
 
 def conv(args: ConvArguments, save: bool = False) -> tuple[Tensor, None]:
     x = _contiguous_rows(args.x)
     y = output_rows(args.order, args.output_shape, x.dtype, x.device)
     groups = cdiv(args.order.steps, _FORWARD["STEPS"])
-    forward_kernel[_grid(args, _FORWARD, groups)](**_shared_arguments(args, x), y=y, **_FORWARD)
+    tensors, key = _tensors(args, x)
+    launch(forward_kernel, _grid(args, _FORWARD, groups), key, tensors | {"y": y}, lambda: _numbers(args, x) | _FORWARD)
     return y, None
 
 
@@ -198,32 +203,38 @@ def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None,
     batch, _, directions, channels = args.output_shape
     groups = cdiv(args.order.steps, _BACKWARD["STEPS"])
     parts = min(groups, cdiv(_PROGRAMS, max(1, _grid(args, _BACKWARD, 1)[0])))
-    shares = torch.empty(batch, parts, directions, args.width + 1, channels, dtype=torch.float32, device=x.device)
+    taps = args.weight.numel()
+    shares = torch.empty(batch * parts, taps + directions * channels, dtype=torch.float32, device=x.device)
     dx = output_rows(args.order, args.output_shape, x.dtype, x.device)
-    backward_kernel[_grid(args, _BACKWARD, parts)](
-        **_shared_arguments(args, x), dy=gradient.contiguous(), dx=dx, shares=shares, parts=parts, **_BACKWARD
+    tensors, key = _tensors(args, x)
+    launch(
+        backward_kernel,
+        _grid(args, _BACKWARD, parts),
+        key,
+        tensors | {"dy": gradient.contiguous(), "dx": dx, "shares": shares},
+        lambda: _numbers(args, x) | _BACKWARD | {"parts": parts},
     )
-    total = shares.sum((0, 1))  # every direction's taps, then its bias
-    return (
-        sum_directions(dx),
-        total[:, :-1].transpose(1, 2).to(args.weight.dtype).contiguous(),
-        None if args.bias is None else total[:, -1].to(args.bias.dtype).contiguous(),
-    )
+    total = shares.sum(0)  # of all taps, then of the biases
+    dweight = total[:taps].view(args.weight.shape).to(args.weight.dtype)
+    dbias = None if args.bias is None else total[taps:].view(args.bias.shape).to(args.bias.dtype)
+    return sum_directions(dx), dweight, dbias
 
 
 def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _shared_arguments(args: ConvArguments, x: Tensor) -> dict[str, Tensor | int]:
-    """What both kernels take. Weights are (directions, width, channels); without bias its pointer is not followed."""
+def _tensors(args: ConvArguments, x: Tensor) -> tuple[dict[str, Tensor], tuple[Hashable, ...]]:
+    """What both kernels take, and the key of their launches. Without bias its pointer is not followed."""
+    weight = args.weight.contiguous()
+    bias = weight if args.bias is None else args.bias.contiguous()
+    tensors = {"x": x, "weight": weight, "bias": bias, "order": args.order.table}
+    return tensors, (*signature(*tensors.values()), args.bias is None, args.silu)
+
+
+def _numbers(args: ConvArguments, x: Tensor) -> dict[str, int]:
     _, tokens, directions, channels = args.output_shape
-    weight = args.weight.float().transpose(1, 2).contiguous()
     return {
-        "x": x,
-        "weight": weight,
-        "bias": weight if args.bias is None else args.bias.float().contiguous(),
-        "order": args.order.table,
         "tokens": tokens,
         "directions": directions,
         "channels": channels,

@@ -51,8 +51,8 @@ def selective_scan(
         C: (batch, tokens, directions, state), or None to return the states themselves.
         D: (directions, channels), skip connection; needs C.
         delta_bias: (directions, channels), added to delta.
-        delta_weight: (directions, channels, rank): the step size is this times delta. The op computes the product,
-            the largest tensor of a block, once more in the backward instead of saving it.
+        delta_weight: (directions, channels, rank), or the same `side_by_side`: the step size is this times delta. The
+            op computes the product, the largest tensor of a block, once more in the backward instead of saving it.
         order: the token that each direction visits at each step: a ScanTable, or (directions, steps) int32, which is
             copied and checked at its first use. -1 is an empty step, which reads zeros and writes nothing while the
             state still decays. A token visited twice by one direction receives the sum, one never visited zero. None

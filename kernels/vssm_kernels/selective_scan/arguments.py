@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -101,12 +102,15 @@ class ScanArguments(NamedTuple):
             raise ValueError(f"delta has shape {tuple(delta.shape)}; expected (batch, tokens, directions, channels)")
         batch, tokens, directions, channels = delta.shape
         if delta_weight is not None:
-            if delta_weight.dim() != 3 or delta_weight.shape[::2] != delta.shape[2:]:
+            rank = channels
+            channels = math.prod(delta_weight.shape[:-1]) // directions
+            expected = (directions, channels, rank), (directions * channels, directions * rank)
+            if delta_weight.shape not in expected:
                 raise ValueError(
                     f"delta has shape {tuple(delta.shape)} and delta_weight {tuple(delta_weight.shape)}; expected "
-                    f"(batch, tokens, directions, rank) and (directions, channels, rank)"
+                    f"(batch, tokens, directions, rank) and (directions, channels, rank), or the same side by side, "
+                    f"(directions * channels, directions * rank)"
                 )
-            channels = delta_weight.shape[1]
         if A.dim() != 3 or A.shape[:2] != (directions, channels):
             raise ValueError(
                 f"A has shape {tuple(A.shape)}; expected (directions, channels, state) = "

@@ -22,7 +22,7 @@ from vssm_kernels.standard import gathered, scattered, visits
 
 def scan(args: ScanArguments) -> Tensor:
     """(batch, tokens, directions, channels) outputs, or states with C=None, in u's dtype."""
-    for_onnx = torch.onnx.is_in_onnx_export() and not torch._C._is_tracing()
+    for_onnx = torch.onnx.is_in_onnx_export() and not torch.jit.is_tracing()
     y = _looped(args) if for_onnx else _chunked(args)
     y = scattered(y.flatten(3), args.order, args.tokens)
     return saturate(y if args.C is not None else y.unflatten(3, (args.channels, args.state)), args.u.dtype)

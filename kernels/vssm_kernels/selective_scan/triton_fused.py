@@ -12,13 +12,13 @@ the inputs have, and 22 bits for float32.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vssm_kernels.direction_sum import sum_directions
-from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
+from vssm_kernels.direction_sum import sum_blocks, sum_directions
+from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
 from vssm_kernels.orders import output_rows
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -142,16 +142,16 @@ def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, Tensor | None
     # Rows visited twice are summed in float32.
     dtype = torch.float32 if args.repeats else args.u.dtype
     y = output_rows(args.order, args.output_shape, dtype, args.u.device)
-    launch, back = _launches(args.channels, args.state, args.batch * args.directions)
+    tile, back = _launches(args.channels, args.state, args.batch * args.directions)
     shape_and_dtype = saves(args) if save else None
     if shape_and_dtype is None:
         saved = None
-        checkpoints = _Checkpoints(args.delta, every=0, groups=0, units=0, unit=launch.block_c)  # never written
+        checkpoints = _Checkpoints(args.delta, every=0, groups=0, units=0, unit=tile.block_c)  # never written
     else:
         shape, dtype = shape_and_dtype
         saved = torch.empty(shape, dtype=dtype, device=args.u.device)
         checkpoints = _checkpoints(saved, back)
-    _run_forward(args, _operands(args), launch, _chunks(args, launch), checkpoints, y=y, add=args.repeats)
+    _run_forward(args, _Operands(args), tile, _chunks(args, tile), checkpoints, y=y, add=args.repeats)
     return saturate(y, args.u.dtype), saved
 
 
@@ -159,11 +159,11 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
     """Gradients, with the states that `scan` saved, or by walking twice."""
     args = _with_contiguous_rows(args)
     batch, tokens, directions, channels = args.row_shape
-    again, launch = _launches(channels, args.state, batch * directions)
+    again, tile = _launches(channels, args.state, batch * directions)
     device, pitch = args.u.device, _pitch(channels)
     if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
         gradient = gradient.contiguous()
-    blocks, again_blocks = cdiv(channels, launch.block_c), cdiv(channels, again.block_c)
+    blocks, again_blocks = cdiv(channels, tile.block_c), cdiv(channels, again.block_c)
 
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
@@ -172,50 +172,62 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
         dtype = torch.float32 if args.repeats or like is None else like.dtype
         return output_rows(args.order, shape, dtype, device)
 
-    operands, chunks = _operands(args, gradient), _chunks(args, again)
-    shape = _checkpoint_shape(args, again, launch)
+    operands, chunks = _Operands(args, gradient), _chunks(args, again)
+    shape = _checkpoint_shape(args, again, tile)
     walk_again = args.states is None or args.states.shape != shape  # saved by another backend: ignored
-    checkpoints = _checkpoints(floats(*shape) if walk_again else args.states, launch)
+    checkpoints = _checkpoints(floats(*shape) if walk_again else args.states, tile)
     dC = rows(again_blocks if walk_again else blocks, batch, tokens, directions, args.state)
     if walk_again:
         _run_forward(args, operands, again, chunks, checkpoints, dC=dC, add=args.repeats)
 
     du, ddelta = (rows(batch, tokens, directions, channels, like=like) for like in (args.u, args.delta))
     dB = rows(blocks, batch, tokens, directions, args.state)
-    shares = floats(batch * chunks.count, directions, args.state + 2, pitch)
-    kernels.backward_kernel[(batch * directions * chunks.count * blocks,)](
-        **operands,
-        checkpoints=checkpoints.states,
-        carried=_carried(args, operands, again, chunks, adjoint=True) if chunks.count > 1 else args.delta,
-        du=du,
-        ddelta=ddelta,
-        dB=dB,
-        dC=dC,
-        shares=shares,
-        zero=0.0,
-        blocks=blocks,
-        pitch=pitch // launch.vector,
-        groups=checkpoints.groups,
-        units=checkpoints.units,
-        unit_size=launch.block_n * launch.block_c // launch.vector,
-        chunk=chunks.steps,
-        chunks=chunks.count,
-        ADD=args.repeats,
-        CHUNKED=chunks.count > 1,
-        WITH_C=args.C is not None and not walk_again,
-        **launch.options(),
+    rates, per_channel = directions * args.state * pitch, directions * channels
+    shares = floats(batch * chunks.count, rates + 2 * per_channel)
+    carried = _carried(args, operands, again, chunks, adjoint=True) if chunks.count > 1 else args.delta
+    launch(
+        kernels.backward_kernel,
+        (batch * directions * chunks.count * blocks,),
+        (operands.key, tile, chunks, walk_again, args.repeats),
+        {
+            **operands.tensors,
+            "checkpoints": checkpoints.states,
+            "carried": carried,
+            "du": du,
+            "ddelta": ddelta,
+            "dB": dB,
+            "dC": dC,
+            "shares": shares,
+        },
+        lambda: {
+            **operands.numbers(),
+            "zero": 0.0,
+            "blocks": blocks,
+            "pitch": pitch // tile.vector,
+            "groups": checkpoints.groups,
+            "units": checkpoints.units,
+            "unit_size": tile.block_n * tile.block_c // tile.vector,
+            "chunk": chunks.steps,
+            "chunks": chunks.count,
+            "ADD": args.repeats,
+            "CHUNKED": chunks.count > 1,
+            "WITH_C": args.C is not None and not walk_again,
+            **tile.options(),
+        },
     )
     if args.shared_input:
         du = sum_directions(du)
-    dA, dD, dbias = shares.sum(0)[..., :channels].split([args.state, 1, 1], dim=1)
-    gradients = args.cast(du, ddelta, dA.transpose(1, 2), dB.sum(0), dC.sum(0), dD.squeeze(1), dbias.squeeze(1))
-    return tuple(None if found is None else found.contiguous() for found in gradients)
+    total = shares.sum(0)
+    dA = total[:rates].view(directions, args.state, pitch)[..., :channels].transpose(1, 2)
+    dD, dbias = total[rates:].view(2, directions, channels)
+    dB, dC = sum_blocks(dB, args.B.dtype), None if args.C is None else sum_blocks(dC, args.C.dtype)
+    return args.cast(du, ddelta, dA, dB, dC, dD, dbias)
 
 
 def _run_forward(
     args: ScanArguments,
-    operands: dict[str, Any],
-    launch: _Launch,
+    operands: _Operands,
+    tile: _Launch,
     chunks: _Chunks,
     checkpoints: _Checkpoints,
     *,
@@ -225,40 +237,50 @@ def _run_forward(
 ) -> None:
     """The outputs into y, or for the backward the gradient of C into dC; and the states of the checkpoints."""
     unused = args.delta  # a pointer that the kernel does not follow
-    blocks = cdiv(args.channels, launch.block_c)
-    kernels.forward_kernel[(args.batch * args.directions * chunks.count * blocks,)](
-        **operands,
-        y=unused if y is None else y,
-        dC=unused if dC is None else dC,
-        checkpoints=checkpoints.states,
-        carried=_carried(args, operands, launch, chunks) if chunks.count > 1 else checkpoints.states,
-        blocks=blocks,
-        pitch=_pitch(args.channels) // launch.vector,
-        groups=checkpoints.groups,
-        units=checkpoints.units,
-        unit_size=launch.block_n * checkpoints.unit // launch.vector,
-        chunk=chunks.steps,
-        chunks=chunks.count,
-        ADD=add,
-        CHUNKED=chunks.count > 1,
-        CHECKPOINT=checkpoints.every,
-        AGAIN=y is None,
-        UNIT=checkpoints.unit,
-        **launch.options(),
+    blocks = cdiv(args.channels, tile.block_c)
+    carried = _carried(args, operands, tile, chunks) if chunks.count > 1 else checkpoints.states
+    launch(
+        kernels.forward_kernel,
+        (args.batch * args.directions * chunks.count * blocks,),
+        (operands.key, tile, chunks, checkpoints[1:], checkpoints.states.dtype, y is None, add),
+        {
+            **operands.tensors,
+            "y": unused if y is None else y,
+            "dC": unused if dC is None else dC,
+            "checkpoints": checkpoints.states,
+            "carried": carried,
+        },
+        lambda: {
+            **operands.numbers(),
+            "blocks": blocks,
+            "pitch": _pitch(args.channels) // tile.vector,
+            "groups": checkpoints.groups,
+            "units": checkpoints.units,
+            "unit_size": tile.block_n * checkpoints.unit // tile.vector,
+            "chunk": chunks.steps,
+            "chunks": chunks.count,
+            "ADD": add,
+            "CHUNKED": chunks.count > 1,
+            "CHECKPOINT": checkpoints.every,
+            "AGAIN": y is None,
+            "UNIT": checkpoints.unit,
+            **tile.options(),
+        },
     )
 
 
 def _carried(
-    args: ScanArguments, operands: dict[str, Any], launch: _Launch, chunks: _Chunks, *, adjoint: bool = False
+    args: ScanArguments, operands: _Operands, tile: _Launch, chunks: _Chunks, *, adjoint: bool = False
 ) -> Tensor:
     """The state that every chunk receives from those before it; adjoint, the state's gradient from those after it."""
+    everything = {**operands.tensors, **operands.numbers()}
     known = chunk_kernels.ends_kernel.arg_names
-    given = {name: operand for name, operand in operands.items() if name in known}
+    given = {name: operand for name, operand in everything.items() if name in known}
     if adjoint:  # the same walk, from the end, of the output's gradient in place of u and C in place of B
         for name, other in (("u", "dy"), ("B", "C")):
             for part in ("", "_batch", "_token", "_direction"):
-                given[name + part] = operands[other + part]
-    blocks, pitch = cdiv(args.channels, launch.block_c), _pitch(args.channels)
+                given[name + part] = everything[other + part]
+    blocks, pitch = cdiv(args.channels, tile.block_c), _pitch(args.channels)
     size = args.state * pitch
     shape = (args.batch, chunks.count, args.directions, size)
     ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=args.u.device) for _ in range(3))
@@ -267,11 +289,11 @@ def _carried(
         ends=ends,
         decays=decays,
         blocks=blocks,
-        pitch=pitch // launch.vector,
+        pitch=pitch // tile.vector,
         chunk=chunks.steps,
         chunks=chunks.count,
         ADJOINT=adjoint,
-        **launch.options(),
+        **tile.options(),
     )
     count = 1 << (chunks.count - 1).bit_length()
     block = CARRY_TILE // count
@@ -289,36 +311,48 @@ def _carried(
     return carried
 
 
-def _operands(args: ScanArguments, gradient: Tensor | None = None) -> dict[str, Any]:
-    """What every kernel takes of the arguments: tensors, sizes, strides and switches, by the kernels' names.
+class _Operands:
+    """What every kernel takes of the arguments, by the kernels' names: tensors, and numbers that depend on `key`.
 
     Where a tensor is absent its pointer is that of another, which the kernel does not follow.
     """
-    dy = args.delta if gradient is None else gradient
-    C = args.B if args.C is None else args.C
-    D, bias = (args.A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
-    strided = {"u": args.u, "delta": args.delta, "B": args.B, "C": C, "dy": dy}
-    strides = {}
-    for name, tensor in strided.items():
-        direction = 0 if name == "u" and args.shared_input else tensor.stride(2)
-        batch_stride, token_stride = tensor.stride()[:2]
-        strides |= {f"{name}_batch": batch_stride, f"{name}_token": token_stride, f"{name}_direction": direction}
-    return {
-        **strided,
-        "A": _rates(args),
-        "D": D,
-        "bias": bias,
-        "order": args.A if args.order is None else args.order.table,
-        "tokens": args.tokens,
-        "batch": args.batch,
-        "directions": args.directions,
-        "channels": args.channels,
-        "state": args.state,
-        "steps": args.steps,
-        "segment": max(1, args.segment),
-        **strides,
-        **_switches(args, dy, list(strides.values())),
-    }
+
+    def __init__(self, args: ScanArguments, gradient: Tensor | None = None):
+        self.args = args
+        D, bias = (args.A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
+        self.tensors = {
+            "u": args.u,
+            "delta": args.delta,
+            "B": args.B,
+            "C": args.B if args.C is None else args.C,
+            "dy": args.delta if gradient is None else gradient,
+            "A": _rates(args),
+            "D": D,
+            "bias": bias,
+            "order": args.A if args.order is None else args.order.table,
+        }
+        absent = [tensor is None for tensor in (args.C, args.D, args.delta_bias, args.order, gradient)]
+        self.key = (*signature(*self.tensors.values()), *absent, args.segment)
+
+    def numbers(self) -> dict[str, int | bool]:
+        """Sizes, strides and switches."""
+        args, strides = self.args, {}
+        for name in ("u", "delta", "B", "C", "dy"):
+            tensor = self.tensors[name]
+            direction = 0 if name == "u" and args.shared_input else tensor.stride(2)
+            batch_stride, token_stride = tensor.stride()[:2]
+            strides |= {f"{name}_batch": batch_stride, f"{name}_token": token_stride, f"{name}_direction": direction}
+        return {
+            "tokens": args.tokens,
+            "batch": args.batch,
+            "directions": args.directions,
+            "channels": args.channels,
+            "state": args.state,
+            "steps": args.steps,
+            "segment": max(1, args.segment),
+            **strides,
+            **_switches(args, self.tensors["dy"], list(strides.values())),
+        }
 
 
 def _pitch(channels: int) -> int:

@@ -423,7 +423,7 @@ def backward_kernel(
 ):  # fmt: skip
     """Gradients, WITH_C that of C too, from a chunk's last group of UNROLL steps to its first; derived in README.md.
 
-    `shares` are this chunk's parts of the gradients of A, D and bias: (batch, chunk, direction, state + 2, pitch).
+    `shares` are every chunk's parts of the gradients of A, (direction, state, pitch), D and bias, in this order.
     `zero` is 0.0, passed as an argument so that the compiler cannot fold it.
     """
     channels, state = aligned(channels, ROW_ALIGN), aligned(state, STATE_ALIGN)
@@ -551,8 +551,9 @@ def backward_kernel(
         if HAS_C:
             dy_rows = dy_before
 
-    shares += own * (state + 2) * (pitch * VECTOR)
-    tl.store(shares + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
-    shares += state * (pitch * VECTOR) + c
+    rates_size = state * (pitch * VECTOR)
+    shares += (b * chunks + j) * directions * (rates_size + 2 * channels)
+    tl.store(shares + k * rates_size + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
+    shares += directions * rates_size + k * channels + c
     tl.store(shares, dD_row, mask=c_in)
-    tl.store(shares + pitch * VECTOR, dbias_row, mask=c_in)
+    tl.store(shares + directions * channels, dbias_row, mask=c_in)

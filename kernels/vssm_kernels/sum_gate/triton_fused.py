@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.direction_sum import TILE, sum_directions, tile_grid
-from vssm_kernels.gpu import triton_backend, why_no_triton
+from vssm_kernels.gpu import launch, signature, triton_backend, why_no_triton
 from vssm_kernels.sum_gate.arguments import GateArguments
 
 try:
@@ -64,8 +64,19 @@ def gate(args: GateArguments, save: bool = False) -> tuple[Tensor, Tensor | None
     if save and directions > 1:
         summed = torch.empty(batch, tokens, 1, channels, dtype=y.dtype, device=y.device)
     rows = batch * tokens
-    forward_kernel[tile_grid(rows, channels)](
-        y, z, out, summed, scale, rows, channels, z.stride(1), DIRECTIONS=directions, **TILE
+    launch(
+        forward_kernel,
+        tile_grid(rows, channels),
+        (*signature(y, z, summed), scale),
+        {"y": y, "z": z, "out": out, "summed": summed},
+        lambda: {
+            "scale": scale,
+            "rows": rows,
+            "channels": channels,
+            "z_token": z.stride(1),
+            "DIRECTIONS": directions,
+            **TILE,
+        },
     )
     return out, summed
 
@@ -78,8 +89,13 @@ def gate_backward(args: GateArguments, gradient: Tensor) -> tuple[Tensor, Tensor
     dsum = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
     dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     rows, channels = z[..., 0].numel(), z.shape[2]
-    backward_kernel[tile_grid(rows, channels)](
-        gradient.contiguous(), summed, z, dsum, dz, args.scale, rows, channels, z.stride(1), **TILE
+    gradient = gradient.contiguous()
+    launch(
+        backward_kernel,
+        tile_grid(rows, channels),
+        (*signature(gradient, summed, z), args.scale),
+        {"gradient": gradient, "summed": summed, "z": z, "dsum": dsum, "dz": dz},
+        lambda: {"scale": args.scale, "rows": rows, "channels": channels, "z_token": z.stride(1), **TILE},
     )
     return dsum, dz
 

@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
-from vssm_kernels.gpu import cdiv, triton_backend, why_no_triton
+from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 try:
@@ -113,10 +113,21 @@ def norm(args: NormArguments, save: bool = False) -> tuple[Tensor, Tensor | None
     if save and args.directions > 1:
         sums = torch.empty(*args.x.shape[:-2], 1, channels, dtype=x.dtype, device=x.device)
     rows, tile = y.numel() // channels, _tile(channels)
-    forward_kernel[(cdiv(rows, tile["ROWS"]),)](
-        x, args.weight, args.bias, y, sums, rows, row_stride, direction_stride, args.eps,
-        DIRECTIONS=args.directions, CENTER=args.center, **tile,
-    )  # fmt: skip
+    launch(
+        forward_kernel,
+        (cdiv(rows, tile["ROWS"]),),
+        (*signature(x, args.weight, args.bias, sums), *args[3:]),
+        {"x": x, "weight": args.weight, "bias": args.bias, "y": y, "merged": sums},
+        lambda: {
+            "rows": rows,
+            "row_stride": row_stride,
+            "direction_stride": direction_stride,
+            "eps": args.eps,
+            "DIRECTIONS": args.directions,
+            "CENTER": args.center,
+            **tile,
+        },
+    )
     return y, sums
 
 
@@ -130,10 +141,22 @@ def norm_backward(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None,
     programs = cdiv(tiles, turns)
     dx = torch.empty(args.x.shape, dtype=x.dtype, device=x.device)
     shares = torch.empty(programs, 1 + has_bias, channels, dtype=torch.float32, device=x.device)
-    backward_kernel[(programs,)](
-        gradient, x, args.weight, dx, shares, rows, turns, row_stride, args.eps,
-        CENTER=args.center, HAS_BIAS=has_bias, STAGES=_STAGES, **tile,
-    )  # fmt: skip
+    launch(
+        backward_kernel,
+        (programs,),
+        (*signature(gradient, x, args.weight), *args[3:], has_bias, turns),
+        {"dy": gradient, "x": x, "weight": args.weight, "dx": dx, "shares": shares},
+        lambda: {
+            "rows": rows,
+            "turns": turns,
+            "row_stride": row_stride,
+            "eps": args.eps,
+            "CENTER": args.center,
+            "HAS_BIAS": has_bias,
+            "STAGES": _STAGES,
+            **tile,
+        },
+    )
     sums = shares.sum(0)
     dweight = None if args.weight is None else sums[0].to(args.weight.dtype)
     return dx, dweight, sums[1].to(args.bias.dtype) if has_bias else None

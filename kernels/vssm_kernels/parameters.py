@@ -1,0 +1,329 @@
+"""Parameters as kernels and matrix products read them: those of a whole layer in one kernel.
+
+What depends on parameters alone is made anew at every call, so that it is never stale, whoever changed them and how:
+an optimiser, `load_state_dict`, an average of weights, or memory written behind autograd's back. On a GPU one kernel
+makes all of it, and one kernel takes the gradients back; operation by operation that is some twenty kernels a layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vssm_kernels.directed_linear import side_by_side
+from vssm_kernels.dispatch import is_plain
+from vssm_kernels.gpu import cdiv, launch, why_no_triton
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # why_no_triton reports it
+    triton = None
+
+_BLOCK = 1024  # numbers of a program
+_ALIGN = 64  # what is made begins at multiples of so many numbers
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_MOST = 8  # parameters of one kernel
+
+
+class Layout(IntEnum):
+    CAST = 0
+    STACKED = 1
+    SIDE_BY_SIDE = 2
+    RATES = 3
+
+
+class Form(NamedTuple):
+    """How a parameter is read.
+
+    - CAST: in the dtype of the products.
+    - STACKED: (directions, rows, columns) as (directions * rows, columns), the weight of a product whose input all
+      directions share. The first `last` rows of every direction come last.
+    - SIDE_BY_SIDE: the same as (directions * rows, directions * columns), where each has its own input: see
+      `side_by_side`.
+    - RATES: (directions, channels, state) logarithms a as the decay rates -exp(a), in float32 at least.
+    """
+
+    layout: Layout = Layout.CAST
+    last: int = 0
+
+
+CAST, RATES = Form(), Form(Layout.RATES)
+
+
+def read_parameters(parameters: Sequence[Tensor], forms: Sequence[Form], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The parameters in the forms in which kernels and matrix products read them.
+
+    Args:
+        parameters: of any shapes that their forms take.
+        forms: one for each.
+        dtype: of the matrix products.
+
+    >>> import torch
+    >>> log_rates, weight = torch.zeros(2, 3, 4), torch.ones(2, 5, 3)
+    >>> rates, stacked = read_parameters([log_rates, weight], [RATES, Form(Layout.STACKED)], torch.bfloat16)
+    >>> rates[0, 0, 0], stacked.shape, stacked.dtype
+    (tensor(-1.), torch.Size([10, 3]), torch.bfloat16)
+    """
+    if not _in_one_kernel(parameters):
+        return tuple(_read(parameter, form, dtype) for parameter, form in zip(parameters, forms, strict=True))
+    # A parameter that is read as it is needs no kernel.
+    which = [
+        i
+        for i, (parameter, form) in enumerate(zip(parameters, forms, strict=True))
+        if form.layout != Layout.CAST or parameter.dtype != dtype
+    ]
+    found = list(parameters)
+    if torch.is_grad_enabled():  # of frozen parameters no gradient is computed
+        learned = [i for i in which if parameters[i].requires_grad]
+        groups = [learned, [i for i in which if not parameters[i].requires_grad]]
+    else:
+        groups = [which]
+    for part in (group[start : start + _MOST] for group in groups for start in range(0, len(group), _MOST)):
+        tensors, shapes = [parameters[i] for i in part], tuple(parameters[i].shape for i in part)
+        part_forms = tuple(forms[i] for i in part)
+        plan = _Plan.of(shapes, part_forms, dtype, tensors[0].device)
+        for i, tensor in zip(part, _Together.apply(plan, part_forms, *tensors), strict=True):
+            found[i] = tensor
+    return tuple(found)
+
+
+def _in_one_kernel(parameters: Sequence[Tensor]) -> bool:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing() or not parameters[0].is_cuda:
+        return False
+    dtype = parameters[0].dtype
+    return (
+        dtype in _NARROW
+        and all(is_plain(tensor) and tensor.dtype == dtype and tensor.is_contiguous() for tensor in parameters)
+        and why_no_triton(*parameters) is None
+    )
+
+
+def _read(parameter: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+    """In plain torch, one parameter by itself."""
+    match form.layout:
+        case Layout.CAST:
+            return parameter.to(dtype)
+        case Layout.RATES:
+            return -torch.exp(parameter.to(torch.promote_types(parameter.dtype, torch.float32)))
+    stack = side_by_side if form.layout == Layout.SIDE_BY_SIDE else _stacked
+    if form.last == 0:
+        return stack(parameter).to(dtype)
+    last, first = parameter.split([form.last, parameter.shape[1] - form.last], dim=1)
+    return torch.cat([stack(first), stack(last)]).to(dtype)
+
+
+def _stacked(weight: Tensor) -> Tensor:
+    return weight.flatten(0, 1)
+
+
+class _Plan(NamedTuple):
+    """What is made of parameters of some shapes, and where it lies in two buffers, of the products' dtype and float32.
+
+    `table` has for each what the kernels take: layout, numbers of the parameter and of what is made of it, where this
+    begins and where its gradient does, directions, rows, columns, `last`.
+    """
+
+    dtype: torch.dtype
+    shapes: tuple[torch.Size, ...]
+    begins: tuple[int, ...]  # of the gradients in their buffer, and its size
+    outputs: tuple[tuple[bool, tuple[int, ...], tuple[int, ...], int], ...]  # whether wide, shape, strides, begin
+    sizes: tuple[int, int]  # of the buffers
+    table: Tensor
+    blocks: int  # programs for the largest parameter, in either direction
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1024)
+    def of(shapes: tuple[torch.Size, ...], forms: tuple[Form, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
+        begin, begins, outputs, fields, largest = [0, 0], [0], [], [], 0
+        for shape, form in zip(shapes, forms, strict=True):
+            wide = form.layout == Layout.RATES
+            if form.layout == Layout.CAST:
+                directions, rows, columns = 1, 1, math.prod(shape)
+                made, strides = tuple(shape), _row_major(shape)
+                size = columns
+            else:
+                directions, rows, columns = shape
+                if wide:  # channels run fastest, in rows of an even length, as kernels read them
+                    pitch = rows + rows % 2
+                    made, strides, size = tuple(shape), (columns * pitch, 1, pitch), directions * columns * pitch
+                else:
+                    width = columns * directions if form.layout == Layout.SIDE_BY_SIDE else columns
+                    made, strides, size = (directions * rows, width), (width, 1), directions * rows * width
+            outputs.append((wide, made, strides, begin[wide]))
+            numbers = math.prod(shape)
+            fields.append([form.layout, numbers, size, begin[wide], begins[-1], directions, rows, columns, form.last])
+            begin[wide] += cdiv(size, _ALIGN) * _ALIGN
+            begins.append(begins[-1] + cdiv(numbers, _ALIGN) * _ALIGN)
+            largest = max(largest, size, numbers)
+        with torch.inference_mode(False), torch.no_grad():
+            table = torch.tensor(fields, dtype=torch.int32, device="cpu").to(device)
+        sizes = (begin[0], begin[1])
+        return _Plan(dtype, shapes, tuple(begins), tuple(outputs), sizes, table, cdiv(largest, _BLOCK))
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+class _Together(torch.autograd.Function):
+    """`read_parameters` of a plan, in one kernel each way."""
+
+    @staticmethod
+    def forward(ctx, plan, forms, *parameters):
+        device = parameters[0].device
+        narrow = torch.empty(plan.sizes[0], dtype=plan.dtype, device=device)
+        wide = torch.empty(plan.sizes[1], dtype=torch.float32, device=device)
+        _launch(read_kernel, plan, parameters, narrow, wide)
+        ctx.plan, ctx.forms = plan, forms
+        ctx.save_for_backward(wide, *parameters)
+        return tuple(
+            (wide if is_wide else narrow).as_strided(shape, strides, begin)
+            for is_wide, shape, strides, begin in plan.outputs
+        )
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        wide, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled() or not all(map(torch._C._has_storage, gradients)):
+            found = map(_gradient, parameters, ctx.forms, gradients)
+        else:
+            found = _gradients(ctx.plan, parameters[0], wide, gradients)
+        return None, None, *found
+
+
+def _gradient(parameter: Tensor, form: Form, gradient: Tensor) -> Tensor:
+    """Of one parameter in plain torch, for second derivatives and for many gradients at once."""
+    match form.layout:
+        case Layout.CAST:
+            return gradient.to(parameter.dtype)
+        case Layout.RATES:
+            return (gradient * -torch.exp(parameter.to(gradient.dtype))).to(parameter.dtype)
+    directions, rows, columns = parameter.shape
+    parts = gradient.split([directions * (rows - form.last), directions * form.last])
+    parts = [part.unflatten(0, (directions, -1)) for part in parts]
+    if form.layout == Layout.SIDE_BY_SIDE:
+        parts = [part.unflatten(2, (directions, columns)).diagonal(dim1=0, dim2=2).permute(2, 0, 1) for part in parts]
+    return torch.cat(parts[::-1], dim=1).to(parameter.dtype)
+
+
+def _gradients(plan: _Plan, parameter: Tensor, wide: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+    laid_out = []
+    for gradient, (_, shape, strides, _) in zip(gradients, plan.outputs, strict=True):
+        if gradient.stride() != strides:
+            gradient = torch.empty_strided(
+                shape, strides, dtype=gradient.dtype, device=gradient.device
+            ).copy_(gradient)  # fmt: skip
+        laid_out.append(gradient)
+    out = torch.empty(plan.begins[-1], dtype=parameter.dtype, device=parameter.device)
+    _launch(gradient_kernel, plan, laid_out, out, wide)
+    return [
+        out.as_strided(shape, _row_major(shape), begin)
+        for shape, begin in zip(plan.shapes, plan.begins[:-1], strict=True)
+    ]
+
+
+def _launch(kernel, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, second: Tensor) -> None:
+    """Pointers that are left over are those of the first tensor; no program follows them."""
+    count = len(tensors)
+    pointers = [*tensors, *[tensors[0]] * (_MOST - count), plan.table, first, second]
+    launch(
+        kernel,
+        (plan.blocks, count),
+        tuple((t.dtype, t.data_ptr() & 15, t.get_device()) for t in pointers),
+        dict(zip(kernel.arg_names, pointers, strict=False)),
+        lambda: {"COUNT": count, "BLOCK": _BLOCK},
+    )
+
+
+if triton is not None:
+    _FIELDS = tl.constexpr(9)  # of a row of the table
+
+    @triton.jit
+    def field(table, i: tl.constexpr):
+        return tl.load(table + tl.program_id(1) * _FIELDS + i)
+
+    @triton.jit
+    def place_in_parameter(i, table):
+        """Where number i of what is made of a parameter is read in it, and whether it is anywhere."""
+        layout, directions, rows = field(table, 0), field(table, 5), field(table, 6)
+        columns, last = field(table, 7), field(table, 8)
+        if layout == 0:
+            place, exists = i, i >= 0
+        elif layout == 3:  # (directions, state, channels), in rows of an even length
+            pitch = rows + rows % 2
+            k, n, c = i // (pitch * columns), i // pitch % columns, i % pitch
+            place, exists = (k * rows + c) * columns + n, c < rows
+        else:
+            width = tl.where(layout == 2, directions * columns, columns)
+            row, column = i // width, i % width
+            first = rows - last
+            later = row - directions * first
+            per = tl.where(later < 0, first, tl.maximum(last, 1))
+            at = tl.where(later < 0, row, later)
+            k = at // per
+            r = at % per + tl.where(later < 0, last, 0)
+            column -= tl.where(layout == 2, k * columns, 0)
+            place, exists = (k * rows + r) * columns + column, (column >= 0) & (column < columns)
+        return place, exists
+
+    @triton.jit
+    def place_of_parameter(i, table):
+        """Where number i of a parameter stands in what is made of it."""
+        layout, directions, rows = field(table, 0), field(table, 5), field(table, 6)
+        columns, last = field(table, 7), field(table, 8)
+        k, r, column = i // (rows * columns), i // columns % rows, i % columns
+        if layout == 0:
+            place = i
+        elif layout == 3:
+            pitch = rows + rows % 2
+            place = (k * columns + column) * pitch + r
+        else:
+            width = tl.where(layout == 2, directions * columns, columns)
+            row = tl.where(r >= last, k * (rows - last) + r - last, directions * (rows - last) + k * last + r)
+            place = row * width + column + tl.where(layout == 2, k * columns, 0)
+        return place
+
+    @triton.jit
+    def read_kernel(p0, p1, p2, p3, p4, p5, p6, p7, table, narrow, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+        """Program (block, parameter) makes BLOCK numbers of what is made of a parameter."""
+        parameters = (p0, p1, p2, p3, p4, p5, p6, p7)
+        first = tl.program_id(0) * BLOCK
+        size = field(table, 2)
+        if first < size:
+            i = first + tl.arange(0, BLOCK)
+            place, exists = place_in_parameter(i, table)
+            inside = i < size
+            out = field(table, 3) + i
+            for which in tl.static_range(COUNT):
+                if tl.program_id(1) == which:
+                    value = tl.load(parameters[which] + place, mask=inside & exists, other=0.0).to(tl.float32)
+                    if field(table, 0) == 3:
+                        tl.store(wide + out, -tl.exp(value), mask=inside)
+                    else:
+                        tl.store(narrow + out, value.to(narrow.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def gradient_kernel(g0, g1, g2, g3, g4, g5, g6, g7, table, out, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+        """Program (block, parameter) makes BLOCK numbers of a parameter's gradient."""
+        gradients = (g0, g1, g2, g3, g4, g5, g6, g7)
+        first = tl.program_id(0) * BLOCK
+        size = field(table, 1)
+        if first < size:
+            i = first + tl.arange(0, BLOCK)
+            inside = i < size
+            place = place_of_parameter(i, table)
+            for which in tl.static_range(COUNT):
+                if tl.program_id(1) == which:
+                    value = tl.load(gradients[which] + place, mask=inside, other=0.0).to(tl.float32)
+                    if field(table, 0) == 3:  # the slope of -exp(a) is its value
+                        value *= tl.load(wide + field(table, 3) + place, mask=inside, other=0.0)
+                    tl.store(out + field(table, 4) + i, value.to(out.dtype.element_ty), mask=inside)
