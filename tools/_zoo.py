@@ -19,6 +19,8 @@ SPEEDS = (
     ("as a CUDA graph", "CUDA graph", "train", False, "images_per_second", "{:,.0f}"),
     ("one image, ms, eager", "eager", "infer", True, "ms", "{:.1f}"),
     ("training, peak GiB", "eager", "train", False, "peak_gib", "{:.1f}"),
+    ("GPU kernels, inference", "eager", "infer", False, "kernels", "{:.0f}"),
+    ("GPU kernels, training step", "eager", "train", False, "kernels", "{:.0f}"),
 )
 
 

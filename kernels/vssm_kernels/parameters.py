@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vssm_kernels.directed_linear import side_by_side
 from vssm_kernels.dispatch import is_plain
-from vssm_kernels.gpu import cdiv, launch, why_no_triton
+from vssm_kernels.gpu import cdiv, launch, on_gpu, why_no_triton
 
 try:
     import triton
@@ -29,7 +29,7 @@ except ImportError:  # why_no_triton reports it
 _BLOCK = 1024  # numbers of a program
 _ALIGN = 64  # what is made begins at multiples of so many numbers
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
-_MOST = 8  # parameters of one kernel
+_MOST = 12  # parameters of one kernel
 
 
 class Layout(IntEnum):
@@ -164,6 +164,8 @@ class _Plan(NamedTuple):
             begin[wide] += cdiv(size, _ALIGN) * _ALIGN
             begins.append(begins[-1] + cdiv(numbers, _ALIGN) * _ALIGN)
             largest = max(largest, size, numbers)
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("run the model once before capturing a CUDA graph: its parameters are not yet laid out")
         with torch.inference_mode(False), torch.no_grad():
             table = torch.tensor(fields, dtype=torch.int32, device="cpu").to(device)
         sizes = (begin[0], begin[1])
@@ -235,13 +237,14 @@ def _launch(kernel, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, secon
     """Pointers that are left over are those of the first tensor; no program follows them."""
     count = len(tensors)
     pointers = [*tensors, *[tensors[0]] * (_MOST - count), plan.table, first, second]
-    launch(
-        kernel,
-        (plan.blocks, count),
-        tuple((t.dtype, t.data_ptr() & 15, t.get_device()) for t in pointers),
-        dict(zip(kernel.arg_names, pointers, strict=False)),
-        lambda: {"COUNT": count, "BLOCK": _BLOCK},
-    )
+    with on_gpu(first.device):
+        launch(
+            kernel,
+            (plan.blocks, count),
+            tuple((t.dtype, t.data_ptr() & 15, t.get_device()) for t in pointers),
+            dict(zip(kernel.arg_names, pointers, strict=False)),
+            lambda: {"COUNT": count, "BLOCK": _BLOCK},
+        )
 
 
 if triton is not None:
@@ -293,9 +296,11 @@ if triton is not None:
         return place
 
     @triton.jit
-    def read_kernel(p0, p1, p2, p3, p4, p5, p6, p7, table, narrow, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    def read_kernel(
+        p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, table, narrow, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr
+    ):  # fmt: skip
         """Program (block, parameter) makes BLOCK numbers of what is made of a parameter."""
-        parameters = (p0, p1, p2, p3, p4, p5, p6, p7)
+        parameters = (p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11)
         first = tl.program_id(0) * BLOCK
         size = field(table, 2)
         if first < size:
@@ -312,9 +317,11 @@ if triton is not None:
                         tl.store(narrow + out, value.to(narrow.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def gradient_kernel(g0, g1, g2, g3, g4, g5, g6, g7, table, out, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    def gradient_kernel(
+        g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11, table, out, wide, COUNT: tl.constexpr, BLOCK: tl.constexpr
+    ):  # fmt: skip
         """Program (block, parameter) makes BLOCK numbers of a parameter's gradient."""
-        gradients = (g0, g1, g2, g3, g4, g5, g6, g7)
+        gradients = (g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11)
         first = tl.program_id(0) * BLOCK
         size = field(table, 1)
         if first < size:

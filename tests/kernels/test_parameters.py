@@ -48,8 +48,16 @@ def expected(tensors: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tens
     return results
 
 
-@pytest.mark.parametrize(("held", "dtype"), [(torch.float32, torch.float32), (torch.float32, torch.bfloat16),
-                                             (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("held", "dtype"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float16),
+    ],
+    ids=str,
+)
 def test_values_and_gradients(in_one_kernel, held, dtype, poisoned_memory):
     tensors = made(held)
     wanted = expected(tensors, dtype)
@@ -79,7 +87,12 @@ def test_second_derivatives_and_many_gradients_at_once(in_one_kernel):
 def test_changes_of_any_kind_are_seen(in_one_kernel):
     """Nothing is remembered: not even memory that is written without autograd's knowledge can be stale."""
     tensor = torch.ones(3, 2, device=DEVICE).requires_grad_()
-    for change in (lambda: tensor.data.add_(1), lambda: tensor.detach().add_(1), lambda: setattr(tensor, "data", tensor.data + 1)):  # fmt: skip
+    changes = (
+        lambda: tensor.data.add_(1),
+        lambda: tensor.detach().add_(1),
+        lambda: setattr(tensor, "data", tensor.data + 1),
+    )
+    for change in changes:
         before = read_parameters([tensor], [CAST], torch.bfloat16)[0].clone()
         change()
         assert torch.equal(read_parameters([tensor], [CAST], torch.bfloat16)[0], before + 1)

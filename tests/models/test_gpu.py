@@ -1,5 +1,7 @@
 """All families on a GPU: the CPU's numbers, compiled and not, forwards and backwards, in every precision."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -133,6 +135,44 @@ def test_a_short_training_under_autocast_learns_and_stays_finite(model, dtype):
     assert all(map(torch.isfinite, torch.tensor(losses)))
     assert losses[-1] < 0.8 * losses[0], losses
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+def test_parameters_are_never_stale(kind):
+    """A block reads its parameters by one kernel: whoever changes them, the next forward sees it."""
+    model, other = shallow(kind).cuda(), shallow(kind).cuda()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.9).add_(0.01 * torch.randn_like(parameter))
+    changed = [parameter.detach().clone() for parameter in other.parameters()]
+    original = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    def step():
+        for parameter, value in zip(model.parameters(), changed, strict=True):
+            parameter.grad = parameter.detach() - value
+        optimizer.step()
+
+    def behind_autograd():
+        for parameter, value in zip(model.parameters(), changed, strict=True):
+            parameter.data.copy_(value)
+
+    def other_memory():
+        for parameter, value in zip(model.parameters(), changed, strict=True):
+            parameter.data = value.clone()
+
+    with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+        before, after = model(images().cuda()), other(images().cuda())
+        assert relative_error(before, after) > 1e-2
+        for change in (step, behind_autograd, other_memory, lambda: model.load_state_dict(other.state_dict())):
+            model.load_state_dict(original)
+            assert_close(model(images().cuda()), before, "logits before")
+            change()
+            assert_close(model(images().cuda()), after, f"logits after {change.__name__}", tolerance=1e-2)
+            assert_close(copy.deepcopy(model)(images().cuda()), after, "logits of a copy", tolerance=1e-2)
+        stored = copy.deepcopy(model).to(torch.bfloat16).float()
+        assert relative_error(stored(images().cuda()), after) < 5e-2
 
 
 def test_cuda_graph(model, monkeypatch):

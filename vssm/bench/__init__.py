@@ -1,6 +1,7 @@
 """Benchmarks: check correctness, then measure median times, peak memory and the machine's limits."""
 
 from vssm.bench.flops import Flops, count_flops
+from vssm.bench.host import benchmark_host
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
 from vssm.bench.models import Execution, benchmark_model
 from vssm.bench.report import environment, print_table, write_csv, write_plot, write_scatter
@@ -12,6 +13,7 @@ __all__ = [
     "Execution",
     "Flops",
     "KernelCase",
+    "benchmark_host",
     "benchmark_kernel",
     "benchmark_model",
     "benchmark_orders",

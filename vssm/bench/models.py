@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import vssm.models  # noqa: F401  (registers the models)
 from vssm.bench.flops import Flops, count_flops
-from vssm.bench.timing import allocated_memory, as_graph, median_time, peak_memory
-from vssm.nn import compile_module
+from vssm.bench.timing import allocated_memory, as_graph, count_kernels, median_time, peak_memory
+from vssm.nn import Block, compile_module
 
 
 class Execution(Enum):
@@ -76,6 +76,9 @@ def benchmark_model(
     torch.manual_seed(0)
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    blocks = sum(
+        isinstance(module, Block) for module in model.modules()
+    )  # of ours; stem and head are counted with them
     if execution.compiled:
         torch.compiler.reset()  # else another batch size makes sizes symbolic
         compile_module(model)
@@ -87,6 +90,7 @@ def benchmark_model(
     functions = [lambda images=images: step(images) for images in batches]
     check_finite(step(batches[0]), name)
     peak = peak_memory(functions[0], device, before)
+    kernels = count_kernels(functions[0], device)
     if execution.captured:
         functions = [as_graph(function) for function in functions]
     median = median_time(functions, device, seconds)
@@ -102,6 +106,8 @@ def benchmark_model(
         "ms": 1e3 * median,
         "images_per_second": batch / median,
         "peak_gib": peak,
+        "kernels": kernels,
+        "kernels_per_block": kernels / blocks if kernels is not None and blocks else None,
     }
 
 

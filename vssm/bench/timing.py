@@ -47,6 +47,17 @@ def as_graph(function: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
+def count_kernels(function: Callable[[], object], device: torch.device) -> int | None:
+    """How many kernels a call launches on a GPU, memory copies and fills included; None on another device."""
+    if device.type != "cuda":
+        return None
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+        torch.cuda.synchronize(device)
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
 def _run_for(function: Callable[[], object], device: torch.device, seconds: float, least: int) -> list[float]:
     times: list[float] = []
     begin = time.perf_counter()

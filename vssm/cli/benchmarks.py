@@ -1,4 +1,4 @@
-"""Measure kernels, models, detectors and segmentors: python tools/benchmark.py {kernels,models,heads} [--help].
+"""Measure kernels, models, detectors and segmentors: python tools/benchmark.py {kernels,models,heads,host} [--help].
 
 Every kernel is compared with the reference before it is timed. Times are medians, with rotating buffers, after a
 warm-up; peers run in the same call, so that ratios do not depend on the state of the machine.
@@ -7,6 +7,7 @@ warm-up; peers run in the same call, so that ratios do not depend on the state o
     python tools/benchmark.py kernels --cases vmamba_s1_stage1 --orders all --csv orders.csv
     python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
     python tools/benchmark.py heads configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py
+    python tools/benchmark.py host vim_tiny vmamba_tiny
 
 Operations are counted for one image by the convention in vssm/bench/flops.py. Published figures of models at 224
 pixels, and of detectors and segmentors, stand beside them (from model_cards/results.yaml).
@@ -25,6 +26,7 @@ from vssm.bench import (
     KERNEL_CASES,
     Ceilings,
     Execution,
+    benchmark_host,
     benchmark_kernel,
     benchmark_model,
     benchmark_orders,
@@ -82,7 +84,10 @@ def benchmark_parser() -> argparse.ArgumentParser:
                        help="pixels (default: 800 1280 for detection, 512 2048 for segmentation)")  # fmt: skip
     heads.add_argument("--batch", type=positive, default=1, help="default: %(default)s")
 
-    for command in (kernels, models, heads):
+    host = commands.add_parser("host", help="what a block costs the host in eager mode, without a GPU")
+    host.add_argument("names", nargs="+", metavar="MODEL", help="vim_tiny, vmamba_tiny, ...")
+
+    for command in (kernels, models, heads, host):
         command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
         command.add_argument("--device", type=known_device, help="default: a GPU if there is one")
         command.add_argument("--csv", type=Path, help="write the results with device, versions, commit and command")
@@ -127,7 +132,8 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     facts = environment(device)
     print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
     rows = []
-    for row in {"kernels": run_kernels, "models": run_models, "heads": run_heads}[arguments.command](arguments, device):
+    runs = {"kernels": run_kernels, "models": run_models, "heads": run_heads, "host": run_host}
+    for row in runs[arguments.command](arguments, device):
         rows.append(row)
         if arguments.csv:  # after every row, so that an interrupted run leaves its results
             write_csv(arguments.csv, rows, facts)
@@ -192,6 +198,16 @@ def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[d
         yield {"config": path.stem, **backbone}
         yield {"config": path.stem, **whole, **stated}
         print(f"  {path.stem} done", file=sys.stderr)
+
+
+def run_host(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
+    for name in arguments.names:
+        check_known(name)
+        for training in (False, True):
+            try:
+                yield benchmark_host(name, training)
+            except ValueError as error:  # a sentence for the user
+                raise ConfigError(str(error)) from error
 
 
 def published(name: str) -> dict[str, object]:

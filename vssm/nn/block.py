@@ -9,7 +9,7 @@ from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from vssm.nn.norm import BranchLayerNorm
-from vssm.nn.reading import ReadsParameters, layers_that_read, read_together
+from vssm.nn.reading import ReadTogether
 
 
 class Block(nn.Module):
@@ -80,15 +80,15 @@ class Block(nn.Module):
             self.layer_scale2 = scale(layer_scale)
             self.residual_scale2 = scale(1.0 if residual_scale else None)
         self.mlp = mlp
-        self._layers: list[ReadsParameters] | None = None
+        self._reads: ReadTogether | None = None
 
     def forward(self, x: Tensor, *grid: int) -> Tensor:
         """(batch, height, width, dim) in and out; or (batch, tokens, dim) and the height and width of the grid."""
         if torch.compiler.is_compiling():
             return self._forward(x, *grid)
-        if self._layers is None:
-            self._layers = layers_that_read(self)
-        with read_together(self._layers, x):
+        if self._reads is None:
+            self._reads = ReadTogether(self)
+        with self._reads.for_input(x):
             return self._forward(x, *grid)
 
     def _forward(self, x: Tensor, *grid: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.linear import parameters_to_cast
+from vssm.nn.linear import WEIGHT_AND_BIAS
 from vssm.nn.reading import ReadsParameters
 from vssm.ops import Form
 
@@ -22,12 +22,12 @@ class ChannelsLastConv2d(nn.Conv2d, ReadsParameters):
     torch.Size([1, 5, 4, 6])
     """
 
-    def to_read(self, on_gpu: bool) -> tuple[list[Tensor], list[Form]]:
-        return parameters_to_cast(self)
+    def to_read(self, on_gpu: bool) -> dict[str, Form]:
+        return WEIGHT_AND_BIAS
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, *bias = self.read(x)
-        return self._conv_forward(x.permute(0, 3, 1, 2), weight, *(bias or (None,))).permute(0, 2, 3, 1)
+        weight, bias = self.read(x)
+        return self._conv_forward(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
 
 
 @register_notrace_module  # torch's batch norm checks shapes

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from vssm.nn.reading import ReadsParameters
 from vssm.ops import CAST, Form
 
+WEIGHT_AND_BIAS = {"weight": CAST, "bias": CAST}
+
 
 @register_notrace_module
 class Linear(nn.Linear, ReadsParameters):
@@ -20,15 +22,8 @@ class Linear(nn.Linear, ReadsParameters):
     torch.bfloat16
     """
 
-    def to_read(self, on_gpu: bool) -> tuple[list[Tensor], list[Form]]:
-        return parameters_to_cast(self)
+    def to_read(self, on_gpu: bool) -> dict[str, Form]:
+        return WEIGHT_AND_BIAS
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, *self.read(x))
-
-
-def parameters_to_cast(layer: nn.Module) -> tuple[list[Tensor], list[Form]]:
-    """Weight, and bias where there is one."""
-    if layer.bias is None:
-        return [layer.weight], [CAST]
-    return [layer.weight, layer.bias], [CAST, CAST]

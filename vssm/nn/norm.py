@@ -67,20 +67,19 @@ class StreamLayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) in and out."""
-        dtype = x.dtype if _autocast_dtype(x) is None else torch.promote_types(x.dtype, torch.float32)
+        dtype = x.dtype if autocast_dtype(x) is None else torch.promote_types(x.dtype, torch.float32)
         return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype)
 
 
 def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """The dtype in which a module with weights like `weight` computes a matrix product of x."""
-    return _autocast_dtype(x) or weight.dtype
+    return autocast_dtype(x) or weight.dtype
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """None where autocast is off."""
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes matrix products in on x's device; None where it is off."""
     device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(
-        device
-    ):  # torch raises for the meta device, which has no autocast
+    # torch raises for the meta device, which has no autocast.
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None

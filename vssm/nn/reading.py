@@ -2,80 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
-from vssm.nn.norm import product_dtype
-from vssm.ops import Form, is_watched, read_parameters
-
-# What a block has read for its layers: the dtype, and each layer's parameters.
-_Read = tuple[torch.dtype, dict[nn.Module, tuple[Tensor, ...]]]
-_read: ContextVar[_Read | None] = ContextVar("vssm_read", default=None)
+from vssm.nn.norm import autocast_dtype, product_dtype
+from vssm.ops import Form, is_plain, is_watched, read_parameters
 
 
 class ReadsParameters(nn.Module):
     """A layer whose parameters are cast or laid out before its products: it says how in `to_read`, calls `read`, and
     inside a `Block` shares one kernel with the block's other layers."""
 
-    def to_read(self, on_gpu: bool) -> tuple[list[Tensor], list[Form]]:
-        """The parameters, and the form of each."""
+    def to_read(self, on_gpu: bool) -> dict[str, Form]:
+        """The parameters by name, those that may be None among them, and the form of each."""
         raise NotImplementedError
 
-    def read(self, x: Tensor) -> tuple[Tensor, ...]:
+    def read(self, x: Tensor) -> tuple[Tensor | None, ...]:
         """The parameters for a product of x, in autocast's dtype where that is on."""
-        parameters, forms = self.to_read(x.is_cuda)
-        dtype = product_dtype(x, parameters[0])
-        found = None if torch.compiler.is_compiling() else _read.get()
-        if found is not None and found[0] == dtype and self in found[1]:
-            return found[1][self]
-        return read_parameters(parameters, forms, dtype)
+        together = None if torch.compiler.is_compiling() else _together.get()
+        if together is not None:
+            dtype, found = together
+            if self in found and dtype == autocast_dtype(x):
+                return found[self]
+        return self.read_as(self.to_read(x.is_cuda), x)
+
+    def read_as(self, forms: dict[str, Form], x: Tensor) -> tuple[Tensor | None, ...]:
+        """As `read`, by this layer alone."""
+        given = {name: parameter for name in forms if (parameter := getattr(self, name)) is not None}
+        parameters = list(given.values())
+        read = read_parameters(parameters, [forms[name] for name in given], product_dtype(x, parameters[0]))
+        return tuple(map(dict(zip(given, read, strict=True)).get, forms))
 
 
-class read_together:
-    """Inside, the layers of a block find their parameters read, by one kernel.
+_Found = dict[ReadsParameters, tuple[Tensor | None, ...]]
+# Under which autocast a block has read, and what.
+_together: ContextVar[tuple[torch.dtype | None, _Found] | None] = ContextVar("vssm_read_together", default=None)
+
+
+class ReadTogether:
+    """For the layers inside a block: one kernel reads the parameters of all of them.
 
     Only on a GPU, where it pays, and not where a compiler or a trace sees what happens. A layer with hooks before its
-    forward reads by itself, since these may change its parameters.
+    forward, or whose parameters are computed, reads by itself.
 
-    Args:
-        layers: those of a block that may run inside.
-        x: the block's input, which says device and dtype.
+    >>> layers = nn.Sequential(nn.Linear(2, 2), nn.GELU())
+    >>> with ReadTogether(layers).for_input(torch.randn(1, 2)):
+    ...     layers(torch.randn(1, 2)).shape
+    torch.Size([1, 2])
     """
 
-    def __init__(self, layers: list[ReadsParameters], x: Tensor):
-        self.layers, self.x = layers, x
+    def __init__(self, block: nn.Module):
+        self.layers = [layer for layer in block.modules() if isinstance(layer, ReadsParameters)]
+        self.forms = [layer.to_read(on_gpu=True) for layer in self.layers]
 
-    def __enter__(self) -> None:
-        self.token = None
-        if type(self.x) is not Tensor or not self.x.is_cuda or is_watched():
+    @contextmanager
+    def for_input(self, x: Tensor) -> Iterator[None]:
+        """Inside, the layers find their parameters read, for products of x."""
+        found = self._read(x) if type(x) is Tensor and x.is_cuda and not is_watched() else None
+        if found is None:
+            yield
             return
-        layers, parameters, forms, ends = [], [], [], []
-        for layer in self.layers:
-            if not layer._forward_pre_hooks:
-                tensors, how = layer.to_read(True)
-                layers.append(layer)
-                parameters += tensors
-                forms += how
-                ends.append(len(parameters))
-        if not layers or not all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters):
-            return
-        dtype = product_dtype(self.x, parameters[0])
-        found = read_parameters(parameters, forms, dtype)
-        starts = [0, *ends[:-1]]
-        self.token = _read.set(
-            (dtype, {layer: found[start:end] for layer, start, end in zip(layers, starts, ends, strict=True)})
-        )
+        token = _together.set(found)
+        try:
+            yield
+        finally:
+            _together.reset(token)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.token is not None:
-            _read.reset(self.token)
-
-
-def layers_that_read(module: nn.Module) -> list[ReadsParameters]:
-    """Those inside a module."""
-    return [layer for layer in module.modules() if isinstance(layer, ReadsParameters)]
+    def _read(self, x: Tensor) -> tuple[torch.dtype | None, _Found] | None:
+        parameters: list[Tensor] = []
+        forms: list[Form] = []
+        places: dict[ReadsParameters, list[int | None]] = {}
+        for layer, named in zip(self.layers, self.forms, strict=True):
+            held = layer._parameters
+            if layer._forward_pre_hooks or not held.keys() >= named.keys():
+                continue
+            places[layer] = where = []
+            for name, form in named.items():
+                parameter = held[name]
+                where.append(None if parameter is None else len(parameters))
+                if parameter is not None:
+                    parameters.append(parameter)
+                    forms.append(form)
+        if not parameters or not all(map(is_plain, parameters)):
+            return None
+        found = read_parameters(parameters, forms, product_dtype(x, parameters[0]))
+        return autocast_dtype(x), {
+            layer: tuple([None if place is None else found[place] for place in where])
+            for layer, where in places.items()
+        }

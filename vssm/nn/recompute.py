@@ -38,8 +38,7 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
         return layer(function(*inputs))
     if type(layer) is not Linear or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         return recomputed(lambda *saved: layer(function(*saved)), *inputs)  # torch's own, which stops at the product
-    weight, *bias = layer.read(inputs[0])
-    return _ProductOfRecomputed.apply(function, weight, bias[0] if bias else None, *inputs)
+    return _ProductOfRecomputed.apply(function, *layer.read(inputs[0]), *inputs)
 
 
 def _recomputes() -> bool:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vssm.nn.norm import product_dtype
 from vssm.nn.reading import ReadsParameters
-from vssm.ops import CAST, RATES, Form, Layout, ScanTable, directed_linear, read_parameters, selective_scan, sum_gate
+from vssm.ops import CAST, RATES, Form, Layout, ScanTable, directed_linear, selective_scan, sum_gate
 
 # delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
 STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
@@ -53,7 +52,7 @@ class SelectiveScan(ReadsParameters):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.directions, self.state, self.rank, self.own_inputs = directions, state, rank, own_inputs
-        sets = 1 if shared else directions
+        self.sets = sets = 1 if shared else directions  # of parameters
         # Rows of x_proj: step size (rank), then B (state), then C (state).
         self.x_proj = nn.Parameter(torch.empty(sets, rank + 2 * state, channels, **dd))
         self.dt_proj = nn.Parameter(torch.empty(sets, channels, rank, **dd))
@@ -127,20 +126,25 @@ class SelectiveScan(ReadsParameters):
 
     def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
         _, weight, rates = self.read(tokens)
-        if weight.dim() == 3:
-            weight = weight.expand(self.directions, -1, -1)
-        rates = rates.expand(self.directions, -1, -1)
+        if self.sets < self.directions:
+            weight, rates = (shared.expand(self.directions, -1, -1) for shared in (weight, rates))
         return selective_scan(tokens, delta, rates, B, C, D, delta_bias=self.step_bias(), delta_weight=weight, **how)
 
     def _each(self, parameter: Tensor) -> Tensor:
         """A parameter of every direction, in float32 at least."""
-        return _wide(parameter).expand(self.directions, *parameter.shape[1:])
+        parameter = _wide(parameter)
+        if self.sets < self.directions:
+            parameter = parameter.expand(self.directions, *parameter.shape[1:])
+        return parameter
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the tokens select: delta (batch, tokens, directions, rank), the step size before its own projection,
         bias and softplus, and B and C (batch, tokens, directions, state)."""
-        sets, own_inputs = len(self.x_proj), tokens.dim() == 4
-        weight, *_ = self.read(tokens) if own_inputs == self.own_inputs else self._read_for(tokens)
+        sets, own_inputs = self.sets, tokens.dim() == 4
+        if own_inputs == self.own_inputs:
+            weight, *_ = self.read(tokens)
+        else:
+            weight, *_ = self.read_as(self._to_read(tokens.is_cuda, own_inputs), tokens)
         if weight.dim() == 3:
             delta, BC = directed_linear(tokens, weight).split([self.rank, 2 * self.state], dim=-1)
         else:  # one matrix product for all directions
@@ -153,26 +157,20 @@ class SelectiveScan(ReadsParameters):
         B, C = BC.split(self.state, dim=-1)
         return delta, B, C
 
-    def to_read(self, on_gpu: bool) -> tuple[list[Tensor], list[Form]]:
+    def to_read(self, on_gpu: bool) -> dict[str, Form]:
         return self._to_read(on_gpu, self.own_inputs)
 
-    def _read_for(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """As `read`, for tokens of the shape that was not announced."""
-        parameters, forms = self._to_read(tokens.is_cuda, tokens.dim() == 4)
-        return read_parameters(parameters, forms, product_dtype(tokens, self.x_proj))
-
-    def _to_read(self, on_gpu: bool, own_inputs: bool) -> tuple[list[Tensor], list[Form]]:
+    def _to_read(self, on_gpu: bool, own_inputs: bool) -> dict[str, Form]:
         """x_proj with the rows of B and C before those of the step size, dt_proj and A_log.
 
         A GPU multiplies by all directions' weights side by side, a CPU by one after the other.
         """
-        sets = len(self.x_proj)
-        if not own_inputs or sets == 1:
+        if not own_inputs or self.sets == 1:
             for_tokens = Form(Layout.STACKED, last=self.rank)
         else:
             for_tokens = Form(Layout.SIDE_BY_SIDE, last=self.rank) if on_gpu else CAST
-        for_steps = Form(Layout.SIDE_BY_SIDE) if on_gpu and sets == self.directions else CAST
-        return [self.x_proj, self.dt_proj, self.A_log], [for_tokens, for_steps, RATES]
+        for_steps = Form(Layout.SIDE_BY_SIDE) if on_gpu and self.sets == self.directions else CAST
+        return {"x_proj": for_tokens, "dt_proj": for_steps, "A_log": RATES}
 
     def rates(self) -> Tensor:
         """A, the decay rates: (directions, channels, state), negative."""
@@ -188,4 +186,6 @@ class SelectiveScan(ReadsParameters):
 
 
 def _wide(parameter: Tensor) -> Tensor:
+    if parameter.dtype == torch.float32:
+        return parameter
     return parameter.to(torch.promote_types(parameter.dtype, torch.float32))

@@ -15,7 +15,7 @@ from vssm_kernels import (
     sum_gate,
     sum_norm,
 )
-from vssm_kernels.dispatch import is_watched
+from vssm_kernels.dispatch import is_plain, is_watched
 from vssm_kernels.op import without_autocast
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
+    "is_plain",
     "is_watched",
     "read_parameters",
     "selective_scan",

@@ -182,8 +182,9 @@ if triton is not None:
             for i in tl.static_range(WIDTH):
                 later = later + (dsums[i],)
 
-        shares += (b * parts + part) * directions * channels * (WIDTH + 1)
-        own = k * channels + c
+        # Computed again, instead of held in registers during the walk.
+        shares += (share // directions).to(tl.int64) * (directions * channels * (WIDTH + 1))
+        own = share % directions * channels + c
         for j in tl.static_range(WIDTH):
             tl.store(shares + own * WIDTH + j, dtaps[j], mask=c < channels)
         tl.store(shares + directions * channels * WIDTH + own, dbias_row, mask=c < channels)

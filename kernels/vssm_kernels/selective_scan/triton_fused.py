@@ -273,40 +273,52 @@ def _carried(
     args: ScanArguments, operands: _Operands, tile: _Launch, chunks: _Chunks, *, adjoint: bool = False
 ) -> Tensor:
     """The state that every chunk receives from those before it; adjoint, the state's gradient from those after it."""
-    everything = {**operands.tensors, **operands.numbers()}
-    known = chunk_kernels.ends_kernel.arg_names
-    given = {name: operand for name, operand in everything.items() if name in known}
-    if adjoint:  # the same walk, from the end, of the output's gradient in place of u and C in place of B
-        for name, other in (("u", "dy"), ("B", "C")):
-            for part in ("", "_batch", "_token", "_direction"):
-                given[name + part] = everything[other + part]
+    kernel = chunk_kernels.ends_kernel
+    # Adjoint it is the same walk, from the end, of the output's gradient in place of u and C in place of B.
+    read_as = {"u": "dy", "B": "C"} if adjoint else {}
+    tensors = {name: operands.tensors[read_as.get(name, name)] for name in operands.tensors if name in kernel.arg_names}
     blocks, pitch = cdiv(args.channels, tile.block_c), _pitch(args.channels)
     size = args.state * pitch
     shape = (args.batch, chunks.count, args.directions, size)
     ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=args.u.device) for _ in range(3))
-    chunk_kernels.ends_kernel[(args.batch * chunks.count * args.directions * blocks,)](
-        **given,
-        ends=ends,
-        decays=decays,
-        blocks=blocks,
-        pitch=pitch // tile.vector,
-        chunk=chunks.steps,
-        chunks=chunks.count,
-        ADJOINT=adjoint,
-        **tile.options(),
+
+    def numbers() -> dict[str, int | None]:
+        of_operands = operands.numbers()
+        for name, other in read_as.items():
+            for part in ("_batch", "_token", "_direction"):
+                of_operands[name + part] = of_operands[other + part]
+        return {
+            **{name: number for name, number in of_operands.items() if name in kernel.arg_names},
+            "blocks": blocks,
+            "pitch": pitch // tile.vector,
+            "chunk": chunks.steps,
+            "chunks": chunks.count,
+            "ADJOINT": adjoint,
+            **tile.options(),
+        }
+
+    launch(
+        kernel,
+        (args.batch * chunks.count * args.directions * blocks,),
+        (operands.key, tile, chunks, adjoint),
+        tensors | {"ends": ends, "decays": decays},
+        numbers,
     )
     count = 1 << (chunks.count - 1).bit_length()
     block = CARRY_TILE // count
-    chunk_kernels.carry_kernel[(args.batch * args.directions * cdiv(size, block),)](
-        ends=ends,
-        decays=decays,
-        carried=carried,
-        directions=args.directions,
-        size=size,
-        chunks=chunks.count,
-        ADJOINT=adjoint,
-        CHUNKS=count,
-        BLOCK=block,
+    launch(
+        chunk_kernels.carry_kernel,
+        (args.batch * args.directions * cdiv(size, block),),
+        (shape, block, adjoint, args.u.get_device()),
+        {"ends": ends, "decays": decays, "carried": carried},
+        lambda: {
+            "directions": args.directions,
+            "size": size,
+            "chunks": chunks.count,
+            "ADJOINT": adjoint,
+            "CHUNKS": count,
+            "BLOCK": block,
+        },
     )
     return carried
 

@@ -552,7 +552,8 @@ def backward_kernel(
             dy_rows = dy_before
 
     rates_size = state * (pitch * VECTOR)
-    shares += (b * chunks + j) * directions * (rates_size + 2 * channels)
+    k = own % directions  # computed again, instead of held in registers during the walk
+    shares += own // directions * (directions * (rates_size + 2 * channels))
     tl.store(shares + k * rates_size + tile_offsets(n, c, pitch, VECTOR), dA_tile, mask=tile)
     shares += directions * rates_size + k * channels + c
     tl.store(shares, dD_row, mask=c_in)

@@ -1,0 +1,73 @@
+"""Blocks that read their parameters by one kernel, as on a GPU, compute what layers that read by themselves do."""
+
+import pytest
+import timm
+import torch
+from families import CLASSES
+
+from vssm.nn import Block, Linear
+from vssm.nn.reading import ReadTogether
+from vssm_kernels import parameters
+from vssm_kernels.testing import assert_close
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Tensors of the CPU take a GPU's way through the layers; the kernel that reads is interpreted, ops run in C."""
+    pytest.importorskip("triton", reason="Triton is optional")
+    kernels = []
+    launch = parameters._launch
+    monkeypatch.setattr(parameters, "_launch", lambda kernel, *rest: kernels.append(kernel) or launch(kernel, *rest))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    return kernels
+
+
+def logits_and_gradients(model: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = model(torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0)))
+    logits.square().mean().backward()
+    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+def test_logits_and_gradients(kind, request):
+    name, arguments = kind
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **arguments).eval()
+    expected, wanted = logits_and_gradients(model)
+    kernels = request.getfixturevalue("as_on_a_gpu")
+    logits, gradients = logits_and_gradients(model)
+    assert_close(logits, expected, "logits", 1e-5)
+    largest = max(gradient.abs().max() for gradient in wanted.values())
+    for parameter, gradient in wanted.items():
+        if gradient.abs().max() > 1e-6 * largest:
+            assert_close(gradients[parameter], gradient, parameter, 1e-3)
+    blocks = sum(isinstance(module, Block) for module in model.modules())
+    assert len(kernels) >= 2 * min(blocks, 1)
+
+
+def test_one_kernel_each_way_and_hooks_are_heard(as_on_a_gpu):
+    block = Block(8, torch.nn.Sequential(Linear(8, 8), torch.nn.GELU(), Linear(8, 8)))
+    x = torch.randn(2, 3, 4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        block(x).sum().backward()
+        assert [kernel.fn.__name__ for kernel in as_on_a_gpu] == ["read_kernel", "gradient_kernel"]
+        as_on_a_gpu.clear()
+
+        def doubled(layer, inputs):
+            layer.weight.data.mul_(2)
+
+        before = block.mixer[0].weight.detach().clone()
+        block.mixer[0].register_forward_pre_hook(doubled)
+        block(x)
+        assert torch.equal(block.mixer[0].weight, 2 * before)
+        assert len(as_on_a_gpu) == 2, "the layer with a hook reads after it, the other in the block"
+
+
+def test_other_dtypes_inside_are_read_anew(as_on_a_gpu):
+    layer = Linear(4, 3)
+    x = torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16), ReadTogether(torch.nn.Sequential(layer)).for_input(x):
+        assert layer(x).dtype == torch.bfloat16
+        with torch.autocast("cpu", enabled=False):
+            assert layer(x).dtype == torch.float32
