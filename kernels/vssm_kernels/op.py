@@ -90,7 +90,7 @@ class Op(BackendRegistry):
             return self._traced(args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self.reference.forward(args, False)[0]
-        if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+        if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
             return self._traced(args)
         needs_gradient = False
         for tensor in args.tensors():

@@ -86,8 +86,8 @@ def read_parameters(parameters: Sequence[Tensor], forms: Sequence[Form], dtype: 
     else:
         groups = [which]
     for part in (group[start : start + _MOST] for group in groups for start in range(0, len(group), _MOST)):
-        tensors, shapes = [parameters[i] for i in part], tuple(parameters[i].shape for i in part)
-        part_forms = tuple(forms[i] for i in part)
+        tensors, shapes = [parameters[i] for i in part], tuple([parameters[i].shape for i in part])
+        part_forms = tuple([forms[i] for i in part])
         plan = _Plan.of(shapes, part_forms, dtype, tensors[0].device)
         for i, tensor in zip(part, _Together.apply(plan, part_forms, *tensors), strict=True):
             found[i] = tensor
@@ -99,12 +99,11 @@ def _in_one_kernel(parameters: Sequence[Tensor]) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing() or not parameters[0].is_cuda:
         return False
-    dtype = parameters[0].dtype
-    return (
-        dtype in _NARROW
-        and all(is_plain(tensor) and tensor.dtype == dtype and tensor.is_contiguous() for tensor in parameters)
-        and why_no_triton(*parameters) is None
-    )
+    dtype, device = parameters[0].dtype, parameters[0].device
+    for tensor in parameters:
+        if not is_plain(tensor) or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+            return False
+    return dtype in _NARROW and why_no_triton(parameters[0]) is None
 
 
 def _read(parameter: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
@@ -188,8 +187,10 @@ class _Together(torch.autograd.Function):
         ctx.plan, ctx.forms = plan, forms
         ctx.save_for_backward(wide, *parameters)
         return tuple(
-            (wide if is_wide else narrow).as_strided(shape, strides, begin)
-            for is_wide, shape, strides, begin in plan.outputs
+            [
+                (wide if is_wide else narrow).as_strided(shape, strides, begin)
+                for is_wide, shape, strides, begin in plan.outputs
+            ]
         )
 
     @staticmethod
@@ -241,7 +242,7 @@ def _launch(kernel, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, secon
         launch(
             kernel,
             (plan.blocks, count),
-            tuple((t.dtype, t.data_ptr() & 15, t.get_device()) for t in pointers),
+            (first.dtype, first.get_device(), tuple([(tensor.dtype, tensor.data_ptr() & 15) for tensor in tensors])),
             dict(zip(kernel.arg_names, pointers, strict=False)),
             lambda: {"COUNT": count, "BLOCK": _BLOCK},
         )

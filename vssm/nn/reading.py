@@ -87,7 +87,7 @@ class ReadTogether:
                 if parameter is not None:
                     parameters.append(parameter)
                     forms.append(form)
-        if not parameters or not all(map(is_plain, parameters)):
+        if not parameters or not all([is_plain(parameter) for parameter in parameters]):
             return None
         found = read_parameters(parameters, forms, product_dtype(x, parameters[0]))
         return autocast_dtype(x), {

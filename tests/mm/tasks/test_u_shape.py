@@ -90,9 +90,7 @@ def test_vm_unet_is_the_first_vmamba_under_the_head() -> None:
     """Its file has the names that the first VMamba's has, encoder and decoder alike, and 27.43 M parameters."""
     with torch.device("meta"):
         model = official_network("vanilla_vmamba_tiny", depths=(2, 2, 2, 2))
-    assert (
-        sum(parameter.numel() for parameter in model.parameters()) == 27_427_561
-    )  # arXiv 2402.02491: 27.43 M
+    assert sum(parameter.numel() for parameter in model.parameters()) == 27_427_561  # arXiv 2402.02491: 27.43 M
     layout = official_layout(model.backbone.model.renaming)
     names = [
         "vmunet.patch_embed.proj.weight",
