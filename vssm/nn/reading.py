@@ -32,7 +32,7 @@ class ReadsParameters(nn.Module):
 
     def read_as(self, forms: dict[str, Form], x: Tensor) -> tuple[Tensor | None, ...]:
         """As `read`, by this layer alone."""
-        given = {name: parameter for name in forms if (parameter := getattr(self, name)) is not None}
+        given = {name: getattr(self, name) for name in forms if getattr(self, name) is not None}
         parameters = list(given.values())
         read = read_parameters(parameters, [forms[name] for name in given], product_dtype(x, parameters[0]))
         return tuple(map(dict(zip(given, read, strict=True)).get, forms))
