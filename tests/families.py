@@ -1,6 +1,7 @@
 """The one place where tests list families, from their declarations: what to build, and what a family still lacks."""
 
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ CLASSES: list[tuple[str, dict[str, Any]]] = []
 for _kind in KINDS:
     if model_class(_kind[0]) not in [model_class(name) for name, _ in CLASSES]:
         CLASSES.append(_kind)
+# Those of them that scan along an order of one's choice, and those that have none.
+ORDERED = [kind for kind in CLASSES if "scan_order" in signature(model_class(kind[0])).parameters]
+UNORDERED = [kind for kind in CLASSES if kind not in ORDERED]
 
 
 def missing(family: Family, root: Path = ROOT) -> list[str]:

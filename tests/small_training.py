@@ -8,7 +8,7 @@ CONFIG = """
 _base_ = {base!r}
 _set = dict(type='ShapesDataset', root={data!r}, train=32, val=20, image_size=32, seed=0,
             transform=dict(type='TimmTransform', input_size=32))
-model = dict(type='ImageClassifier', backbone=dict(model_name='test_vit', num_classes=10, img_size=32))
+model = dict(type='ImageClassifier', backbone=dict(name='test_vit', num_classes=10, img_size=32))
 train_dataloader = dict(
     batch_size=8, num_workers=0, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(split='train', **_set))

@@ -1,6 +1,5 @@
 """Every family has all that a family needs, and one that lacks something is told what."""
 
-import importlib
 import os
 import shutil
 import subprocess
@@ -101,7 +100,7 @@ def test_small_models_are_those_of_the_family():
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A copy of what families need, with a stub moved in."""
-    for folder in ("vssm", "tools", "model_cards", "configs", "docs"):
+    for folder in ("vssm", "kernels", "tools", "model_cards", "configs", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "tests").mkdir()
     shutil.copytree(ROOT / "tests" / "parity", tmp_path / "tests" / "parity")
@@ -112,8 +111,7 @@ def house(tmp_path: Path) -> Path:
 
 
 def run(house: Path, *arguments: str) -> subprocess.CompletedProcess:
-    kernels = Path(importlib.import_module("vssm_kernels").__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (house, kernels)))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (house, house / "kernels")))}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True, check=False)
 

@@ -115,7 +115,7 @@ class Recipe:
 
     def config(self) -> dict[str, Any]:
         """The keys in which the config differs from its bases."""
-        backbone = {"model_name" if self.classifies else "name": self.model}
+        backbone = {"name": self.model}
         if "drop_path" in self.changes:
             backbone["drop_path_rate"] = self.changes["drop_path"]
         config = merged({"model": {"backbone": backbone | self.start()}}, self.kind.get("config", {}))

@@ -23,6 +23,7 @@ from types import ModuleType
 from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
+from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
 from vssm_kernels.selective_scan import selective_scan
@@ -40,6 +41,7 @@ __all__ = [
     "backend_report",
     "causal_conv1d",
     "directed_linear",
+    "noncausal_ssd",
     "read_parameters",
     "selective_scan",
     "side_by_side",
@@ -53,6 +55,6 @@ importlib.import_module("vssm_kernels.flops")
 
 # An op's function has the name of its package and hides it here, so that it offers the package's modules too:
 # `import vssm_kernels.selective_scan.reference` and then that name work.
-for _op in (causal_conv1d, selective_scan, sum_gate, sum_norm):
+for _op in (causal_conv1d, noncausal_ssd, selective_scan, sum_gate, sum_norm):
     _package = sys.modules[_op.__module__]
     vars(_op).update({name: value for name, value in vars(_package).items() if isinstance(value, ModuleType)})

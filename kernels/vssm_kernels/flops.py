@@ -13,7 +13,7 @@ import math
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from vssm_kernels import causal_conv1d, selective_scan  # noqa: F401  (define the operators)
+from vssm_kernels import causal_conv1d, noncausal_ssd, selective_scan  # noqa: F401  (define the operators)
 
 Shape = tuple[int, ...]
 
@@ -45,6 +45,11 @@ def conv_flops(x: Shape, weight: Shape, bias: Shape | None, order: Shape, *rest:
     return 2 * x[0] * order[1] * math.prod(weight)
 
 
+@register_flop_formula(torch.ops.vssm.noncausal_ssd)
+def ssd_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **output: object) -> int:
+    return 2 * (2 * math.prod(u) * B[-1])
+
+
 @register_flop_formula(torch.ops.vssm.selective_scan_backward)
 def scan_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * scan_flops(*arguments)
@@ -53,3 +58,8 @@ def scan_backward_flops(gradient: Shape, *arguments: Shape | None, **output: obj
 @register_flop_formula(torch.ops.vssm.causal_conv1d_backward)
 def conv_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * conv_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.noncausal_ssd_backward)
+def ssd_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+    return 2 * ssd_flops(*arguments)

@@ -51,7 +51,7 @@ def test_work_directory_that_cannot_be_written(fails, tmp_path):
     ("option", "told"),
     [
         ("train_cfg.max_epoch=2", "did you mean 'max_epochs'"),
-        ("model.backbone.model_name=vim_tinny", "did you mean vim_tiny"),
+        ("model.backbone.name=vim_tinny", "did you mean vim_tiny"),
         ("train_dataloader.dataset.spilt=train", "did you mean 'split'"),
         ("train_dataloader.dataset.train=1", "at least one image of each"),
         ("train_dataloader.dataset.transform.re_porb=0.5", "re_porb"),

@@ -32,7 +32,7 @@ def test_head_states_command_cost_and_score(path):
 def test_name_is_that_of_the_model(path):
     if path in ROWS:
         folder, stem = Path(path).parts[-2:]
-        assert stem.startswith(f"{load(path).model.backbone.model_name}_")
+        assert stem.startswith(f"{load(path).model.backbone.name}_")
         assert folder == ROWS[path].family.name
 
 
@@ -48,7 +48,7 @@ def test_text_of_a_written_config_is_what_its_recipe_says(recipe):
 def test_full_model_is_built(path):
     """At its full size, on the meta device, which costs no memory."""
     arguments = dict(load(path).model.backbone)
-    model = timm.create_model(**arguments, device="meta")
+    model = timm.create_model(arguments.pop("name"), **arguments, device="meta")
     assert model.num_classes == arguments["num_classes"]
 
 
@@ -57,7 +57,7 @@ def test_steps_once(path):
     """Two images through preprocessor, model, loss and optimiser, as the config says but with a small model."""
     torch.manual_seed(0)
     config = load(path)
-    config.model.backbone.update(quick(config.model.backbone.model_name))
+    config.model.backbone.update(quick(config.model.backbone.name))
     config.model.setdefault("data_preprocessor", config.data_preprocessor)
     model = MODELS.build(config.model)
     wrapper = dict(config.optim_wrapper)

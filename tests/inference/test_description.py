@@ -98,7 +98,7 @@ def test_weights_kept_elsewhere_are_dropped() -> None:
     "value",
     [
         {"type": "MaskRCNN", "_scope_": "mmdet", "rates": (0.1, -1, None, True, float("inf"))},
-        {"model_name": "resnet50.a1_in1k", "scan_order": ["windows(4)", "hilbert"]},
+        {"name": "resnet50.a1_in1k", "scan_order": ["windows(4)", "hilbert"]},
         {"type": "Resize", "interpolation": "bicubic", "auto_augment": "rand-m9-mstd0.5-inc1"},
         {"meta_keys": ("img_id", "scale_factor"), "order": "windows(4)", "text": ""},
     ],
@@ -109,14 +109,15 @@ def test_what_is_let_through(value: object) -> None:
 
 def classifier(**changes: object) -> dict:
     """A valid checkpoint with some changes."""
-    meta = {"backbone": {"model_name": "test_vit"}, "transform": {"type": "TimmTransform", "input_size": 32}}
+    meta = {"backbone": {"name": "test_vit"}, "transform": {"type": "TimmTransform", "input_size": 32}}
     meta |= {"dataset_meta": {"classes": ["a/b", "c: \x1b[2J"]}, "scope": "mmengine"} | changes
     return {"meta": meta, "message_hub": {}, "state_dict": {"weight": torch.zeros(1)}}
 
 
 def test_a_sound_description() -> None:
     described = describe(classifier(), "x.pth")
-    assert described.backbone == {"model_name": "test_vit"} and described.classes == ("a/b", "c: ?[2J")
+    assert described.backbone == {"name": "test_vit"} and described.classes == ("a/b", "c: ?[2J")
+    assert describe(classifier(backbone={"model_name": "test_vit"}), "older.pth").backbone == {"name": "test_vit"}
     assert describe(classifier(dataset_meta={"palette": "random"}), "x.pth").palette is None
     assert describe(classifier(dataset_meta={"palette": [[0, 1, 2]]}), "x.pth").palette == ((0, 1, 2),)
 
@@ -127,9 +128,9 @@ def test_a_sound_description() -> None:
         {"scope": "antigravity"},
         {"scope": ["mmdet"]},
         {"backbone": []},
-        {"backbone": {"model_name": 3}},
-        {"backbone": {"model_name": "hf-hub:someone/model"}},
-        {"backbone": {"model_name": "test_vit", "act_layer": {"type": "ReLU"}}},
+        {"backbone": {"name": 3}},
+        {"backbone": {"name": "hf-hub:someone/model"}},
+        {"backbone": {"name": "test_vit", "act_layer": {"type": "ReLU"}}},
         {"transform": None},
         {"transform": {"type": "AlbumentationsTransform", "transforms": [{"type": "load", "filepath": "x"}]}},
         {"dataset_meta": [1]},
@@ -156,11 +157,11 @@ def no_network(*_: object) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"backbone": {"model_name": "hf-hub:timm/test_vit.r160_in1k"}},
-        {"backbone": {"model_name": "local-dir:models"}},
-        {"backbone": {"model_name": "test_vit", "depth": "deep"}},
-        {"backbone": {"model_name": "test_vit", "img_size": -32}},
-        {"backbone": {"model_name": "test_vit", "no_such": 1}},
+        {"backbone": {"name": "hf-hub:timm/test_vit.r160_in1k"}},
+        {"backbone": {"name": "local-dir:models"}},
+        {"backbone": {"name": "test_vit", "depth": "deep"}},
+        {"backbone": {"name": "test_vit", "img_size": -32}},
+        {"backbone": {"name": "test_vit", "no_such": 1}},
         {"transform": {"type": "TimmTransform", "input_size": "large"}},
         {"transform": {"type": "TimmTransform", "input_size": -3}},
         {"transform": {"type": "TimmTransform", "input_size": 3}},
@@ -197,6 +198,6 @@ def test_a_strangers_file_is_one_sentence(changes: dict, tmp_path: Path, monkeyp
 
 def test_a_giant_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     """16,000 channels in a file of a few kilobytes: the first block alone would take gigabytes."""
-    torch.save(classifier(backbone={"model_name": "vim_tiny", "depth": 1, "embed_dim": 16_000}), tmp_path / "giant.pth")
+    torch.save(classifier(backbone={"name": "vim_tiny", "depth": 1, "embed_dim": 16_000}), tmp_path / "giant.pth")
     with pytest.raises(CheckpointError, match=r"giant\.pth does not fit Vim"):
         load_predictor(None, tmp_path / "giant.pth")

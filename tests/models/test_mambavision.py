@@ -128,13 +128,13 @@ def test_a_map_smaller_than_a_window_is_one_window() -> None:
 @pytest.mark.parametrize(("heads", "windows"), [((4,), (3, 2)), ((4, 2, 2, 2, 2), (3, 3, 3, 3, 2))])
 def test_heads_and_windows_are_those_of_the_last_stages(heads: tuple, windows: tuple) -> None:
     with pytest.raises(ValueError, match="expected one of each for every stage that is not of convolutions, at most 4"):
-        small(heads=heads, windows=windows)
+        small(window_heads=heads, windows=windows)
     with pytest.raises(ValueError, match=r"windows is \(0,\); expected a list, each entry a whole number from 1"):
         small(windows=(0,))
 
 
 def test_every_stage_may_have_windows() -> None:
-    model = small(heads=(2, 2, 4, 2), windows=(5, 4, 3, 2))
+    model = small(window_heads=(2, 2, 4, 2), windows=(5, 4, 3, 2))
     assert all(isinstance(stage.blocks[0].mixer, MambaVisionMixer) for stage in model.stages)
     assert model(torch.randn(1, 3, 64, 40)).shape == (1, 10)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import timm
 import torch
@@ -11,9 +13,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vssm_kernels import use_backend
 
-# torch's fused attention has first derivatives alone; see vssm.nn.Attention.
-plain_attention = sdpa_kernel(SDPBackend.MATH)
 every_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+
+
+@pytest.fixture(autouse=True)
+def attention_with_every_derivative() -> Iterator[None]:
+    """Of torch's fused attention there is the first alone, backwards."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def small(kind: tuple[str, dict]) -> nn.Module:
@@ -25,7 +32,6 @@ def images() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-@plain_attention
 @every_class
 def test_gradient_penalty(kind: tuple[str, dict]) -> None:
     """The penalty itself, and its gradient by every parameter."""
@@ -48,7 +54,6 @@ def test_gradient_penalty(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(one, want, atol=1e-3 * float(want.abs().max()) + 1e-7, rtol=1e-3, msg=name)
 
 
-@plain_attention
 @every_class
 def test_forward_mode_is_the_backward_read_the_other_way(kind: tuple[str, dict]) -> None:
     model, x = small(kind), images()

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import timm
 import torch
-from families import CLASSES, KINDS
+from families import CLASSES, KINDS, ORDERED, UNORDERED
 from torch import Tensor, nn
 
 from vssm.models import FAMILIES, Plain
@@ -17,6 +17,7 @@ from vssm.scan import ScanOrder, bidirectional, diagonal
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0])
 every_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+every_ordered_class = pytest.mark.parametrize("kind", ORDERED, ids=lambda kind: kind[0])
 
 
 def small(kind: tuple[str, dict], **overrides: object) -> nn.Module:
@@ -134,7 +135,7 @@ def test_exports(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
 
 
-@every_class
+@every_ordered_class
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     "dynamic",
@@ -150,6 +151,15 @@ def test_export_for_several_sizes_is_refused(kind: tuple[str, dict], dynamic: di
     model, x = small(kind).eval(), images(2, 3, 64, 96)
     with pytest.raises(Exception, match="exported for one height and width: declare only the batch dynamic"):
         torch.export.export(model, (x,), dynamic_shapes=(dynamic,), strict=strict)
+
+
+@pytest.mark.parametrize("kind", UNORDERED, ids=lambda kind: kind[0])
+def test_without_a_scan_order_exports_for_every_size(kind: tuple[str, dict]) -> None:
+    model, x = small(kind).eval(), images(2, 3, 64, 96)
+    program = torch.export.export(model, (x,), dynamic_shapes=(dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),))
+    with torch.no_grad():
+        for size in ((2, 3, 64, 96), (1, 3, 71, 45), (3, 3, 160, 33)):
+            torch.testing.assert_close(program.module()(images(*size)), model(images(*size)), atol=1e-5, rtol=1e-4)
 
 
 def declared_strides(name: str) -> tuple[int, ...]:
@@ -211,7 +221,7 @@ def sharpen(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@every_class
+@every_ordered_class
 @pytest.mark.parametrize(
     ("order", "written_out"),
     [
@@ -239,7 +249,7 @@ def test_any_scan_order(kind: tuple[str, dict], order: object, written_out: obje
             torch.testing.assert_close(same(x), expected, rtol=0, atol=0)
 
 
-@every_class
+@every_ordered_class
 def test_another_scan_order_gives_another_result(kind: tuple[str, dict]) -> None:
     named, given, other = (small(kind, scan_order=order) for order in ("diagonal", diagonal, "cross"))
     given.load_state_dict(sharpen(named).state_dict())
@@ -249,7 +259,7 @@ def test_another_scan_order_gives_another_result(kind: tuple[str, dict]) -> None
     assert (named(x) - other.eval()(x)).abs().max() > 1e-4
 
 
-@every_class
+@every_ordered_class
 def test_an_unknown_scan_order_is_named(kind: tuple[str, dict]) -> None:
     with pytest.raises(ValueError, match=r"no scan order is named 'hilbrt'; known: .*hilbert"):
         small(kind, scan_order="hilbrt")

@@ -20,6 +20,7 @@ from vssm.nn import (
     DeformableSampling,
     InvertedDownsample,
     LatentPooling,
+    NoncausalSSD,
     PaddedPatchConv,
     PatchExpanding,
     PatchMerging,
@@ -96,6 +97,17 @@ def vim_mixer(table: Tensor, mixer: VimMixer, tokens: Tensor) -> Tensor:
         return recurrence(mixer.scan, k, F.silu(causal))
 
     return linear(along(table, x, walk) / len(table) * F.silu(z), mixer.out_proj)
+
+
+def noncausal_ssd(mixer: NoncausalSSD, x: Tensor) -> Tensor:
+    """As attention without softmax: B for keys, C for queries."""
+    inner, state, heads = mixer.inner, mixer.state, mixer.heads
+    z, rest, step = linear(x, mixer.in_proj).split([inner, inner + 2 * state, heads], -1)
+    values, keys, queries = F.silu(conv(rest, mixer.conv)).flatten(1, 2).split([inner, state, state], -1)
+    values = values.unflatten(-1, (heads, -1))
+    weights = F.softplus(step.flatten(1, 2) + mixer.dt_bias) * mixer.A_log.exp()
+    y = torch.einsum("bls,bms,bmh,bmhc->blhc", queries, keys, weights, values) + mixer.D[:, None] * values
+    return linear(layer_norm(y.flatten(2), mixer.norm).view_as(z) * z, mixer.out_proj)
 
 
 def gate(channel_gate: ChannelGate, x: Tensor, over: tuple[int, ...] = (1, 2), act: Callable = F.relu) -> Tensor:

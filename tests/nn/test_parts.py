@@ -36,6 +36,7 @@ from vssm.nn import (
     LatentPooling,
     LeanMlp,
     Linear,
+    NoncausalSSD,
     PaddedPatchConv,
     PatchExpanding,
     PatchMerging,
@@ -117,6 +118,7 @@ PARTS = {
     "mixer of Mamba": Part(
         partial(VimMixer, 8, state=4, scan_order=raster), partial(plain.vim_mixer, raster(*GRID).table), TOKENS, GRID
     ),
+    "mixer of VSSD": Part(partial(NoncausalSSD, 8, heads=2, state=4), plain.noncausal_ssd),
     "attention": Part(partial(Attention, 8, heads=2), plain.attention),
     "attention of tokens": Part(partial(Attention, 8, heads=2), plain.attention, TOKENS),
     "attention without bias": Part(partial(Attention, 8, heads=2, qkv_bias=False, proj_bias=False), plain.attention),

@@ -173,12 +173,12 @@ COMMANDS = [
             ("model.backbone=test_vit", r"model cannot be built, ImageClassifier refuses its arguments"),
             ("model.backbone.img_size=-3", r"model 'test_vit': Expected a positive image size"),
             ("model.label_smoothing=1.5", r"model\.label_smoothing is 1\.5; expected a number from 0 to below 1"),
-            ("model.backbone.model_name=vim_tinny", r"did you mean vim_tiny"),
+            ("model.backbone.name=vim_tinny", r"did you mean vim_tiny"),
             ("model.backbone.drop_path_rate=2", r"drop_path_rate is 2; expected a number from 0 to below 1"),
             ("model.backbone.num_classes=-1", r"num_classes is -1; expected a whole number from 0"),
             ("model.backbone.num_classes=ten", r"num_classes is 'ten'; expected a whole number"),
             (
-                "model.backbone.model_name=vim_tiny model.backbone.depth=0",
+                "model.backbone.name=vim_tiny model.backbone.depth=0",
                 r"depth is 0; expected a whole number from 1",
             ),
         )
@@ -227,6 +227,7 @@ ARGUMENTS = {
     "num_classes": (-1, 1.5, "x", float("nan"), 10**12),
     "dims": ((), (0, 8), (8, "x"), "ab", 8, (8, 8, 8)),
     "depths": ((0, 1), (1,), (-1, 1), (1.5, 1), "ab"),
+    "heads": ((0, 1), (1,), (-1, 1), (1.5, 1), "ab", 4),
     "drop_rate": (-0.1, 1, 1.5, float("nan"), float("inf"), "x"),
     "drop_path_rate": (-0.1, 1, 2, float("nan"), "0.1"),
     "expansion": (0, -1, float("nan"), float("inf"), "x", 10**9, 1e-3),
@@ -237,7 +238,7 @@ ARGUMENTS = {
     "dtype": ("float32", 32),
 }
 
-_META = (None, 5, "text", [1], {"backbone": 5}, {"backbone": {"model_name": 3}}, {"backbone": []}, {"backbone": {}})
+_META = (None, 5, "text", [1], {"backbone": 5}, {"backbone": {"name": 3}}, {"backbone": []}, {"backbone": {}})
 
 
 class Unknown:

@@ -9,7 +9,7 @@ STUDY = f"""
 title = 'Two small models'
 recipe = {str(ROOT / "configs/studies/recipe.py")!r}
 seeds = (0, 1)
-_small = dict(model_name='vmamba_tiny', dims=(16, 32), depths=(1, 1))
+_small = dict(name='vmamba_tiny', dims=(16, 32), depths=(1, 1))
 runs = {{
     'cross': dict(model=dict(backbone=_small)),
     'raster': dict(model=dict(backbone=dict(scan_order='raster', **_small))),

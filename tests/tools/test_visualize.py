@@ -31,7 +31,7 @@ def test_committed_pictures_are_of_every_order():
 @pytest.fixture
 def checkpoint(run, config):
     """Of a small model, trained for one epoch along a Hilbert curve, by a config that says so."""
-    options = ["model.backbone.model_name=vim_tiny", "model.backbone.scan_order=hilbert", "train_cfg.max_epochs=1"]
+    options = ["model.backbone.name=vim_tiny", "model.backbone.scan_order=hilbert", "train_cfg.max_epochs=1"]
     options += ["model.backbone.embed_dim=32", "model.backbone.depth=2", "model.backbone.patch_size=8"]
     options += ["model.backbone.stride=8"]
     done = run(ROOT / "tools/train.py", config, "--work-dir", "work", "--cfg-options", *options)

@@ -52,6 +52,10 @@ def test_of_a_model(kind: tuple[str, dict]) -> None:
     """Inside a model too; the gate is left out, as it is not part of the scan."""
     torch.manual_seed(0)
     model, image = timm.create_model(kind[0], **kind[1]), torch.randn(3, 64, 64)
+    if not scan_names(model):
+        with pytest.raises(ValueError, match="has no selective scan: there is no hidden attention to show"):
+            scan_input(model, image)
+        return
     first = model.get_submodule(scan_names(model)[0])
     walked = []
     hook = first.register_forward_hook(lambda *_: walked.append(1))

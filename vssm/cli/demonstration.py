@@ -10,6 +10,7 @@ from vssm.cli.training import run_test, run_training
 from vssm.data import ensure_shapes, read_rgb
 from vssm.data.linear_baseline import linear_accuracy
 from vssm.inference import latest_checkpoint, load_predictor
+from vssm.inference.create import with_name
 from vssm.mm.runtime.config import Config, load_config
 from vssm.viz import draw_predictions
 
@@ -21,7 +22,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     """Run the demo as the arguments of `demo_parser` say."""
     start = time.monotonic()
     config = load_config(arguments.config)
-    model = config.model.backbone.model_name
+    model = with_name(config.model.backbone)["name"]
     print("1/4 drawing the embedded image set")
     images = draw_images(config)
     print(f"    {images}")

@@ -112,7 +112,7 @@ def load_models(name: str | None, checkpoint: Path | None) -> Models:
     torch.manual_seed(0)
     initial = inference.create_model(**arguments)
     transform = transform or create_transform(**resolve_data_config({}, model=initial))
-    return Models(arguments["model_name"], initial, trained, transform)
+    return Models(arguments["name"], initial, trained, transform)
 
 
 def embedded_images(data: Path, count: int, transform: Transform) -> list[Path]:

@@ -116,7 +116,9 @@ def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool
     if backbone is not None:
         backbone = checked(backbone, f"{source}: meta.backbone", is_type=lambda name: False)
         transform = checked(transform, f"{source}: meta.transform", is_transform, enlarged=MAX_ENLARGED)
-        _expect(isinstance(backbone, dict) and isinstance(backbone.get("model_name"), str), source, "meta.backbone")
+        if isinstance(backbone, dict) and "model_name" in backbone:  # the spelling of older files
+            backbone = {"name": backbone["model_name"], **{k: v for k, v in backbone.items() if k != "model_name"}}
+        _expect(isinstance(backbone, dict) and isinstance(backbone.get("name"), str), source, "meta.backbone")
         _expect(isinstance(transform, dict), source, "meta.transform")
     else:
         model = checked(meta.get("model"), f"{source}: meta.model", is_type)

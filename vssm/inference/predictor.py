@@ -146,11 +146,11 @@ def model_arguments(described: Description | None, name: str | None) -> dict:
     if described is None:
         if name is None:
             raise ConfigError("which model? Name it with --model, or give a checkpoint of tools/train.py")
-        return {"model_name": name}
+        return {"name": name}
     if described.backbone is None:
         raise CheckpointError(f"{described.source} is a checkpoint of a detector or segmentor; expected a classifier's")
-    if name not in (None, described.backbone["model_name"]):
-        raise ConfigError(f"{described.source} is a checkpoint of {described.backbone['model_name']}, not of {name}")
+    if name not in (None, described.backbone["name"]):
+        raise ConfigError(f"{described.source} is a checkpoint of {described.backbone['name']}, not of {name}")
     return described.backbone
 
 

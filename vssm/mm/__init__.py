@@ -26,5 +26,5 @@ from vssm.mm.compat import mmcv_ops
 mmcv_ops.install()
 
 # Each registers what configs name.
-from vssm.mm.runtime import checkpoint, hooks, loops, metrics, optim, seeding, signals  # noqa: E402, F401
+from vssm.mm.runtime import checkpoint, hooks, loops, mesa, metrics, optim, seeding, signals  # noqa: E402, F401
 from vssm.mm.tasks import backbone, classifier, datasets, heads, pyramid, runner, shapes_datasets  # noqa: E402, F401

@@ -35,8 +35,9 @@ _RULES = {
     "dims": list_of(_CHANNELS),
     "depth": _BLOCKS,
     "depths": list_of(_BLOCKS),
-    "blocks": _BLOCKS,
     "heads": list_of(whole(1, 1024)),
+    "blocks": _BLOCKS,
+    "window_heads": list_of(whole(1, 1024)),
     "windows": list_of(whole(1, 4096)),
     "scanned_stages": whole(0, 1024),
     "state": whole(1, 1024),
@@ -87,7 +88,7 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
     """
     check_values(arguments, _rule_of)
     dims = arguments.get("dims")
-    for name in ("depths", "mlp_ratios"):
+    for name in ("depths", "heads", "mlp_ratios"):
         others = arguments.get(name)
         if dims is not None and others is not None and len(dims) != len(others):
             raise ValueError(

@@ -120,8 +120,8 @@ class MambaVision(Pyramid):
 
     Args:
         dims, depths: channels and number of blocks of each stage.
-        heads, windows: of the last stages: heads of the attention, and side of the windows, in positions. The stages
-            before them are of convolutions. In a stage the first half of the blocks scans, rounded up.
+        window_heads, windows: of the last stages: heads of the attention, and side of the windows, in positions. The
+            stages before them are of convolutions. In a stage the first half of the blocks scans, rounded up.
         stem_width: channels within the stem.
         mlp_ratio: hidden channels of the MLPs per channel.
         layer_scale: multiply every branch inside windows by a learned number per channel, which starts at this value.
@@ -133,7 +133,7 @@ class MambaVision(Pyramid):
     Raises:
         ValueError: other numbers of heads than of windows, or more than stages.
 
-    >>> model = MambaVision(dims=(8, 16), depths=(1, 2), heads=(2,), windows=(7,), stem_width=8, num_classes=10)
+    >>> model = MambaVision(dims=(8, 16), depths=(1, 2), window_heads=(2,), windows=(7,), stem_width=8, num_classes=10)
     >>> model(torch.randn(1, 3, 65, 40)).shape
     torch.Size([1, 10])
     """
@@ -165,7 +165,7 @@ class MambaVision(Pyramid):
         global_pool: str = "avg",
         dims: Sequence[int] = (80, 160, 320, 640),
         depths: Sequence[int] = (1, 3, 8, 4),
-        heads: Sequence[int] = (8, 16),
+        window_heads: Sequence[int] = (8, 16),
         windows: Sequence[int] = (14, 7),
         stem_width: int = 32,
         mlp_ratio: float = 4.0,
@@ -177,9 +177,9 @@ class MambaVision(Pyramid):
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        if not len(heads) == len(windows) <= len(dims):
+        if not len(window_heads) == len(windows) <= len(dims):
             raise ValueError(
-                f"there are {len(heads)} heads and {len(windows)} windows; expected one of each for every stage that "
+                f"there are {len(window_heads)} window_heads and {len(windows)} windows; expected one of each for every stage that "
                 f"is not of convolutions, at most {len(dims)}"
             )
         conv_stages = len(dims) - len(windows)
@@ -190,7 +190,7 @@ class MambaVision(Pyramid):
             if index < (depths[stage] + 1) // 2:
                 mixer = MambaVisionMixer(dim, scan_order, **dd)
             else:
-                mixer = Attention(dim, heads[stage - conv_stages], **dd)
+                mixer = Attention(dim, window_heads[stage - conv_stages], **dd)
             mlp = LeanMlp(dim, widened(dim, mlp_ratio, "mlp_ratio"), **dd)
             return Block(dim, mixer, mlp, drop_path, layer_scale=layer_scale, **dd)
 
@@ -216,7 +216,7 @@ class MambaVision(Pyramid):
 _HUB = "https://huggingface.co/nvidia/MambaVision-"
 _SMALL = {"dims": (96, 192, 384, 768), "depths": (3, 3, 7, 5), "stem_width": 64}
 _BASE = {"dims": (128, 256, 512, 1024), "depths": (3, 3, 10, 5), "stem_width": 64, "layer_scale": 1e-5}
-_LARGE = {**_BASE, "dims": (196, 392, 784, 1568), "heads": (16, 32)}
+_LARGE = {**_BASE, "dims": (196, 392, 784, 1568), "window_heads": (16, 32)}
 _LARGE2 = {**_LARGE, "depths": (3, 3, 12, 5)}
 _512 = {"input_size": (3, 512, 512), "pool_size": (16, 16), "crop_mode": "squash"}
 
@@ -241,7 +241,7 @@ FAMILY = Family(
         "mambavision_tiny": {
             "dims": (16, 24, 32, 40),
             "depths": (1, 1, 3, 2),
-            "heads": (4, 2),
+            "window_heads": (4, 2),
             "windows": (3, 2),
             "stem_width": 8,
             "layer_scale": 0.5,

@@ -15,6 +15,7 @@ from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_position
 from vssm.nn.recompute import product_of_recomputed, recomputed
+from vssm.nn.ssd import NoncausalSSD
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
 from vssm.nn.upsample import PatchExpanding
@@ -40,6 +41,7 @@ __all__ = [
     "LatentPooling",
     "LeanMlp",
     "Linear",
+    "NoncausalSSD",
     "OrderTable",
     "PaddedPatchConv",
     "PatchExpanding",

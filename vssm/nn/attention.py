@@ -15,9 +15,10 @@ from vssm.nn.norm import BranchLayerNorm
 class Attention(nn.Module):
     """Every position attends to every other (arXiv 1706.03762), through torch's scaled_dot_product_attention.
 
-    A mixer: it fits into `vssm.nn.Block`. For attention inside windows, cut the map first (`cut_windows`). Second
-    derivatives and forward mode need the one way of torch's that has them, plain operations:
-    `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    A mixer: it fits into `vssm.nn.Block`. For attention inside windows, cut the map first (`cut_windows`).
+
+    torch's fused kernels have no second derivative and no forward mode: where these are needed, run the model inside
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     | family | heads | qkv_bias | proj_bias | besides |
     |---|---|---|---|---|

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vssm.nn.reading import ReadsParameters
+from vssm.nn.step import draw_step_bias
 from vssm.ops import CAST, RATES, Form, Layout, ScanTable, directed_linear, selective_scan, sum_gate
-
-# delta' at the start of training is drawn log-uniformly from this range (Mamba, arXiv 2312.00752, section 3.6).
-STEP_MIN, STEP_MAX, STEP_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class SelectiveScan(ReadsParameters):
@@ -67,9 +64,7 @@ class SelectiveScan(ReadsParameters):
         channels = self.x_proj.shape[2]
         nn.init.uniform_(self.x_proj, -(channels**-0.5), channels**-0.5)
         nn.init.uniform_(self.dt_proj, -(self.rank**-0.5), self.rank**-0.5)
-        step = torch.rand(self.dt_bias.shape, dtype=torch.float32, device=self.dt_bias.device)
-        step = torch.exp(math.log(STEP_MIN) + step * (math.log(STEP_MAX) - math.log(STEP_MIN))).clamp(min=STEP_FLOOR)
-        self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+        draw_step_bias(self.dt_bias)
         rates = torch.arange(1, self.state + 1, dtype=torch.float32, device=self.A_log.device)
         self.A_log.copy_(torch.log(rates).expand_as(self.A_log))
         nn.init.ones_(self.D)

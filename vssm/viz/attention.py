@@ -106,11 +106,13 @@ def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
         layer: number of the scan from the stem; negative ones count from the head.
 
     Raises:
-        ValueError: no such layer, or scans that do more than to walk along an order, as those of LBMamba, PlainMamba
-            and Spatial-Mamba, or that walk windows one by one, as those of MambaVision: their outputs are not what the
-            formula above says.
+        ValueError: no such layer, no scan at all (VSSD), or scans that do more than to walk along an order, as those of
+            LBMamba, PlainMamba and Spatial-Mamba, or that walk windows one by one, as those of MambaVision: their
+            outputs are not what the formula above says.
     """
     names = scan_names(model)
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no selective scan: there is no hidden attention to show")
     if not -len(names) <= layer < len(names):
         raise ValueError(
             f"layer is {layer}; this model has {len(names)} scans, so expected {-len(names)} to {len(names) - 1}"

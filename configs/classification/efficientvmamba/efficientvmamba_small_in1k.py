@@ -8,5 +8,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='efficientvmamba_small', drop_path_rate=0.1, num_classes=1000),
+    backbone=dict(name='efficientvmamba_small', drop_path_rate=0.1, num_classes=1000),
     type='ImageClassifier')

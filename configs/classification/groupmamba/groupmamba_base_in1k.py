@@ -10,6 +10,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='groupmamba_base', drop_path_rate=0.05, num_classes=1000),
+    backbone=dict(name='groupmamba_base', drop_path_rate=0.05, num_classes=1000),
     type='ImageClassifier',
-    teacher=dict(model_name='regnety_160.deit_in1k'))
+    teacher=dict(name='regnety_160.deit_in1k'))

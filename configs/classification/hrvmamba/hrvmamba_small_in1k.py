@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='hrvmamba_small', drop_path_rate=0.2, num_classes=1000),
+    backbone=dict(name='hrvmamba_small', drop_path_rate=0.2, num_classes=1000),
     type='ImageClassifier')
 train_dataloader = dict(dataset=dict(transform=dict(input_size=256)))
 val_dataloader = dict(dataset=dict(transform=dict(input_size=256)))

@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='hrvmamba_tiny', drop_path_rate=0.1, num_classes=1000),
+    backbone=dict(name='hrvmamba_tiny', drop_path_rate=0.1, num_classes=1000),
     type='ImageClassifier')
 train_dataloader = dict(batch_size=256, dataset=dict(transform=dict(input_size=256)))
 auto_scale_lr = dict(base_batch_size=2048)

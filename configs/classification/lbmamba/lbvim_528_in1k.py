@@ -8,6 +8,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='lbvim_528', drop_path_rate=0.05, num_classes=1000),
+    backbone=dict(name='lbvim_528', drop_path_rate=0.05, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05))

@@ -8,9 +8,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        model_name='local_vim_tiny_middle_cls_token',
-        drop_path_rate=0.1,
-        num_classes=1000),
+    backbone=dict(name='local_vim_tiny_middle_cls_token', drop_path_rate=0.1, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(type='OptimWrapper')

@@ -10,7 +10,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='mambavision_base_21k', drop_path_rate=0.3, num_classes=1000),
+    backbone=dict(name='mambavision_base_21k', drop_path_rate=0.3, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(weight_decay=0.075))
 param_scheduler = [

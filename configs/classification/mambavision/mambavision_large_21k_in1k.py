@@ -10,7 +10,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='mambavision_large_21k', drop_path_rate=0.3, num_classes=1000),
+    backbone=dict(name='mambavision_large_21k', drop_path_rate=0.3, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(weight_decay=0.12))
 val_dataloader = dict(dataset=dict(transform=dict(crop_pct=1.0)))

@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='mambavision_tiny', drop_path_rate=0.2, num_classes=1000),
+    backbone=dict(name='mambavision_tiny', drop_path_rate=0.2, num_classes=1000),
     type='ImageClassifier')
 val_dataloader = dict(dataset=dict(transform=dict(crop_pct=1.0)))
 test_dataloader = dict(dataset=dict(transform=dict(crop_pct=1.0)))

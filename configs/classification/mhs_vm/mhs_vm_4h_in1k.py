@@ -9,5 +9,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='mhs_vm_4h', drop_path_rate=0.2, num_classes=1000),
+    backbone=dict(name='mhs_vm_4h', drop_path_rate=0.2, num_classes=1000),
     type='ImageClassifier')

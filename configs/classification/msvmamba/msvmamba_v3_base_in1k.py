@@ -9,6 +9,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='msvmamba_v3_base', drop_path_rate=0.5, num_classes=1000),
+    backbone=dict(name='msvmamba_v3_base', drop_path_rate=0.5, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(lr=0.0006))

@@ -8,5 +8,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='msvmamba_v3_small', drop_path_rate=0.4, num_classes=1000),
+    backbone=dict(name='msvmamba_v3_small', drop_path_rate=0.4, num_classes=1000),
     type='ImageClassifier')

@@ -9,11 +9,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        model_name='plainmamba_l1',
-        drop_path_rate=0.2,
-        num_classes=1000,
-        normal_init=True),
+    backbone=dict(name='plainmamba_l1', drop_path_rate=0.2, num_classes=1000, normal_init=True),
     type='ImageClassifier')
 train_dataloader = dict(batch_size=256)
 default_hooks = dict(ema=None)

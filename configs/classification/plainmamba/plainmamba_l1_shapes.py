@@ -8,6 +8,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='plainmamba_l1', num_classes=10, drop_path_rate=0.1),
+    backbone=dict(name='plainmamba_l1', num_classes=10, drop_path_rate=0.1),
     type='ImageClassifier',
     label_smoothing=0.1)

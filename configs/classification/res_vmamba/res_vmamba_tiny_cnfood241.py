@@ -8,7 +8,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='res_vmamba_tiny', drop_path_rate=0.2, num_classes=241),
+    backbone=dict(name='res_vmamba_tiny', drop_path_rate=0.2, num_classes=241),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(lr=0.000125))
 auto_scale_lr = dict(base_batch_size=128)

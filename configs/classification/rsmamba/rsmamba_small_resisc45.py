@@ -8,5 +8,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='rsmamba_small', drop_path_rate=0.0, num_classes=45),
+    backbone=dict(name='rsmamba_small', drop_path_rate=0.0, num_classes=45),
     type='ImageClassifier')

@@ -10,6 +10,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='vim_base', drop_path_rate=0.1, num_classes=1000),
+    backbone=dict(name='vim_base', drop_path_rate=0.1, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(weight_decay=0.05))

@@ -8,7 +8,7 @@ _base_ = ['../../_base_/datasets/shapes.py', '../../_base_/schedules/shapes.py']
 model = dict(
     type='ImageClassifier',
     backbone=dict(
-        model_name='vim_tiny', num_classes=10, img_size=64, patch_size=8, stride=8, embed_dim=64, depth=4, state=8))
+        name='vim_tiny', num_classes=10, img_size=64, patch_size=8, stride=8, embed_dim=64, depth=4, state=8))
 train_dataloader = dict(
     num_workers=1, dataset=dict(transform=dict(scale=(1.0, 1.0), ratio=(1.0, 1.0), vflip=0.0)))
 val_dataloader = dict(num_workers=1)

@@ -9,7 +9,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='vim_small', drop_path_rate=0.05, num_classes=1000),
+    backbone=dict(name='vim_small', drop_path_rate=0.05, num_classes=1000),
     type='ImageClassifier')
 train_dataloader = dict(batch_size=64)
 auto_scale_lr = dict(base_batch_size=512)

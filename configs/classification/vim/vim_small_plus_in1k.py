@@ -11,7 +11,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        model_name='vim_small_plus',
+        name='vim_small_plus',
         drop_path_rate=0.0,
         num_classes=1000,
         pretrained=True,

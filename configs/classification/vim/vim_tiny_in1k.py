@@ -8,5 +8,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='vim_tiny', drop_path_rate=0.0, num_classes=1000),
+    backbone=dict(name='vim_tiny', drop_path_rate=0.0, num_classes=1000),
     type='ImageClassifier')

@@ -9,5 +9,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='vanilla_vmamba_base', drop_path_rate=0.6, num_classes=1000),
+    backbone=dict(name='vanilla_vmamba_base', drop_path_rate=0.6, num_classes=1000),
     type='ImageClassifier')

@@ -9,6 +9,6 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='vanilla_vmamba_tiny', drop_path_rate=0.2, num_classes=1000),
+    backbone=dict(name='vanilla_vmamba_tiny', drop_path_rate=0.2, num_classes=1000),
     type='ImageClassifier')
 default_hooks = dict(ema=None)

@@ -8,5 +8,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(model_name='vmamba_base_s1l20', drop_path_rate=0.5, num_classes=1000),
+    backbone=dict(name='vmamba_base_s1l20', drop_path_rate=0.5, num_classes=1000),
     type='ImageClassifier')

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy
 import pytest
-import timm
 import torch
 from mmengine.logging import MessageHub
 
 from vssm.errors import TrainingError
 from vssm.files import replace_atomically
-from vssm.inference import is_training, latest_checkpoint, read_checkpoint
+from vssm.inference import create_model, is_training, latest_checkpoint, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.models import CheckpointError
 
@@ -36,7 +35,7 @@ def test_a_checkpoint_is_plain_and_whole(make_runner):
     assert [path.name for path in work_dir.glob("epoch_*.pth")] == ["epoch_2.pth"]
     assert len(list(work_dir.glob("best_*.pth"))) == 1
     checkpoint = torch.load(work_dir / "epoch_2.pth", weights_only=True)
-    assert checkpoint["meta"]["backbone"]["model_name"] == "test_vit"
+    assert checkpoint["meta"]["backbone"]["name"] == "test_vit"
     assert checkpoint["meta"]["transform"] == {"type": "TimmTransform", "input_size": 32}
     assert len(checkpoint["meta"]["dataset_meta"]["classes"]) == 10
     assert len(checkpoint["message_hub"]["log_scalars"]["train/loss"]["values"]) == 8
@@ -101,10 +100,10 @@ def test_files_that_are_refused(tmp_path, monkeypatch):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("backbone", [{"model_name": "test_vit"}, {"model_name": "vim_tiny", "depth": 1}])
+@pytest.mark.parametrize("backbone", [{"name": "test_vit"}, {"name": "vim_tiny", "depth": 1}])
 def test_weights_alone_are_loaded_for_evaluation_and_not_resumed(make_runner, tmp_path, backbone):
     backbone = {**backbone, "num_classes": 10, "img_size": 32}
-    weights = timm.create_model(**backbone).state_dict()
+    weights = create_model(**backbone).state_dict()
     torch.save({"model": weights}, tmp_path / "weights.pth")
     runner = make_runner(model__backbone={"_delete_": True, **backbone}, load_from=str(tmp_path / "weights.pth"))
     runner.test()

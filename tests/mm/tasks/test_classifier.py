@@ -16,7 +16,7 @@ from vssm.models import CheckpointError
 from vssm.nn import SelectiveScan
 from vssm.scan import order as order_module
 
-TINY = {"model_name": "test_vit", "num_classes": 4, "img_size": 32}
+TINY = {"name": "test_vit", "num_classes": 4, "img_size": 32}
 
 
 def test_losses():
@@ -59,7 +59,7 @@ def test_a_config_trains_along_any_order(config_file, tmp_path, monkeypatch):
     monkeypatch.setattr(order_module, "_registry", dict(order_module._registry))  # the order vanishes with the test
     text = config_file.read_text()
     text += "custom_imports = dict(imports=['vssm.mm', 'my_orders_of_a_test'])\n"
-    text += "model['backbone'] = dict(model_name='vmamba_tiny', num_classes=10, dims=(16, 24),\n"
+    text += "model['backbone'] = dict(name='vmamba_tiny', num_classes=10, dims=(16, 24),\n"
     text += "    depths=(1, 1), scan_order=['snake_of_a_config', 'windows(2)'])\n"
     config_file.write_text(text)
     config = load_config(config_file, {"work_dir": str(tmp_path / "work"), "experiment_name": "any_order"})
@@ -74,16 +74,26 @@ def test_a_config_trains_along_any_order(config_file, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("backbone", "told"),
     [
-        ({"model_name": "vim_tyni"}, "no model called 'vim_tyni'; did you mean .*vim_tiny"),
-        ({"model_name": "test_vit", "drop_pth_rate": 0.1}, "drop_pth_rate"),
-        ({"model_name": "vim_tiny", "depht": 2}, "depht"),
-        ({"model_name": "vim_tiny", "scan_order": "hilbrt"}, "backbone.scan_order: no scan order is named 'hilbrt'"),
-        ({"model_name": "vim_tiny", "scan_order": []}, "backbone.scan_order: .* is no scan order; expected a name"),
+        ({"name": "vim_tyni"}, "no model called 'vim_tyni'; did you mean .*vim_tiny"),
+        ({"name": "test_vit", "drop_pth_rate": 0.1}, "drop_pth_rate"),
+        ({"name": "vim_tiny", "depht": 2}, "depht"),
+        ({"name": "vim_tiny", "scan_order": "hilbrt"}, "backbone.scan_order: no scan order is named 'hilbrt'"),
+        ({"name": "vim_tiny", "scan_order": []}, "backbone.scan_order: .* is no scan order; expected a name"),
     ],
 )
 def test_misspelt_backbones(backbone, told):
     with pytest.raises(ConfigError, match=told):
         ImageClassifier(backbone)
+
+
+def test_the_old_spelling_of_a_models_name():
+    with pytest.warns(FutureWarning, match="model.backbone.model_name is now model.backbone.name"):
+        classifier = ImageClassifier({"model_name": "test_vit", "num_classes": 4, "img_size": 32})
+    assert classifier.arguments == TINY
+    with pytest.raises(ConfigError, match="has a name, 'test_vit', and a model_name, 'vim_tiny'"):
+        ImageClassifier(TINY | {"model_name": "vim_tiny"})
+    with pytest.raises(ConfigError, match=r"model\.backbone\.name is None"):
+        ImageClassifier({"num_classes": 4})
 
 
 def test_mixup_of_other_classes_is_refused():
@@ -93,7 +103,7 @@ def test_mixup_of_other_classes_is_refused():
 
 
 STUDENT = {
-    "model_name": "groupmamba_tiny",
+    "name": "groupmamba_tiny",
     "num_classes": 10,
     "dims": (16, 16, 16, 16),
     "depths": (1, 1, 1, 1),
@@ -151,7 +161,7 @@ def test_a_training_with_a_teacher(make_runner, teacher):
     ("student", "change", "told"),
     [
         (TINY, {}, "'test_vit' has no distillation head"),
-        (STUDENT, {"model_name": "test_vitt"}, "no model called 'test_vitt'"),
+        (STUDENT, {"name": "test_vitt"}, "no model called 'test_vitt'"),
         (STUDENT, {"num_classes": 7}, r"teacher.pth does not fit .*misshapen \(head"),
         (STUDENT, {"checkpoint": "nowhere.pth"}, "nowhere.pth"),
         (STUDENT, {"checkpoint": None}, r"teacher test_vit could not be downloaded .*model.teacher.checkpoint=FILE"),
@@ -166,7 +176,7 @@ def test_a_teacher_of_other_classes_is_refused(monkeypatch, teacher):
     """And not given a head without training, as timm would."""
     monkeypatch.setattr("vssm.mm.tasks.classifier.create_model", lambda **arguments: teacher[1])
     with pytest.raises(ConfigError, match="test_vit knows 1000 classes and the model has 10"):
-        Teacher({"model_name": "test_vit"}, 10).load(torch.device("cpu"))
+        Teacher({"name": "test_vit"}, 10).load(torch.device("cpu"))
 
 
 def test_a_published_recipe_with_a_teacher_is_built_without_its_weights():

@@ -17,8 +17,8 @@ title = 'small'
 recipe = {str(STUDIES / "recipe.py")!r}
 seeds = (0, 1)
 runs = {{
-    'a, plain': dict(model=dict(backbone=dict(model_name='vmamba_tiny'))),
-    'b': dict(model=dict(backbone=dict(model_name='vmamba_tiny', scan_order='hilbert'))),
+    'a, plain': dict(model=dict(backbone=dict(name='vmamba_tiny'))),
+    'b': dict(model=dict(backbone=dict(name='vmamba_tiny', scan_order='hilbert'))),
 }}
 measured = dict(size=32, batch=2, seconds=0.1)
 """
@@ -70,18 +70,18 @@ def test_models_of_the_studies_are_built(path):
     assert path.read_text().startswith(f"# Command: python tools/compare.py configs/studies/{path.name} ")
     for config in study.runs.values():
         arguments = dict(config.model.backbone)
-        assert timm.create_model(**arguments, device="meta").num_classes == 10
+        assert timm.create_model(arguments.pop("name"), **arguments, device="meta").num_classes == 10
         assert config.val_dataloader.dataset.transform.input_size == study.measured["size"]
 
 
 def test_the_study_of_orders_compares_families_and_orders():
     """Several families' models, and one model with five scan orders."""
     backbones = [config.model.backbone for config in load_study(STUDIES / "scan_orders.py").runs.values()]
-    names = {backbone.model_name for backbone in backbones}
+    names = {backbone.name for backbone in backbones}
     assert sum(bool(names & set(family.models)) for family in FAMILIES.values()) >= 4
-    orders = [(each.model_name, each.scan_order) for each in backbones if "scan_order" in each]
+    orders = [(each.name, each.scan_order) for each in backbones if "scan_order" in each]
     assert len(set(orders)) == 4 and {name for name, _ in orders} < names
-    own = {backbone.model_name for backbone in backbones if "scan_order" not in backbone}
+    own = {backbone.name for backbone in backbones if "scan_order" not in backbone}
     assert {name for name, _ in orders} <= own, "beside its own order"
 
 
@@ -99,7 +99,7 @@ def test_options_change_every_run(study_file):
         ("seeds = (0, 1)", "seeds = ()", "missing or empty are seeds"),
         (", seconds=0.1", "", "missing or empty are measured.seconds"),
         ("'b':", "'A - Plain':", "labels must differ in letters or digits"),
-        ("dict(model=dict(backbone=dict(model_name='vmamba_tiny'))),", "dict(modle=1),", "did you mean 'model'"),
+        ("dict(model=dict(backbone=dict(name='vmamba_tiny'))),", "dict(modle=1),", "did you mean 'model'"),
         ("recipe.py", "rezept.py", "there is no configuration file .*rezept.py"),
     ],
 )

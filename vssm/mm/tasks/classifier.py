@@ -1,6 +1,7 @@
 """Any timm model as an mmengine classifier, and the preprocessing that runs on the device."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from mmengine.dist import all_reduce
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vssm.errors import ConfigError
-from vssm.inference.create import check_known, create_model
+from vssm.inference.create import check_known, create_model, with_name
 from vssm.inference.saved import load_weights, to_plain
 
 
@@ -91,9 +92,9 @@ class Teacher:
     """
 
     def __init__(self, arguments: dict, num_classes: int) -> None:
-        self.arguments = to_plain(arguments)
+        self.arguments = with_name(to_plain(arguments), "model.teacher")
         self.checkpoint = self.arguments.pop("checkpoint", None)
-        self.name, self.num_classes = self.arguments["model_name"], num_classes
+        self.name, self.num_classes = self.arguments["name"], num_classes
         check_known(self.name)
         self.model: nn.Module | None = None
 
@@ -137,18 +138,21 @@ class ImageClassifier(BaseModel):
     """A timm model with its loss, as mmengine's loops call it.
 
     Args:
-        backbone: arguments of ``timm.create_model``: ``model_name``, ``num_classes``, ``drop_path_rate`` ...
+        backbone: arguments of ``timm.create_model``: ``name`` of the model, ``num_classes``, ``drop_path_rate`` ...
         label_smoothing: for hard labels; mixup smooths mixed labels itself.
         data_preprocessor: see `ClassificationPreprocessor`.
         teacher: see `Teacher`, for models with a distillation head: half of the loss is then that of this head on what
             the teacher says of the same images. It is built when a training begins.
+
+    Attributes:
+        second_loss: of images and logits, added to that of the labels; a hook of the training sets it (`MESAHook`).
 
     Raises:
         ConfigError: unknown model name, an argument that the model does not take, mixup for other classes, or a teacher
             for a model that cannot learn from one.
 
     Example:
-        >>> classifier = ImageClassifier(dict(model_name="test_vit", num_classes=10, img_size=32))
+        >>> classifier = ImageClassifier(dict(name="test_vit", num_classes=10, img_size=32))
         >>> classifier(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -161,7 +165,7 @@ class ImageClassifier(BaseModel):
         teacher: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor or dict(type="ClassificationPreprocessor"))
-        self.arguments = to_plain(backbone)
+        self.arguments = with_name(to_plain(backbone))
         self.backbone = create_model(**self.arguments)
         mixed_classes = getattr(getattr(self.data_preprocessor, "mixup", None), "num_classes", None)
         if mixed_classes not in (None, self.backbone.num_classes):
@@ -171,11 +175,12 @@ class ImageClassifier(BaseModel):
             )
         self.hard_loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.soft_loss = SoftTargetCrossEntropy()
+        self.second_loss: Callable[[Tensor, Tensor], Tensor] | None = None
         self.teacher = None
         if teacher is not None:
             if not hasattr(self.backbone, "set_distilled_training"):
                 raise ConfigError(
-                    f"a teacher is given, but {self.arguments['model_name']!r} has no distillation head; expected a "
+                    f"a teacher is given, but {self.arguments['name']!r} has no distillation head; expected a "
                     "model such as groupmamba_tiny, or no model.teacher"
                 )
             self.teacher = Teacher(teacher, self.backbone.num_classes)
@@ -215,7 +220,10 @@ class ImageClassifier(BaseModel):
                 labels = loss(logits.float(), label)
                 of_teacher = functional.cross_entropy(distilled.float(), self.teacher(inputs))
                 return {"loss_labels": labels / 2, "loss_teacher": of_teacher / 2}
-            return {"loss": loss(logits.float(), label)}
+            of_labels = loss(logits.float(), label)
+            if self.second_loss is not None:
+                return {"loss_labels": of_labels, "loss_second": self.second_loss(inputs, logits)}
+            return {"loss": of_labels}
         scores = functional.softmax(logits.float(), dim=-1).cpu()
         return [{"scores": score, "label": target} for score, target in zip(scores, label.cpu(), strict=True)]
 

@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS
 from vssm.bench import Execution, benchmark_model, environment
 from vssm.errors import ConfigError, TrainingError
 from vssm.files import file_stem, write_atomically
+from vssm.inference.create import with_name
 from vssm.inference.saved import to_plain
 from vssm.mm.runtime.config import check_config, check_names, load_config, read_config
 from vssm.processes import available_cores, die_with_parent
@@ -177,8 +178,8 @@ def measure(study: Study, device: torch.device, report: Report) -> dict[str, dic
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     costs = {}
     for done, (label, config) in enumerate(study.runs.items(), 1):
-        arguments = to_plain(config.model.backbone)
-        name = arguments.pop("model_name")
+        arguments = with_name(to_plain(config.model.backbone))
+        name = arguments.pop("name")
         execution = Execution.GRAPH if device.type == "cuda" else Execution.EAGER
         how = {"arguments": arguments, "seconds": study.measured["seconds"], "execution": execution}
         infer, train = (

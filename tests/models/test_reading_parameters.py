@@ -6,7 +6,8 @@ import torch
 from families import CLASSES
 
 from vssm.nn import Block, Linear
-from vssm.nn.reading import ReadTogether
+from vssm.nn.reading import ReadsParameters, ReadTogether
+from vssm.ops import CAST
 from vssm_kernels import parameters
 from vssm_kernels.testing import assert_close
 
@@ -42,8 +43,10 @@ def test_logits_and_gradients(kind, request):
     for parameter, gradient in wanted.items():
         if gradient.abs().max() > 1e-6 * largest:
             assert_close(gradients[parameter], gradient, parameter, 1e-3)
-    blocks = sum(isinstance(module, Block) for module in model.modules())
-    assert len(kernels) >= 2 * min(blocks, 1)
+    # Parameters that are only cast, as all of VSSD's, are read as they lie: the model is in float32.
+    layers = [module for block in model.modules() if isinstance(block, Block) for module in block.modules()]
+    forms = {form for layer in layers if isinstance(layer, ReadsParameters) for form in layer.to_read(True).values()}
+    assert len(kernels) >= (2 if forms - {CAST} else 0)
 
 
 def test_one_kernel_each_way_and_hooks_are_heard(as_on_a_gpu):
