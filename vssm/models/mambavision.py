@@ -179,8 +179,8 @@ class MambaVision(Pyramid):
         dd = {"device": device, "dtype": dtype}
         if not len(window_heads) == len(windows) <= len(dims):
             raise ValueError(
-                f"there are {len(window_heads)} window_heads and {len(windows)} windows; expected one of each for every "
-                f"stage that is not of convolutions, at most {len(dims)}"
+                f"there are {len(window_heads)} window_heads and {len(windows)} windows; expected one of each for "
+                f"every stage that is not of convolutions, at most {len(dims)}"
             )
         conv_stages = len(dims) - len(windows)
 
