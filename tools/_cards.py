@@ -22,7 +22,8 @@ from vssm.models import FAMILIES, IMAGENET, Family
 from vssm.scan import ScanOrder, order_named, order_names
 from vssm.viz import draw_order
 
-LICENSES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "unknown": "no licence published"}
+NONCOMMERCIAL = {"cc-by-nc-sa-4.0": "CC-BY-NC-SA-4.0 (non-commercial)"}
+LICENSES = NONCOMMERCIAL | {"apache-2.0": "Apache-2.0", "mit": "MIT", "unknown": "no licence published"}
 # What a new card says where its author has to write; tests look for it.
 UNWRITTEN = "TO BE WRITTEN"
 GRID = (8, 10)  # tokens, of the pictures of orders
@@ -200,7 +201,7 @@ def _notice(sources: Sources, family: Family) -> str:
     rows = [
         f"{sources.citation(family, 'title')}. {', '.join(authors)}. arXiv {family.paper}.",
         f"The {family.title} architecture. Official implementation: {family.repository} at commit {family.commit[:7]}, "
-        f"{license}.",
+        f"{family.code_license or license}.",
         f"Weights: {', '.join(owners) or 'none published'}, {license}.",
     ]
     first, *others = [textwrap.wrap(row, 114, break_on_hyphens=False, break_long_words=False) for row in rows]
@@ -233,12 +234,16 @@ def facts(sources: Sources, family: Family) -> str:
     license = LICENSES.get(family.license, family.license)
     unknown = ": it is unknown what use is allowed, ask the authors" if family.license == "unknown" else ""
     pixels = sorted({cfg.default.input_size[-1] for cfg in family.default_cfgs.values()})
+    before = "".join(
+        f"; `{variant.name}` first {variant.before.title}" for variant in family.variants if variant.before
+    )
     rows = {
         "Paper": f"{sources.citation(family, 'title')}, <https://arxiv.org/abs/{family.paper}>",
         "Official implementation": f"<{family.repository}>, followed at commit `{family.commit[:7]}`. "
         "The code here was written anew.",
-        "Licence of the official code and weights": f"{license}{unknown}",
-        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px"
+        "Licence of the official code and weights": f"{family.code_license and f'{family.code_license}; weights '}"
+        f"{license}{unknown}",
+        "Training data": f"{family.data.title}, {', '.join(map(str, pixels))} px{before}"
         if any(variant.weights for variant in family.variants)
         else "no classifier is published",
         "Feature maps": strides(family),
@@ -341,16 +346,21 @@ def weights(sources: Sources, family: Family) -> str:
             " Folders on Google Drive only a browser can open: get the file there and give its path, "
             f'`timm.create_model("{other.name}", pretrained=True, pretrained_cfg_overlay=dict(file="..."))`.'
         )
-    text += (
-        f" Input: {cfg.input_size[-1]} px, {cfg.interpolation} resize to {cfg.input_size[-1] / cfg.crop_pct:.0f} and "
-        f"centre crop, {'ImageNet' if cfg.mean == IMAGENET_DEFAULT_MEAN else 'its own'} mean and deviation."
-    )
+    usual, *_ = inputs = [size_of_input(family.default_cfgs[variant.name].default) for variant in family.variants]
+    mean = "ImageNet" if cfg.mean == IMAGENET_DEFAULT_MEAN else "its own"
+    text += f" Input: {usual} and centre crop, {mean} mean and deviation."
+    text += "".join(f" `{v.name}`: {px}." for v, px in zip(family.variants, inputs, strict=True) if px != usual)
     entries, rows = sources.numbers(family)["models"], []
     for variant in family.variants:
         published = entries.get(variant.name, {}).get("published", {})
         where = f"<{variant.weights}>" if variant.weights else "none published"
         rows.append([f"`{variant.name}`", published.get("top1"), published.get("top5"), where])
     return f"{paragraph(text)}\n" + markdown(["model", "top-1", "top-5", "weights"], rows)
+
+
+def size_of_input(cfg: Any) -> str:
+    how = "squash" if cfg.crop_mode == "squash" else "resize"
+    return f"{cfg.input_size[-1]} px, {cfg.interpolation} {how} to {cfg.input_size[-1] / cfg.crop_pct:.0f}"
 
 
 def downstream(sources: Sources, family: Family) -> str:

@@ -119,8 +119,8 @@ class Recipe:
         if "drop_path" in self.changes:
             backbone["drop_path_rate"] = self.changes["drop_path"]
         config = merged({"model": {"backbone": backbone | self.start()}}, self.kind.get("config", {}))
-        arguments = self.changes.get("config", {}).get("model", {}).get("backbone", {})
-        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+        changed = self.changes.get("config", {}).get("model", {}).get("backbone", {})
+        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
         for key, maps in self.kind.get("channels", {}).items():
             channels = channels_of(self.model, **arguments)
             value = [channels[index] for index in maps] if isinstance(maps, list) else channels[maps]
@@ -213,17 +213,21 @@ def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def assignment(key: str, value: Any, indent: str = "", separator: str = " = ") -> str:
-    """`key = value` as mmengine's configs write it; a dict or a list of dicts that does not fit its line is broken."""
+    """`key = value` as mmengine's configs write it; a dict that does not fit its line is broken at its keys, and a list
+    of dicts between them."""
     line = f"{indent}{key}{separator}{one_line(value)}"
     if len(line) < WIDTH:
         return line
-    if isinstance(value, list) and isinstance(value[0], dict):
-        inner = [f"{indent}    {one_line(each)}" for each in value]
-        return f"{indent}{key}{separator}[\n" + ",\n".join(inner) + "]"
-    if isinstance(value, dict):
-        inner = [assignment(name, each, indent + "    ", "=") for name, each in value.items()]
-        return f"{indent}{key}{separator}dict(\n" + ",\n".join(inner) + ")"
-    return line
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return (
+            f"{indent}{key}{separator}[\n"
+            + "".join(f"{indent}    {one_line(each)},\n" for each in value)
+            + f"{indent}]"
+        )
+    if not isinstance(value, dict):
+        return line
+    inner = [assignment(name, each, indent + "    ", "=") for name, each in value.items()]
+    return f"{indent}{key}{separator}dict(\n" + ",\n".join(inner) + ")"
 
 
 def one_line(value: Any) -> str:

@@ -90,6 +90,7 @@ def test_saves_evaluates_and_logs_in_the_unit_that_the_training_counts(recipe):
 PUBLISHED = {
     "mask_rcnn_1x": (1e-4, 0.05, None, 8 / 12),
     "mask_rcnn_3x": (1e-4, 0.05, None, 27 / 36),
+    "cascade_mask_rcnn_4conv_3x": (1e-4, 0.05, None, 27 / 36),
     "cascade_mask_rcnn_vim_100e": (1e-4, 0.1, 0.837, 163889 / 184375),
     "upernet_160k": (6e-5, 0.01, None, 1500 / 160000),
     "upernet_vim_60k": (2e-4, 0.1, 0.92, 1500 / 60000),

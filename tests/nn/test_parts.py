@@ -25,6 +25,7 @@ from vssm.nn import (
     BranchLayerNorm,
     BranchRMSNorm,
     ChannelGate,
+    ChannelsLastBatchNorm,
     ChannelsLastConv2d,
     ConditionalPosition,
     ConvDownsample,
@@ -95,6 +96,10 @@ def with_projection(**dd: Any) -> BatchNormStem:
 PARTS = {
     "convolution": Part(
         partial(ChannelsLastConv2d, 8, 6, 3, stride=2, padding=1), lambda layer, x: plain.conv(x, layer)
+    ),
+    "batch norm": Part(
+        partial(ChannelsLastBatchNorm, 8),
+        lambda norm, x: (x - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias,
     ),
     "norm of a branch": Part(partial(BranchLayerNorm, 8), lambda norm, x: plain.layer_norm(x, norm)),
     "norm of a stream": Part(partial(StreamLayerNorm, 8), lambda norm, x: plain.layer_norm(x, norm)),

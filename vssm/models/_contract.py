@@ -26,6 +26,8 @@ class Backbone(nn.Module):
     Attributes:
         renaming: the official layout of the weights.
         weights_under: the keys that weights are looked for under in a training checkpoint, in this order.
+        weights_notice: what a warning says once, when weights in the official layout are read; empty for none.
+        output_norm_eps: of the layer norms that official detectors and segmentors put on the maps.
         first_conv, classifier: names of the layers whose shapes follow the image's channels and the classes.
         output_fmt: layout of `forward_features`: "NHWC" for a map, "NLC" for tokens.
         feature_info: for each map of `forward_intermediates` its channels ("num_chs"), its stride in pixels
@@ -36,6 +38,8 @@ class Backbone(nn.Module):
 
     renaming: ClassVar[Renaming] | Renaming = Renaming()
     weights_under: Sequence[str] = WEIGHTS_UNDER
+    weights_notice: ClassVar[str] = ""
+    output_norm_eps: ClassVar[float] = 1e-5
     first_conv: str
     classifier: str | tuple[str, ...]
     output_fmt: str

@@ -41,6 +41,7 @@ class TrainingData:
 
 
 IMAGENET = TrainingData("in1k", "ImageNet-1k", "imagenet-1k", 1000)
+IMAGENET_21K = TrainingData("in21k", "ImageNet-21k", "imagenet-21k", 21841)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Variant:
         cfg: further entries of timm's `pretrained_cfg`, such as "pool_size" or "first_conv".
         model: the model class, where it is not that of the family.
         strides: pixels per position of each map, where they are not those of the family.
+        before: what the weights were trained on before the family's data, if anything.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Variant:
     cfg: Mapping[str, Any] = field(default_factory=dict)
     model: type[Backbone] | None = None
     strides: tuple[int, ...] = ()
+    before: TrainingData | None = None
 
     @property
     def downloadable(self) -> bool:
@@ -87,7 +90,7 @@ class Family:
         paper: number on arXiv.
         repository: address of the official code.
         commit: of the official code that this family follows.
-        license: of the official code and weights, as the Hugging Face hub writes it; "unknown" where none is published.
+        license: of the official weights, as the Hugging Face hub writes it; "unknown" where none is published.
         owner: whose weights they are, in timm's tags: "vim_tiny.hustvl_in1k".
         variants: the sizes.
         parts: which part of the paper is which class: (name in the paper, name in the official code, class or function
@@ -96,6 +99,7 @@ class Family:
         strides: pixels per position of each map of the variants; one number where all maps have the same.
         cfg: entries of timm's `pretrained_cfg` that differ from those at 224 pixels with maps of 7 x 7.
         data: what the weights were trained on.
+        code_license: of the official code, by its title, where it is another than that of the weights.
         deprecated: names that go away, and the names to use instead (None for nothing): timm warns of them.
     """
 
@@ -112,6 +116,7 @@ class Family:
     parts: tuple[tuple[str, str, Callable[..., Any]], ...] = ()
     cfg: Mapping[str, Any] = field(default_factory=dict)
     data: TrainingData = IMAGENET
+    code_license: str = ""
     deprecated: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -127,8 +132,10 @@ class Family:
     @property
     def default_cfgs(self) -> dict[str, Any]:
         """timm's configurations: the published weights of every name."""
-        tag = f"{self.owner}_{self.data.tag}"
-        return generate_default_cfgs({f"{name}.{tag}": self._cfg(variant) for name, variant in self.models.items()})
+        return generate_default_cfgs({f"{name}.{self._tag(v)}": self._cfg(v) for name, v in self.models.items()})
+
+    def _tag(self, variant: Variant) -> str:
+        return f"{self.owner}_{f'{variant.before.tag}_ft_' if variant.before else ''}{self.data.tag}"
 
     def _cfg(self, variant: Variant) -> dict[str, Any]:
         model = variant.model or self.model

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
+from vssm.nn import cut_windows, stitch_windows
 
 
 class Stage(nn.Module):
@@ -24,16 +25,23 @@ class Stage(nn.Module):
         blocks: map to map.
         channels: of the blocks.
         norm: of the map that the stage gives; none if not given.
+        window: side of the windows that the map is cut into for all blocks, in positions; not cut if not given.
     """
 
     def __init__(
-        self, downsample: nn.Module, blocks: Sequence[nn.Module], channels: int, norm: nn.Module | None = None
+        self,
+        downsample: nn.Module,
+        blocks: Sequence[nn.Module],
+        channels: int,
+        norm: nn.Module | None = None,
+        window: int | None = None,
     ):
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
         self.norm = norm or nn.Identity()
         self.channels = channels
+        self.window = window
         self.stride = to_2tuple(getattr(downsample, "stride", 1))[0]
         self.grad_checkpointing = False
 
@@ -42,7 +50,13 @@ class Stage(nn.Module):
 
     def run_blocks(self, x: Tensor) -> Tensor:
         """What follows the downsampling."""
-        return self.norm(checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x))
+        height, width = x.shape[1], x.shape[2]
+        if self.window is not None:
+            x = cut_windows(x, self.window)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        if self.window is not None:
+            x = stitch_windows(x, height, width)
+        return self.norm(x)
 
 
 def make_stages(
@@ -52,6 +66,7 @@ def make_stages(
     downsample: Callable[..., nn.Module],
     drop_path_rate: float,
     norm: Callable[..., nn.Module] = nn.Identity,
+    windows: Sequence[int | None] | None = None,
     **dd: Any,
 ) -> list[Stage]:
     """The stages of a pyramid; stochastic depth rises linearly from block to block.
@@ -63,17 +78,20 @@ def make_stages(
         downsample: makes the layer that a stage begins with, except the first, from numbers of channels.
         drop_path_rate: of the last block.
         norm: makes the norm that a stage ends in, except the last, from the number of channels.
+        windows: of each stage, see Stage; none if not given.
         **dd: device and dtype.
     """
     rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+    windows = windows or [None] * len(dims)
     return [
         Stage(
             downsample(dims[i - 1], dim, **dd) if i > 0 else nn.Identity(),
             [block(i, j, dim, next(rates)) for j in range(depth)],
             channels=dim,
             norm=norm(dim, **dd) if i < len(dims) - 1 else None,
+            window=window,
         )
-        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True))
+        for i, (dim, depth, window) in enumerate(zip(dims, depths, windows, strict=True))
     ]
 
 

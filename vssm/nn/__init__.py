@@ -3,7 +3,7 @@
 from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block
 from vssm.nn.compilation import compile_module
-from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastBatchNorm, ChannelsLastConv2d
 from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
@@ -29,6 +29,7 @@ __all__ = [
     "BranchLayerNorm",
     "BranchRMSNorm",
     "ChannelGate",
+    "ChannelsLastBatchNorm",
     "ChannelsLastConv2d",
     "ConditionalPosition",
     "ConvDownsample",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 
 
@@ -21,7 +22,7 @@ class Attention(nn.Module):
 
     | family | heads | qkv_bias | proj_bias | besides |
     |---|---|---|---|---|
-    | MambaVision, in windows | 2 to 32 | yes | yes | |
+    | MambaVision, in windows | 8 to 32 | yes | yes | |
     | VSSD, last stage | 16 to 24 | no | yes | |
     | Mamba2D, last two stages | dim / 32 | no | no | rotary, qk_norm=BranchLayerNorm |
     | Mamba2D, version 1 | dim / 32 | no | no | |
@@ -57,10 +58,10 @@ class Attention(nn.Module):
         if dim % heads:
             raise ValueError(f"{heads} heads share {dim} channels; expected a number of heads that divides them")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.rotary = rotary
         self.q_norm, self.k_norm = qk_norm(dim // heads, **dd), qk_norm(dim // heads, **dd)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
+        self.proj = Linear(dim, dim, bias=proj_bias, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) in and out; without rotary also (batch, tokens, dim)."""

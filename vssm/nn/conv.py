@@ -1,4 +1,4 @@
-"""Convolution of channels-last maps."""
+"""Convolution and batch norm of channels-last maps."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ class ChannelsLastConv2d(nn.Conv2d, ReadsParameters):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.read(x)
         return self._conv_forward(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
+
+
+@register_notrace_module  # torch's batch norm checks shapes
+class ChannelsLastBatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d of (batch, height, width, channels), in front of MambaVision's classifier.
+
+    >>> import torch
+    >>> ChannelsLastBatchNorm(4)(torch.randn(2, 5, 7, 4)).shape
+    torch.Size([2, 5, 7, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

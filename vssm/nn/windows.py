@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vssm.nn.order_table import concrete
+
 
 def cut_windows(x: Tensor, size: int) -> Tensor:
     """Cut a map into windows, row by row, each a small map; zeros fill it up on the right and at the bottom.
@@ -53,7 +55,7 @@ def stitch_windows(windows: Tensor, height: int, width: int) -> Tensor:
 
 @torch.fx.wrap
 def _cut(x: Tensor, size: int) -> Tensor:
-    below, right = -x.shape[1] % size, -x.shape[2] % size
+    below, right = (-concrete(length) % size for length in x.shape[1:3])
     if below or right:
         x = F.pad(x, (0, 0, 0, right, 0, below))
     rows, columns = x.shape[1] // size, x.shape[2] // size

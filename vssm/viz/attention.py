@@ -107,7 +107,8 @@ def scan_input(model: Backbone, image: Tensor, layer: int = -1) -> ScanInput:
 
     Raises:
         ValueError: no such layer, no scan at all (VSSD), or scans that do more than to walk along an order, as those of
-            LBMamba, PlainMamba and Spatial-Mamba: their outputs are not what the formula above says.
+            LBMamba, PlainMamba and Spatial-Mamba, or that walk windows one by one, as those of MambaVision: their
+            outputs are not what the formula above says.
     """
     names = scan_names(model)
     if not names:

@@ -15,4 +15,5 @@ train_dataloader = dict(batch_size=256)
 default_hooks = dict(ema=None)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, begin=0, end=15, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=15, end=300, convert_to_iter_based=True)]
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=15, end=300, convert_to_iter_based=True),
+]

@@ -86,3 +86,12 @@ def test_schedules_are_the_published_ones(name, options, tolerance):
         scheduler.step(epoch)
         expected.append(reference.param_groups[0]["lr"])
     assert rates(config.param_scheduler, 300, steps=10) == pytest.approx(expected, rel=tolerance)
+
+
+def test_mambavisions_rate_stays_lowest_for_ten_epochs():
+    config = load_config(SCHEDULES / "mambavision_310e.py")
+    optimizer = config.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, config.train_cfg.max_epochs) == ("Lamb", 5e-3, 310)
+    found = [5 * rate for rate in rates(config.param_scheduler, 310, steps=10)]
+    assert (found[0], found[20], found[160]) == pytest.approx((1e-6, 5e-3, (5e-3 + 5e-6) / 2), rel=1e-2)
+    assert found[300:] == pytest.approx([5e-6] * 10, rel=1e-3)

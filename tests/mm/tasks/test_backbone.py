@@ -115,6 +115,12 @@ def test_fewer_maps_leave_later_stages_out() -> None:
     torch.testing.assert_close(backbone(x)[0], whole.permute(0, 3, 1, 2))
 
 
+@pytest.mark.parametrize(("name", "eps"), [("mambavision_tiny", 1e-6), ("vmamba_tiny", 1e-5), ("resnet18", 1e-5)])
+def test_norms_of_maps_have_the_official_eps(name: str, eps: float) -> None:
+    backbone = VSSMBackbone(name, **SMALL.get(name, {}))
+    assert {getattr(backbone.model, f"outnorm{i}").eps for i in backbone.out_indices} == {eps}
+
+
 def test_vim_follows_the_size_in_training_and_evaluation() -> None:
     """The position embedding is that of the batch: two sizes with the same number of patches differ."""
     backbone = build("vim_tiny", out_indices=(-1,))

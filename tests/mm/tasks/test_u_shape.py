@@ -111,8 +111,8 @@ def test_vm_unet_is_the_first_vmamba_under_the_head() -> None:
 
 
 def takes_lists(name: str) -> bool:
-    """Whether blocks of another number of stages need more than other `dims` and `depths`."""
-    return not {"heads", "mlp_ratios", "scan_orders"}.isdisjoint(signature(model_class(name)).parameters)
+    """Whether blocks of another number of stages need more than other `dims` and `depths`, or have windows."""
+    return not {"heads", "mlp_ratios", "scan_orders", "windows"}.isdisjoint(signature(model_class(name)).parameters)
 
 
 PYRAMIDS = [
@@ -152,6 +152,10 @@ def test_channels_that_do_not_fit_are_told() -> None:
         build({"name": "vmamba_tiny", **SMALL}, [8, 16], depths=[1, 1])
     with pytest.raises(ConfigError, match=r"model 'vim_tiny': .*unexpected keyword argument 'dims'"):
         build({"name": "vmamba_tiny", **SMALL}, [8, 8], depths=[1, 1], blocks={"name": "vim_tiny"})
+    with pytest.raises(
+        ConfigError, match="'mambavision_tiny', which work inside windows; expected some for whole maps"
+    ):
+        build({"name": "vmamba_tiny", **SMALL}, [8, 8], depths=[1, 1], blocks={"name": "mambavision_tiny"})
     with pytest.raises(ConfigError, match="entries=True is for pyramids of this library, with output_norm=False"):
         MODELS.build({"type": "VSSMBackbone", "name": "vmamba_tiny", "entries": True, **SMALL})
 

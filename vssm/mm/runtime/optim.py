@@ -1,4 +1,4 @@
-"""Optimiser wrappers and parameter groups for mmengine."""
+"""Optimiser wrappers and parameter groups for mmengine, and the optimiser LAMB (arXiv 1904.00962), timm's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,12 @@ from mmengine.device import get_device
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from timm.models._manipulate import group_with_matcher
+from timm.optim import Lamb
 from torch import nn
 
 from vssm.errors import ConfigError
+
+OPTIMIZERS.register_module(module=Lamb)  # which torch does not have
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -105,8 +105,9 @@ class VSSMBackbone(BaseModule):
         self.removed = whole - set(self.model.state_dict())
         if output_norm:
             # Inside the model, where the official checkpoints have them.
+            eps = getattr(self.model, "output_norm_eps", models.Backbone.output_norm_eps)  # timm's models have none
             for i, channels in zip(self.out_indices, self.channels, strict=True):
-                self.model.add_module(f"outnorm{i}", nn.LayerNorm(channels))
+                self.model.add_module(f"outnorm{i}", nn.LayerNorm(channels, eps))
         self.added = set(self.model.state_dict()) - whole
 
         if isinstance(self.model, models.Backbone):

@@ -53,7 +53,8 @@ class UShapedHead(BaseDecodeHead):
         **options: of mmseg's ``BaseDecodeHead``: ``loss_decode``, ``ignore_index`` ...
 
     Raises:
-        ConfigError: numbers of channels or levels that do not fit, or blocks of a model that is no pyramid.
+        ConfigError: numbers of channels or levels that do not fit, or blocks of a model that is no pyramid or that cuts
+            its maps into windows.
 
     Example:
         >>> head = UShapedHead(in_channels=[16, 32, 32], num_classes=5, depths=(1, 1, 1), stride=8)
@@ -128,6 +129,10 @@ def _levels(
     mirror = create_model(name, **{**arguments, "dims": dims, "depths": depths, "drop_path_rate": drop_path_rate})
     if not isinstance(mirror, Pyramid):
         raise ConfigError(f"decode_head: blocks are those of {name!r}, which is no pyramid of this library")
+    if any(stage.window for stage in mirror.stages):
+        raise ConfigError(
+            f"decode_head: blocks are those of {name!r}, which work inside windows; expected some for whole maps"
+        )
     return [stage.blocks for stage in mirror.stages]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ class Loadable(Protocol):
 
     renaming: Renaming
     weights_under: Sequence[str]
+    weights_notice: str
     first_conv: str
     classifier: str | tuple[str, ...]
 
@@ -66,9 +68,14 @@ def load_checkpoint(
 
 
 def our_layout(state: Mapping[str, Tensor], model: Loadable, removed: Set[str] = frozenset()) -> dict[str, Tensor]:
-    """Weights under our names and in our shapes, from the official layout or ours; unknown names stay as they are."""
+    """Weights under our names and in our shapes, from the official layout or ours; unknown names stay as they are.
+
+    Where official ones come with a notice, such as a licence, a UserWarning says it.
+    """
     shapes: dict[str, torch.Size] = {name: value.shape for name, value in model.state_dict().items()}
     taken_away = model.renaming.read(state, shapes | dict.fromkeys(removed))
+    if model.weights_notice and taken_away.keys() != state.keys():
+        warnings.warn(model.weights_notice, stacklevel=1)  # the same place each time, so that Python says it once
     return model.resize_weights(taken_away)
 
 
