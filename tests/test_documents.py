@@ -196,22 +196,22 @@ def test_what_is_not_declared_is_refused_in_a_sentence(cards, house, file, old, 
 
 def test_what_is_measured_of_the_zoo_stands_beside_what_is_published(cards, house):
     """In the table, with its conditions, and in the picture; a model that was not measured has empty cells."""
-    keys = ("model", "size", "batch", "dtype", "mode", "execution", "ms", "images_per_second", "peak_gib")
+    keys = ("model", "size", "batch", "dtype", "mode", "execution", "ms", "images_per_second", "peak_gib", "kernels")
     rows = [
         dict(zip(keys, values, strict=True))
         for values in (
-            ("vim_tiny", 224, 128, "bfloat16", "infer", "eager", 64.0, 2000.0, 0.4),
-            ("vim_tiny", 224, 128, "bfloat16", "infer", "CUDA graph", 8.0, 16000.0, 0.4),
-            ("vim_tiny", 224, 1, "bfloat16", "infer", "eager", 31.5, 31.7, 0.1),
-            ("swin_tiny_patch4_window7_224", 224, 128, "bfloat16", "infer", "CUDA graph", 22.0, 5749.0, 1.7),
+            ("vim_tiny", 224, 128, "bfloat16", "infer", "eager", 64.0, 2000.0, 0.4, 256),
+            ("vim_tiny", 224, 128, "bfloat16", "infer", "CUDA graph", 8.0, 16000.0, 0.4, 256),
+            ("vim_tiny", 224, 1, "bfloat16", "infer", "eager", 31.5, 31.7, 0.1, 304),
+            ("swin_tiny_patch4_window7_224", 224, 128, "bfloat16", "infer", "CUDA graph", 22.0, 5749.0, 1.7, 486),
         )
     ]
     facts = dict.fromkeys(("device", "torch", "triton", "timm", "commit", "command"), "here")
     write_csv(house / "docs" / "studies" / "zoo.csv", rows, facts)
     assert cards.main([], house) == 0
     page = (house / "docs" / "zoo.md").read_text()
-    assert "76.1 | 2,000 | 16,000 |  |  | 31.5 |  | recorded" in page and "81.3 |  | 5,749 |  |" in page
-    assert "78.3 |  |  |  |  |  |  | same code" in page and "commit here:\n\n    here" in page
+    assert "76.1 | 2,000 | 16,000 |  |  | 31.5 |  | 256 |  | recorded" in page and "81.3 |  | 5,749 |  |" in page
+    assert "78.3 |  |  |  |  |  |  |  |  | same code" in page and "commit here:\n\n    here" in page
     assert (house / "docs" / "studies" / "zoo.png").stat().st_size > 10_000 and "](studies/zoo.png)" in page
 
 
