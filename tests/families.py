@@ -64,7 +64,8 @@ def _missing(family: Family, root: Path) -> Iterator[str]:
     for name in sorted(set(family.small) - set(family.models)):
         yield f"`small` names {name}, which is none of its variants or aliases"
     made = {model_class(name) for name in set(family.small) & set(family.models)}
-    for model in sorted({variant.model or family.model for variant in family.variants} - made, key=str):
+    classes = {variant.model or family.model for variant in family.variants} if family.small else set()
+    for model in sorted(classes - made, key=str):
         yield f"`small` names no variant whose model is {model.__name__}"
 
     card = root / "model_cards" / f"{family.name}.md"

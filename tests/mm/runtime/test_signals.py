@@ -22,6 +22,17 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="as
 SMOOTH = {"type": "EMAHook", "momentum": 0.1}
 
 
+@pytest.fixture(autouse=True)
+def _heard():
+    """Signals that this run was started to ignore, as by nohup or in the background, are heard by its tests."""
+    ignored = [signum for signum in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(signum) == signal.SIG_IGN]
+    for signum in ignored:
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for signum in ignored:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     """Return when a condition holds, or fail; a machine with much else to do takes long."""
     deadline = time.monotonic() + seconds
