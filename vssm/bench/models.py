@@ -76,9 +76,8 @@ def benchmark_model(
     torch.manual_seed(0)
     model = _create(name, size, arguments or {}).to(device).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    blocks = sum(
-        isinstance(module, Block) for module in model.modules()
-    )  # of ours; stem and head are counted with them
+    # Of ours; the kernels of stem and head are shared out among them.
+    blocks = sum(isinstance(module, Block) for module in model.modules())
     if execution.compiled:
         torch.compiler.reset()  # else another batch size makes sizes symbolic
         compile_module(model)

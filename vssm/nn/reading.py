@@ -87,6 +87,7 @@ class ReadTogether:
                 if parameter is not None:
                     parameters.append(parameter)
                     forms.append(form)
+        # Those that are sharded, say, are whole only inside their own module.
         if not parameters or not all([is_plain(parameter) for parameter in parameters]):
             return None
         found = read_parameters(parameters, forms, product_dtype(x, parameters[0]))

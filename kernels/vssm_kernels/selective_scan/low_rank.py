@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.directed_linear import directed_linear, directed_linear_backward
@@ -25,21 +24,12 @@ def with_low_rank(backend: Backend) -> Backend:
             return backend.backward(args, gradient)
         du, dproduct, *others, _ = backend.backward(_multiplied(args), gradient)
         weight = args.delta_weight.to(args.delta.dtype)
-        if weight.dim() == 2:
-            dproduct, rows = dproduct.flatten(2), args.delta.flatten(2)
-            ddelta = (dproduct @ weight).view(args.delta.shape)
-            dweight = dproduct.flatten(0, 1).T @ rows.flatten(0, 1)
-        else:
-            ddelta, dweight = directed_linear_backward(dproduct, args.delta, weight)
+        ddelta, dweight = directed_linear_backward(dproduct, args.delta, weight)
         return du, ddelta, *others, dweight.to(args.delta_weight.dtype)
 
     return Backend(backend.name, forward, backward, backend.why_not, backend.saves, backend.is_recorded)
 
 
 def _multiplied(args: ScanArguments) -> ScanArguments:
-    weight = args.delta_weight.to(args.delta.dtype)
-    if weight.dim() == 2:
-        delta = F.linear(args.delta.flatten(2), weight).unflatten(2, (args.directions, -1))
-    else:
-        delta = directed_linear(args.delta, weight)
+    delta = directed_linear(args.delta, args.delta_weight.to(args.delta.dtype))
     return args._replace(delta=delta, delta_weight=None)

@@ -42,7 +42,7 @@ CARRY_TILE = 2048  # numbers of a program that carries states from chunk to chun
 FEW_STATES = 2  # states per channel that the forward saves for the backward
 
 
-class _Launch(NamedTuple):
+class _Tile(NamedTuple):
     """Tile sizes, chosen by timing Vim and VMamba shapes on an H200."""
 
     block_c: int
@@ -61,19 +61,19 @@ class _Launch(NamedTuple):
         }
 
 
-def _forward_launch(channels: int, state: int, sequences: int) -> _Launch:
+def _forward_launch(channels: int, state: int, sequences: int) -> _Tile:
     """`sequences` are those of a batch and all directions."""
     block_n = 1 << (state - 1).bit_length()
     block_c = max(16, min(64, 1024 // block_n, 1 << (channels - 1).bit_length()))
     if block_n <= 2:
         if channels % 128 == 0 and _many(sequences, channels, 128):
-            return _Launch(128, block_n, unroll=4, warps=1, vector=2)  # half the addresses
-        return _Launch(block_c, block_n, unroll=8, warps=1, vector=2)
+            return _Tile(128, block_n, unroll=4, warps=1, vector=2)  # half the addresses
+        return _Tile(block_c, block_n, unroll=8, warps=1, vector=2)
     warps = max(1, min(8, block_n * block_c // 1024))
-    return _Launch(block_c, block_n, unroll=1, warps=warps, vector=2)
+    return _Tile(block_c, block_n, unroll=1, warps=warps, vector=2)
 
 
-def _launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Launch]:
+def _launches(channels: int, state: int, sequences: int) -> tuple[_Tile, _Tile]:
     """Of the walk forwards and of the walk back; one's group length divides the other's."""
     forward = _forward_launch(channels, state, sequences)
     if forward.block_n <= 2:
@@ -81,7 +81,7 @@ def _launches(channels: int, state: int, sequences: int) -> tuple[_Launch, _Laun
         return forward, forward._replace(block_c=block_c, unroll=4 if _many(sequences, channels, block_c) else 8)
     block_c = max(16, min(forward.block_c, 512 // forward.block_n))
     warps = max(1, min(8, forward.block_n * block_c // 512))
-    return forward, _Launch(block_c, forward.block_n, unroll=4, warps=warps, vector=1)
+    return forward, _Tile(block_c, forward.block_n, unroll=4, warps=warps, vector=1)
 
 
 def _many(sequences: int, channels: int, block_c: int) -> bool:
@@ -96,8 +96,8 @@ class _Chunks(NamedTuple):
     count: int
 
 
-def _chunks(args: ScanArguments, launch: _Launch) -> _Chunks:
-    programs = max(1, args.batch * args.directions * cdiv(args.channels, launch.block_c))
+def _chunks(args: ScanArguments, tile: _Tile) -> _Chunks:
+    programs = max(1, args.batch * args.directions * cdiv(args.channels, tile.block_c))
     worth = programs * (3 * args.steps + CUT_STEPS) <= PROGRAMS * args.steps
     # Tokens that are visited twice are written in turn, by one program.
     cut = worth and args.C is not None and not args.repeats
@@ -116,7 +116,7 @@ class _Checkpoints(NamedTuple):
     unit: int  # channels
 
 
-def _checkpoint_shape(args: ScanArguments, forward: _Launch, back: _Launch) -> tuple[int, ...]:
+def _checkpoint_shape(args: ScanArguments, forward: _Tile, back: _Tile) -> tuple[int, ...]:
     """(batch, directions, groups, units, numbers of a unit)."""
     longest = max(forward.unroll, back.unroll)
     groups = cdiv(args.steps, longest) * (longest // back.unroll)
@@ -124,7 +124,7 @@ def _checkpoint_shape(args: ScanArguments, forward: _Launch, back: _Launch) -> t
     return args.batch, args.directions, groups, units, back.block_n * back.block_c
 
 
-def _checkpoints(states: Tensor, back: _Launch) -> _Checkpoints:
+def _checkpoints(states: Tensor, back: _Tile) -> _Checkpoints:
     return _Checkpoints(states, back.unroll, *states.shape[2:4], back.block_c)
 
 
@@ -227,7 +227,7 @@ def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None,
 def _run_forward(
     args: ScanArguments,
     operands: _Operands,
-    tile: _Launch,
+    tile: _Tile,
     chunks: _Chunks,
     checkpoints: _Checkpoints,
     *,
@@ -270,7 +270,7 @@ def _run_forward(
 
 
 def _carried(
-    args: ScanArguments, operands: _Operands, tile: _Launch, chunks: _Chunks, *, adjoint: bool = False
+    args: ScanArguments, operands: _Operands, tile: _Tile, chunks: _Chunks, *, adjoint: bool = False
 ) -> Tensor:
     """The state that every chunk receives from those before it; adjoint, the state's gradient from those after it."""
     kernel = chunk_kernels.ends_kernel
