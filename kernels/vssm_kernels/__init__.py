@@ -30,6 +30,7 @@ from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.standard import standard_operations
 from vssm_kernels.sum_gate import sum_gate
 from vssm_kernels.sum_norm import sum_norm
+from vssm_kernels.wavefront_scan import wavefront_scan
 
 __all__ = [
     "CAST",
@@ -49,12 +50,13 @@ __all__ = [
     "sum_gate",
     "sum_norm",
     "use_backend",
+    "wavefront_scan",
 ]
 
 importlib.import_module("vssm_kernels.flops")
 
 # An op's function has the name of its package and hides it here, so that it offers the package's modules too:
 # `import vssm_kernels.selective_scan.reference` and then that name work.
-for _op in (causal_conv1d, noncausal_ssd, selective_scan, sum_gate, sum_norm):
+for _op in (causal_conv1d, noncausal_ssd, selective_scan, sum_gate, sum_norm, wavefront_scan):
     _package = sys.modules[_op.__module__]
     vars(_op).update({name: value for name, value in vars(_package).items() if isinstance(value, ModuleType)})

@@ -2,7 +2,7 @@
 
 torch counts two for a multiply-add. Tables in papers count one, and 9 for each state and step of a selective scan, by
 https://github.com/state-spaces/mamba/issues/110, and 1 for the skip connection D: these are counted twice here, so that
-half of what torch counts is what stands in tables. Empty steps of an order count too, and the product that makes step
+half of what torch counts is what stands in tables. A wavefront scan counts as two: from above and from the left. Empty steps of an order count too, and the product that makes step
 sizes from low-rank ones. A backward costs twice its forward, as that of a product does.
 """
 
@@ -13,7 +13,12 @@ import math
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from vssm_kernels import causal_conv1d, noncausal_ssd, selective_scan  # noqa: F401  (define the operators)
+from vssm_kernels import (  # noqa: F401  (define the operators)
+    causal_conv1d,
+    noncausal_ssd,
+    selective_scan,
+    wavefront_scan,
+)
 
 Shape = tuple[int, ...]
 
@@ -50,6 +55,13 @@ def ssd_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **outpu
     return 2 * (2 * math.prod(u) * B[-1])
 
 
+@register_flop_formula(torch.ops.vssm.wavefront_scan)
+def wavefront_flops(
+    u: Shape, delta: Shape, A: Shape, B: Shape, C: Shape, D: Shape | None, *rest: object, **output: object
+) -> int:
+    return 2 * math.prod(u) * (2 * 9 * A[-1] + (D is not None))
+
+
 @register_flop_formula(torch.ops.vssm.selective_scan_backward)
 def scan_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * scan_flops(*arguments)
@@ -63,3 +75,8 @@ def conv_backward_flops(gradient: Shape, *arguments: Shape | None, **output: obj
 @register_flop_formula(torch.ops.vssm.noncausal_ssd_backward)
 def ssd_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
     return 2 * ssd_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.wavefront_scan_backward)
+def wavefront_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
+    return 2 * wavefront_flops(*arguments)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssm_kernels import ScanTable, causal_conv1d, selective_scan, sum_gate, sum_norm, use_backend
+from vssm_kernels import ScanTable, causal_conv1d, selective_scan, sum_gate, sum_norm, use_backend, wavefront_scan
 from vssm_kernels.buffers import address
 from vssm_kernels.testing import assert_close
 
@@ -134,6 +134,16 @@ def a_convolution(make: Maker) -> Callable[[], Tensor]:
     return lambda: causal_conv1d(x, weight, bias, order, silu=silu)
 
 
+def a_wavefront(make: Maker) -> Callable[[], Tensor]:
+    grid = (make.size(0, 1, 2), make.size(1, 3), make.size(1, 5))
+    channels, state = make.size(1, 16, 17), make.size(1, 2, 16)
+    u, delta = make.tensor(*grid, channels), make.tensor(*grid, 2, channels, scale=0.5)
+    A = make.tensor(2, channels, state, dtype=make.wide, scale=0.1, shift=-1.0)
+    B, C, D = make.tensor(*grid, 2, state), make.tensor(*grid, state), make.maybe(channels, dtype=make.wide)
+    bias, reverse = make.maybe(2, channels, dtype=make.wide, shift=-1.0), make.random.random() < 0.5
+    return lambda: wavefront_scan(u, delta, A, B, C, D, delta_bias=bias, reverse=reverse)
+
+
 def a_gate(make: Maker) -> Callable[[], Tensor]:
     batch, tokens, directions, channels = make.size(0, 1, 2), make.size(1, 5), make.size(1, 2) % 5 + 1, make.size(16)
     y, z = make.tensor(batch, tokens, directions, channels), make.maybe(batch, tokens, channels)
@@ -151,7 +161,7 @@ def a_norm(make: Maker) -> Callable[[], Tensor]:
     return lambda: sum_norm(x, weight, bias, eps=1e-1, center=center, dtype=dtype, merge=merge)
 
 
-OPS = [a_scan, a_convolution, a_gate, a_norm]
+OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm]
 
 
 def output_and_gradients(run: Callable[[], Tensor], leaves: list[Tensor], gradient: Tensor | None) -> list[Tensor]:

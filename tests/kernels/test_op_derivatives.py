@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vssm_kernels import ScanTable, causal_conv1d, noncausal_ssd, selective_scan, sum_gate, sum_norm, use_backend
+from vssm_kernels import (
+    ScanTable,
+    causal_conv1d,
+    noncausal_ssd,
+    selective_scan,
+    sum_gate,
+    sum_norm,
+    use_backend,
+    wavefront_scan,
+)
 from vssm_kernels.testing import assert_close
 
 ORDER = ScanTable.of(torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 2, 0]]), 5, DEVICE)
@@ -38,6 +47,10 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         [(2, 5, 3), (2, 3, 4), (2, 3)],
     ),
     "duality": (noncausal_ssd, [(2, 5, 3, 4), (2, 5, 3), (3,), (2, 5, 2), (2, 5, 2), (3,), (3,)]),
+    "wavefront": (
+        lambda u, delta, A, B, C, D, bias: wavefront_scan(u, delta, -A.exp(), B, C, D, delta_bias=bias, reverse=True),
+        [(2, 2, 3, 3), (2, 2, 3, 2, 3), (2, 3, 2), (2, 2, 3, 2, 2), (2, 2, 3, 2), (3,), (2, 3)],
+    ),
     "gate": (lambda y, z: sum_gate(y, z, 0.5), [(2, 5, 3, 4), (2, 5, 4)]),
     "gate of one direction": (sum_gate, [(2, 5, 1, 4), (2, 5, 4)]),
     "sum": (lambda y: sum_gate(y * y, None, 0.5), [(2, 5, 3, 4)]),
@@ -187,6 +200,11 @@ def test_second_derivatives_under_a_mode(name):
         found = run()
     for one, want in zip(found, expected, strict=True):
         assert_close(one, want)
-    whole = {"scan": "vssm.selective_scan", "states": "vssm.selective_scan", "convolution": "vssm.causal_conv1d"}
+    whole = {
+        "scan": "vssm.selective_scan",
+        "states": "vssm.selective_scan",
+        "convolution": "vssm.causal_conv1d",
+        "wavefront": "vssm.wavefront_scan",
+    }
     if name in whole:
         assert f"{whole[name]}.default" in mode.seen

@@ -15,6 +15,7 @@ from vssm_kernels import (
     standard_operations,
     sum_gate,
     sum_norm,
+    wavefront_scan,
 )
 from vssm_kernels.dispatch import is_plain, is_watched
 from vssm_kernels.op import without_autocast
@@ -36,5 +37,6 @@ __all__ = [
     "standard_operations",
     "sum_gate",
     "sum_norm",
+    "wavefront_scan",
     "without_autocast",
 ]
