@@ -2,8 +2,9 @@
 
 torch counts two for a multiply-add. Tables in papers count one, and 9 for each state and step of a selective scan, by
 https://github.com/state-spaces/mamba/issues/110, and 1 for the skip connection D: these are counted twice here, so that
-half of what torch counts is what stands in tables. A wavefront scan counts as two: from above and from the left. Empty steps of an order count too, and the product that makes step
-sizes from low-rank ones. A backward costs twice its forward, as that of a product does.
+half of what torch counts is what stands in tables. A wavefront scan counts as two scans, from above and from the left.
+Empty steps of an order count too, and the product that makes step sizes from low-rank ones. A backward costs twice its
+forward, as that of a product does.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import reference_backend
 from vssm_kernels.saturation import saturate
-from vssm_kernels.standard import gathered
 from vssm_kernels.wavefront_scan.arguments import WavefrontArguments
 
 
@@ -65,7 +64,7 @@ def scan_backward(args: WavefrontArguments, gradient: Tensor) -> tuple[Tensor | 
         dA      = w sum dh delta exp(delta A) h';       dD = sum dy u
     """
     walk = _Diagonals(args)
-    dy = gathered(gradient.to(walk.u.dtype).flatten(1, 2), walk.token)
+    dy = walk.by_diagonals(gradient.to(walk.u.dtype))
     steps = range(walk.delta.shape[1])
     state, states = walk.initial_state(), []  # before each diagonal: above each of its positions, and on their left
     for d in steps:
@@ -125,11 +124,7 @@ class _Diagonals:
         # How much each way into a position counts, (diagonals, rows, 2); nothing does beside the grid.
         self.weight = torch.stack([1 - left, left], -1) * exists[..., None]
 
-        def by_diagonals(rows: Tensor) -> Tensor:
-            rows, inner = rows.flatten(1, 2), rows.shape[3:]
-            return gathered(rows.flatten(2), self.token).unflatten(-1, inner)
-
-        self.u, delta, self.B, self.C = (by_diagonals(rows) for rows in (u, delta, B, C))
+        self.u, delta, self.B, self.C = (self.by_diagonals(rows) for rows in (u, delta, B, C))
         self.delta = F.softplus(delta if bias is None else delta + bias)
         self.input = self.weight[..., None] * self.delta * self.u[:, :, :, None]  # what B multiplies
 
@@ -141,12 +136,23 @@ class _Diagonals:
         """(batch, rows, 2, channels), and (rows, 2): what the states above and on the left are multiplied by."""
         return weight[..., None, None] * torch.exp(delta[..., None] * self.A)
 
+    # Reshaped, and not flattened, which torch cannot vectorize over many gradients.
+
+    def by_diagonals(self, rows: Tensor) -> Tensor:
+        """(batch, height, width, ...) to (batch, diagonals, rows, ...)."""
+        batch, inner, tokens = rows.shape[0], rows.shape[3:], self.height * self.width
+        rows = F.pad(rows.reshape(batch, tokens, inner.numel()), (0, 0, 0, 1))
+        place = torch.where(self.token < 0, tokens, self.token).flatten()
+        return rows.index_select(1, place).reshape(batch, *self.token.shape, *inner)
+
     def back(self, rows: Tensor) -> Tensor:
         """(batch, diagonals, rows, ...) to (batch, height, width, ...)."""
         i, j = (torch.arange(size, device=rows.device) for size in (self.height, self.width))
         place = ((i[:, None] + j) * self.height + i[:, None]).flatten()
-        rows = rows.flatten(1, 2).index_select(1, place.flip(0) if self.reverse else place)
-        return rows.unflatten(1, (self.height, self.width))
+        batch, inner = rows.shape[0], rows.shape[3:]
+        rows = rows.reshape(batch, self.token.numel(), inner.numel())
+        rows = rows.index_select(1, place.flip(0) if self.reverse else place)
+        return rows.reshape(batch, self.height, self.width, *inner)
 
 
 BACKEND = reference_backend(scan, scan_backward)
