@@ -10,9 +10,9 @@ records     the model that reproduces each, `arguments` for timm.create_model, a
             files do not: 1 x 1, with values by their names, or as torch draws them in this order after its generator is
             given the seed `drawn_with`
 traces      titles of traces (regular expressions), and the module of ours that gives the same: "stages.0" what it
-            returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse; null for what no module of ours
-            returns. Titles of the form "module X output" need no entry: the family's renaming says which module X is.
-            A record may have `traces` of its own, for the same titles or others.
+            returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse, or the positions of its map;
+            null for what no module of ours returns. Titles of the form "module X output" need no entry: the family's
+            renaming says which module X is. A record may have `traces` of its own, for the same titles or others.
 
 The record of a backbone, without logits, is of the maps, with the norms that detection puts on them.
 """

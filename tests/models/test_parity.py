@@ -76,8 +76,9 @@ def test_logits_and_every_recorded_trace(name: str, case: int) -> None:
             marks, _, module = path.rpartition(" ")
             before, after = calls[module][used[path, ""]]
             used[path, ""] += 1
-            output = laid_out(before if "<" in marks else after, trace["shape"])
-            output = output.flip(1) if "~" in marks else output
+            output = before if "<" in marks else after
+            output = output.flip(*range(1, output.dim() - 1)) if "~" in marks else output
+            output = laid_out(output, trace["shape"])
         elif found := re.fullmatch(r"module (\S+) output(?:\[([01])\])?", title):
             official_path, part = found.groups()
             path = model.renaming.module(official_path, names)

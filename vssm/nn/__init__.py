@@ -19,6 +19,7 @@ from vssm.nn.ssd import NoncausalSSD
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
 from vssm.nn.upsample import PatchExpanding
+from vssm.nn.wavefront import WavefrontMixer, WavefrontScan
 from vssm.nn.windows import cut_windows, stitch_windows
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "SelectiveScan",
     "StreamLayerNorm",
     "VimMixer",
+    "WavefrontMixer",
+    "WavefrontScan",
     "compile_module",
     "concrete",
     "cut_windows",
