@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from vssm_kernels.op import Op
-from vssm_kernels.wavefront_scan import native_cpu, reference
+from vssm_kernels.wavefront_scan import native_cpu, reference, triton_fused
 from vssm_kernels.wavefront_scan.arguments import WavefrontArguments
 
-OP = Op("wavefront_scan", WavefrontArguments, [native_cpu.BACKEND, reference.BACKEND])
+OP = Op("wavefront_scan", WavefrontArguments, [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
 
 
 def wavefront_scan(

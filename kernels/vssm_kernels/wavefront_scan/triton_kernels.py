@@ -1,0 +1,328 @@
+"""The wavefront scan's kernels in Triton; how they are launched is in triton_fused.py.
+
+A program walks a tile of the map for some channels, in strips of COLUMNS columns, each from its first row to its last.
+The states above the present row stay in registers, a (channel, state) piece for each column of the strip; those on the
+left of the strip lie in `across`, row by row, where each strip finds them and leaves those of its own last column. A
+tile finds the states above it in `down`, column by column, and leaves those of its last row. Rows of the next row of
+the map are read before the present one is computed: the compiler cannot move a load above a store.
+
+The backward walks the other way, from the last strip to the first and from the last row up; `across` and `down` then
+hold gradients of states.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from vssm_kernels.selective_scan.triton_kernels import LN_2, LOG2_E, aligned, softplus
+from vssm_kernels.triton_math import saturate, sigmoid
+
+NOTHING = tl.constexpr(-1e30)  # the logarithm of a weight of zero
+
+SIZES = ["height", "width", "channels", "state", "blocks", "rows", "strips", "diagonal", "first"]
+STRIDES = [f"{name}_{of}" for name in ("u", "delta", "B", "C", "dy") for of in ("batch", "token")] + [
+    "delta_way",
+    "B_way",
+]
+
+
+@triton.jit
+def place_of_program(diagonal, first, count, blocks):
+    """Batch, row and column of tiles, and channel block of this program. Tiles of a diagonal run at the same time."""
+    program = tl.program_id(0)
+    block = program % blocks
+    program = program // blocks
+    tile_row = first + program % count
+    return (program // count).to(tl.int64), tile_row, diagonal - tile_row, block
+
+
+@triton.jit
+def token_at(row, column, height, width, REVERSE: tl.constexpr):
+    token = row.to(tl.int64) * width + column
+    return height.to(tl.int64) * width - 1 - token if REVERSE else token
+
+
+@triton.jit
+def inside(index, size, exists):
+    """Mask of the indices below size where a position exists, else of none."""
+    return index < tl.where(exists, size, 0)
+
+
+@triton.jit
+def if_exists(tile, exists):
+    """Mask of a whole (channel, state) piece where a position exists, else of nothing."""
+    return tile >= tl.where(exists, 0, 2**31 - 1)
+
+
+@triton.jit
+def load_rows(lanes, index, size, token, stride, row, end, column, width, REVERSE: tl.constexpr, COLUMNS: tl.constexpr):
+    """The rows of a strip's positions in one row of the map, zeros beside the map and from row `end` on."""
+    found = ()
+    for k in tl.static_range(COLUMNS):
+        here = token - k if REVERSE else token + k
+        exists = (row < end) & (column + k < width)
+        found = found + (tl.load(lanes + here * stride, mask=inside(index, size, exists), other=0.0),)
+    return found
+
+
+@triton.jit
+def weights_at(row, column):
+    """How much top and left count, and the logarithms of this, to the base of two."""
+    first_row, first_column = row == 0, column == 0
+    top = tl.where(first_row, 0.0, tl.where(first_column, 1.0, 0.5))
+    log_top = tl.where(first_row, NOTHING, tl.where(first_column, 0.0, -1.0))
+    left = tl.where(first_row, 1.0, tl.where(first_column, 0.0, 0.5))
+    log_left = tl.where(first_row, 0.0, tl.where(first_column, NOTHING, -1.0))
+    return top, left, log_top, log_left
+
+
+@triton.jit
+def load_constants(
+    A, D, bias, c, n, channels, pitch, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """A times log2(e), of top and of left, D, and both biases, of a block of channels."""
+    tile = c[:, None] * BLOCK_N + n[None, :]
+    inside = c < channels
+    zeros = tl.zeros_like(c).to(tl.float32)
+    D_row = tl.load(D + c, mask=inside, other=0.0) if HAS_D else zeros
+    bias_top = tl.load(bias + c, mask=inside, other=0.0) if HAS_BIAS else zeros
+    bias_left = tl.load(bias + channels + c, mask=inside, other=0.0) if HAS_BIAS else zeros
+    A_top, A_left = tl.load(A + tile) * LOG2_E, tl.load(A + pitch * BLOCK_N + tile) * LOG2_E
+    return A_top, A_left, D_row, bias_top, bias_left
+
+
+@triton.jit(do_not_specialize=SIZES + STRIDES)
+def forward_kernel(
+    u, delta, A, B, C, D, bias, y, states, across, down,
+    height, width, channels, state, blocks, rows, strips, diagonal, first, count,
+    u_batch, u_token, delta_batch, delta_token, delta_way, B_batch, B_token, B_way, C_batch, C_token,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, REVERSE: tl.constexpr, AGAIN: tl.constexpr,
+    STATE_ALIGN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Outputs, or AGAIN for the backward the states of all positions, (batch, row, column, channel, state)."""
+    b, tile_row, tile_column, block = place_of_program(diagonal, first, count, blocks)
+    pitch = blocks * BLOCK_C  # channels of the buffers of states
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_N)
+    state = aligned(state, STATE_ALIGN)
+    tile = c[:, None] * BLOCK_N + n[None, :]
+    A_top, A_left, D_row, bias_top, bias_left = load_constants(
+        A, D, bias, c, n, channels, pitch, HAS_D, HAS_BIAS, BLOCK_N
+    )
+    u += b * u_batch + c
+    delta += b * delta_batch + c
+    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
+    B += b * aligned(B_batch, STATE_ALIGN) + n
+    C += b * aligned(C_batch, STATE_ALIGN) + n
+    B_left = B + aligned(B_way, STATE_ALIGN)
+    y += b * height * width * channels + c
+    piece = pitch * BLOCK_N  # numbers of a position
+    states += b * height * width * piece + tile
+    across += b * height * piece + tile
+    down += b * width * piece + tile
+
+    top_row = tile_row * rows
+    end = tl.minimum(top_row + rows, height)
+    column = tile_column * strips * COLUMNS
+    for _ in range(strips):
+        above = ()
+        for k in tl.static_range(COLUMNS):
+            exists = (top_row > 0) & (column + k < width)
+            above = above + (tl.load(down + (column + k) * piece, mask=if_exists(tile, exists), other=0.0),)
+        token = token_at(top_row, column, height, width, REVERSE)
+        u_rows = load_rows(u, c, channels, token, u_token, top_row, end, column, width, REVERSE, COLUMNS)
+        t_rows = load_rows(delta, c, channels, token, delta_token, top_row, end, column, width, REVERSE, COLUMNS)
+        l_rows = load_rows(
+            delta + delta_way, c, channels, token, delta_token, top_row, end, column, width, REVERSE, COLUMNS
+        )
+        Bt_rows = load_rows(B, n, state, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
+        Bl_rows = load_rows(B_left, n, state, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
+        C_rows = load_rows(C, n, state, token, C_token, top_row, end, column, width, REVERSE, COLUMNS)
+        beside = tl.load(across + top_row * piece, mask=if_exists(tile, column > 0), other=0.0)
+        row = top_row
+        for _ in range(top_row, end):
+            h = beside
+            beside = tl.load(
+                across + (row + 1) * piece, mask=if_exists(tile, (column > 0) & (row + 1 < end)), other=0.0
+            )
+            after = token_at(row + 1, column, height, width, REVERSE)
+            u_next = load_rows(u, c, channels, after, u_token, row + 1, end, column, width, REVERSE, COLUMNS)
+            t_next = load_rows(delta, c, channels, after, delta_token, row + 1, end, column, width, REVERSE, COLUMNS)
+            l_next = load_rows(
+                delta + delta_way, c, channels, after, delta_token, row + 1, end, column, width, REVERSE, COLUMNS
+            )
+            Bt_next = load_rows(B, n, state, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS)
+            Bl_next = load_rows(B_left, n, state, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS)
+            C_next = load_rows(C, n, state, after, C_token, row + 1, end, column, width, REVERSE, COLUMNS)
+
+            here = ()
+            for k in tl.static_range(COLUMNS):
+                w_top, w_left, log_top, log_left = weights_at(row, column + k)
+                u_k = u_rows[k].to(tl.float32)
+                step_top = softplus(t_rows[k].to(tl.float32) + bias_top)
+                step_left = softplus(l_rows[k].to(tl.float32) + bias_left)
+                h = tl.exp2(step_left[:, None] * A_left + log_left) * h
+                h += tl.exp2(step_top[:, None] * A_top + log_top) * above[k]
+                h += (step_top * u_k * w_top)[:, None] * Bt_rows[k].to(tl.float32)[None, :]
+                h += (step_left * u_k * w_left)[:, None] * Bl_rows[k].to(tl.float32)[None, :]
+                here = here + (h,)
+            above = here
+            for k in tl.static_range(COLUMNS):
+                exists = column + k < width
+                place = token - k if REVERSE else token + k
+                if AGAIN:
+                    tl.store(
+                        states + (row * width + column + k).to(tl.int64) * piece, here[k], mask=if_exists(tile, exists)
+                    )
+                else:
+                    y_k = tl.sum(here[k] * C_rows[k].to(tl.float32)[None, :], 1) + D_row * u_rows[k].to(tl.float32)
+                    tl.store(y + place * channels, saturate(y_k, y.dtype.element_ty), mask=inside(c, channels, exists))
+            tl.store(across + row * piece, h)
+            row += 1
+            token = after
+            u_rows, t_rows, l_rows, Bt_rows, Bl_rows, C_rows = u_next, t_next, l_next, Bt_next, Bl_next, C_next
+        for k in tl.static_range(COLUMNS):
+            tl.store(down + (column + k) * piece, above[k], mask=if_exists(tile, column + k < width))
+        tl.debug_barrier()  # the next strip reads what other threads may have written
+        column += COLUMNS
+
+
+@triton.jit(do_not_specialize=SIZES + STRIDES)
+def backward_kernel(
+    u, delta, A, B, C, D, bias, states, across, down, dy, du, ddelta, dB, dC, shares,
+    height, width, channels, state, blocks, rows, strips, diagonal, first, count, batch,
+    u_batch, u_token, delta_batch, delta_token, delta_way, B_batch, B_token, B_way, C_batch, C_token,
+    dy_batch, dy_token,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, REVERSE: tl.constexpr, STATE_ALIGN: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Gradients. dB and dC are sums over this program's channels, (block, batch, row, column[, way], state); `shares`
+    are every tile's parts of the gradients of A, (way, channel, state), D, and both biases, in this order."""
+    b, tile_row, tile_column, block = place_of_program(diagonal, first, count, blocks)
+    pitch = blocks * BLOCK_C
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = tl.arange(0, BLOCK_N)
+    state = aligned(state, STATE_ALIGN)
+    tile = c[:, None] * BLOCK_N + n[None, :]
+    A_top, A_left, D_row, bias_top, bias_left = load_constants(
+        A, D, bias, c, n, channels, pitch, HAS_D, HAS_BIAS, BLOCK_N
+    )
+    tokens = height.to(tl.int64) * width
+    u += b * u_batch + c
+    delta += b * delta_batch + c
+    dy += b * dy_batch + c
+    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
+    B += b * aligned(B_batch, STATE_ALIGN) + n
+    C += b * aligned(C_batch, STATE_ALIGN) + n
+    B_left = B + aligned(B_way, STATE_ALIGN)
+    du += b * tokens * channels + c
+    ddelta += b * tokens * 2 * channels + c
+    dB += (block * batch + b) * tokens * 2 * state + n
+    dC += (block * batch + b) * tokens * state + n
+    piece = pitch * BLOCK_N
+    states += b * tokens * piece + tile
+    across += b * height * piece + tile
+    down += b * width * piece + tile
+
+    top_row = tile_row * rows
+    end = tl.minimum(top_row + rows, height)
+    columns = tl.cdiv(width, COLUMNS)
+    last = tl.minimum((tile_column + 1) * strips, columns)
+    dA_top, dA_left = tl.zeros((BLOCK_C, BLOCK_N), tl.float32), tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
+    dD_row, dbias_top = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    dbias_left = tl.zeros((BLOCK_C,), tl.float32)
+    column = (last - 1) * COLUMNS
+    for _ in range(tile_column * strips, last):
+        below, here = (), ()
+        for k in tl.static_range(COLUMNS):
+            exists = column + k < width
+            place = ((end - 1) * width + column + k).to(tl.int64)
+            here = here + (tl.load(states + place * piece, mask=if_exists(tile, exists), other=0.0),)
+            below = below + (
+                tl.load(down + (column + k) * piece, mask=if_exists(tile, exists & (end < height)), other=0.0),
+            )
+        row = end - 1
+        for _ in range(top_row, end):
+            token = token_at(row, column, height, width, REVERSE)
+            dh_left = tl.load(across + row * piece, mask=if_exists(tile, column + COLUMNS < width), other=0.0)
+            u_rows = load_rows(u, c, channels, token, u_token, row, end, column, width, REVERSE, COLUMNS)
+            t_rows = load_rows(delta, c, channels, token, delta_token, row, end, column, width, REVERSE, COLUMNS)
+            l_rows = load_rows(
+                delta + delta_way, c, channels, token, delta_token, row, end, column, width, REVERSE, COLUMNS
+            )
+            dy_rows = load_rows(dy, c, channels, token, dy_token, row, end, column, width, REVERSE, COLUMNS)
+            Bt_rows = load_rows(B, n, state, token, B_token, row, end, column, width, REVERSE, COLUMNS)
+            Bl_rows = load_rows(B_left, n, state, token, B_token, row, end, column, width, REVERSE, COLUMNS)
+            C_rows = load_rows(C, n, state, token, C_token, row, end, column, width, REVERSE, COLUMNS)
+            place = (row * width + column).to(tl.int64)
+            beside = tl.load(states + (place - 1) * piece, mask=if_exists(tile, column > 0), other=0.0)
+            above = ()
+            for k in tl.static_range(COLUMNS):
+                exists = (column + k < width) & (row > 0)
+                above = above + (
+                    tl.load(states + (place + k - width) * piece, mask=if_exists(tile, exists), other=0.0),
+                )
+
+            handed = ()
+            for k in tl.static_range(COLUMNS - 1, -1, -1):
+                exists = column + k < width
+                w_top, w_left, log_top, log_left = weights_at(row, column + k)
+                u_k, dy_k = u_rows[k].to(tl.float32), dy_rows[k].to(tl.float32)
+                raw_top, raw_left = t_rows[k].to(tl.float32) + bias_top, l_rows[k].to(tl.float32) + bias_left
+                step_top, step_left = softplus(raw_top), softplus(raw_left)
+                B_t, B_l = Bt_rows[k].to(tl.float32), Bl_rows[k].to(tl.float32)
+                dh = below[k] + dh_left + C_rows[k].to(tl.float32)[None, :] * dy_k[:, None]
+                dC_k = tl.sum(here[k] * dy_k[:, None], 0)
+                dBt_k = tl.sum(dh * (step_top * u_k * w_top)[:, None], 0)
+                dBl_k = tl.sum(dh * (step_left * u_k * w_left)[:, None], 0)
+                through_top = tl.sum(dh * B_t[None, :], 1) * w_top
+                through_left = tl.sum(dh * B_l[None, :], 1) * w_left
+                dh_left = tl.exp2(step_left[:, None] * A_left + log_left) * dh
+                dh *= tl.exp2(step_top[:, None] * A_top + log_top)
+                handed = (dh,) + handed
+                decay_top = dh * above[k]
+                if k == 0:
+                    decay_left = dh_left * beside
+                else:
+                    decay_left = dh_left * here[k - 1]
+                dA_top += decay_top * step_top[:, None]
+                dA_left += decay_left * step_left[:, None]
+                dt_k = tl.sum(decay_top * A_top, 1) * LN_2 + u_k * through_top
+                dl_k = tl.sum(decay_left * A_left, 1) * LN_2 + u_k * through_left
+                dt_k *= sigmoid(raw_top)  # the slope of softplus
+                dl_k *= sigmoid(raw_left)
+                du_k = step_top * through_top + step_left * through_left + D_row * dy_k
+                dD_row += dy_k * u_k
+                dt_k, dl_k = tl.where(exists, dt_k, 0.0), tl.where(exists, dl_k, 0.0)
+                dbias_top += dt_k
+                dbias_left += dl_k
+                at = token - k if REVERSE else token + k
+                tl.store(du + at * channels, du_k.to(du.dtype.element_ty), mask=inside(c, channels, exists))
+                tl.store(
+                    ddelta + at * (2 * channels), dt_k.to(ddelta.dtype.element_ty), mask=inside(c, channels, exists)
+                )
+                tl.store(
+                    ddelta + at * (2 * channels) + channels,
+                    dl_k.to(ddelta.dtype.element_ty),
+                    mask=inside(c, channels, exists),
+                )
+                tl.store(dB + at * (2 * state), dBt_k, mask=inside(n, state, exists))
+                tl.store(dB + at * (2 * state) + state, dBl_k, mask=inside(n, state, exists))
+                tl.store(dC + at * state, dC_k, mask=inside(n, state, exists))
+            tl.store(across + row * piece, dh_left)
+            below, here = handed, above
+            row -= 1
+        for k in tl.static_range(COLUMNS):
+            tl.store(down + (column + k) * piece, below[k], mask=if_exists(tile, column + k < width))
+        tl.debug_barrier()
+        column -= COLUMNS
+
+    tile_rows, tile_columns = tl.cdiv(height, rows), tl.cdiv(columns, strips)
+    share = (b * tile_rows + tile_row) * tile_columns + tile_column
+    shares += share * (2 * piece + 3 * pitch)
+    tl.store(shares + tile, dA_top)
+    tl.store(shares + piece + tile, dA_left)
+    tl.store(shares + 2 * piece + c, dD_row)
+    tl.store(shares + 2 * piece + pitch + c, dbias_top)
+    tl.store(shares + 2 * piece + 2 * pitch + c, dbias_left)
