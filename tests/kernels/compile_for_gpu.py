@@ -26,6 +26,9 @@ from vssm_kernels.sum_gate.arguments import GateArguments
 from vssm_kernels.sum_norm import triton_fused as norm
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import make_inputs
+from vssm_kernels.wavefront_scan import triton_fused as wavefront
+from vssm_kernels.wavefront_scan import triton_kernels as wavefront_kernels
+from vssm_kernels.wavefront_scan.arguments import WavefrontArguments
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
@@ -78,7 +81,7 @@ def type_of(value: Any) -> str:
 
 def replace_kernels() -> None:
     """In every module; the functions that kernels call stay what they are."""
-    for module in (conv, triton_chunk_kernels, triton_kernels, gate, norm, direction_sum):
+    for module in (conv, triton_chunk_kernels, triton_kernels, gate, norm, direction_sum, wavefront_kernels):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Compiled(value))
@@ -99,6 +102,15 @@ def run_scan(
     for save in (False, True):
         y, saved = scan.scan(args, save)
         scan.scan_backward(args.for_backward(saved), y)
+
+
+def run_wavefront(channels: int, state: int, *, reverse: bool) -> None:
+    rows = (1, 3, 5)
+    u, C = torch.randn(*rows, channels).bfloat16(), torch.randn(*rows, state).bfloat16()
+    delta, B = torch.stack([u, u], 3), torch.stack([C, C], 3)
+    A, D, bias = -torch.ones(2, channels, state), torch.ones(channels), torch.ones(2, channels)
+    args = WavefrontArguments(u, delta, A, B, C, *((None, None) if reverse else (D, bias)), reverse)
+    wavefront.scan_backward(args, wavefront.scan(args)[0])
 
 
 def main() -> None:
@@ -129,6 +141,8 @@ def main() -> None:
             )
             out, sums = norm.norm(args, True)
             norm.norm_backward(args.for_backward(sums), out)
+    run_wavefront(64, 16, reverse=False)
+    run_wavefront(5, 3, reverse=True)
     for name, variants in compiled.items():
         print(name, len(variants))
 

@@ -22,6 +22,8 @@ VARIANTS = {
     "sum_gate.triton_fused.backward_kernel": 1,
     "sum_norm.triton_fused.forward_kernel": 4,
     "sum_norm.triton_fused.backward_kernel": 4,
+    "wavefront_scan.triton_kernels.forward_kernel": 4,
+    "wavefront_scan.triton_kernels.backward_kernel": 2,
 }
 
 

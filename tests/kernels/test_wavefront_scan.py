@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from on_backends import device_of, require
+from on_backends import DEVICE, device_of, require
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssm_kernels import standard_operations, use_backend, wavefront_scan
 from vssm_kernels.testing import assert_close, run_backend
-from vssm_kernels.wavefront_scan import OP, native_cpu, reference
+from vssm_kernels.wavefront_scan import OP, native_cpu, reference, triton_fused
 from vssm_kernels.wavefront_scan.arguments import WavefrontArguments
 
 FAST = [native_cpu.BACKEND]
@@ -137,6 +137,49 @@ def test_agrees_with_reference(backend, shape, reverse, dtype, poisoned_memory):
     check_backend(backend, make_arguments(shape, dtype, device_of(backend), reverse))
 
 
+# Small ones: Triton's interpreter takes half a second for a position.
+TILED = {
+    "tiles": ((1, 3, 5, 5, 2), True, torch.bfloat16),
+    "strips": ((1, 2, 9, 3, 3), False, torch.float32),
+    "one position": ((2, 1, 1, 20, 4), False, torch.float16),
+}
+
+
+@pytest.mark.parametrize("case", TILED)
+def test_triton_in_strips_and_tiles(case, poisoned_memory, monkeypatch):
+    """Maps are cut into tiles where programs are few, to be seen here at a small size."""
+    shape, reverse, dtype = TILED[case]
+    monkeypatch.setattr(triton_fused, "PROGRAMS", 4 if case == "tiles" else 1)
+    monkeypatch.setattr(triton_fused, "TILE", 2)
+    check_backend(triton_fused.BACKEND, make_arguments(shape, dtype, DEVICE, reverse), again=DEVICE == "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("programs", [1, 1 << 20], ids=["whole maps", "tiles"])
+@pytest.mark.parametrize("plain", [False, True], ids=["mamba2d", "odd sizes, reverse, without D and bias"])
+def test_triton_on_a_gpu(plain, programs, dtype, poisoned_memory, monkeypatch):
+    monkeypatch.setattr(triton_fused, "PROGRAMS", programs)
+    shape = (3, 29, 17, 40, 12) if plain else (2, 56, 56, 64, 16)
+    check_backend(triton_fused.BACKEND, make_arguments(shape, dtype, "cuda", reverse=plain, options=not plain))
+
+
+def test_tiles_cover_a_map_and_come_after_what_they_need():
+    args = make_arguments((1, 70, 41, 64, 16), device="meta")
+    plan = triton_fused._plan(args, 128, 4)
+    assert plan.tile_rows > 1 and plan.tile_columns > 1
+    done = set()
+    for diagonal, first, count, grid in plan.diagonals(1, 8):
+        now = {(row, diagonal - row) for row in range(first, first + count)}
+        assert grid == (8 * len(now),) and not now & done
+        for row, column in now:
+            assert row == 0 or (row - 1, column) in done
+            assert column == 0 or (row, column - 1) in done
+        done |= now
+    assert done == {(i, j) for i in range(plan.tile_rows) for j in range(plan.tile_columns)}
+    assert plan.tile_rows * plan.rows >= 70 and plan.tile_columns * plan.strips * plan.columns >= 41
+
+
 @pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
 def test_without_options_and_with_other_strides(backend, poisoned_memory):
     args = make_arguments("a map", device=device_of(backend), options=False)
@@ -150,7 +193,7 @@ def test_without_options_and_with_other_strides(backend, poisoned_memory):
     check_backend(backend, WavefrontArguments(u, delta.unflatten(-1, (2, -1)), args.A, B.unflatten(-1, (2, -1)), C))
 
 
-def check_backend(backend, args):
+def check_backend(backend, args, again=True):
     require(backend, args)
     gradient = torch.randn(args.u.shape, generator=torch.Generator().manual_seed(1)).to(args.u)
     output, gradients = run_backend(backend, args, gradient)
@@ -162,9 +205,10 @@ def check_backend(backend, args):
         if want is not None:
             assert one.dtype == want.dtype
             assert_close(one, want, f"gradient of {name}")
-    again, gradients_again = run_backend(backend, args, gradient)
-    for one, other in zip((output, *gradients), (again, *gradients_again), strict=True):
-        assert one is other is None or torch.equal(one, other)
+    if again:
+        second, gradients_again = run_backend(backend, args, gradient)
+        for one, other in zip((output, *gradients), (second, *gradients_again), strict=True):
+            assert one is other is None or torch.equal(one, other)
 
 
 @pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)

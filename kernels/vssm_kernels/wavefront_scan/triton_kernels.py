@@ -15,12 +15,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vssm_kernels.selective_scan.triton_kernels import LN_2, LOG2_E, aligned, softplus
+from vssm_kernels.selective_scan.triton_kernels import LN_2, LOG2_E, aligned, in_float32, softplus, state_lanes
 from vssm_kernels.triton_math import saturate, sigmoid
 
 NOTHING = tl.constexpr(-1e30)  # the logarithm of a weight of zero
 
-SIZES = ["height", "width", "channels", "state", "blocks", "rows", "strips", "diagonal", "first"]
+SIZES = ["height", "width", "channels", "state", "blocks", "rows", "strips", "diagonal", "first", "count", "batch"]
 STRIDES = [f"{name}_{of}" for name in ("u", "delta", "B", "C", "dy") for of in ("batch", "token")] + [
     "delta_way",
     "B_way",
@@ -50,9 +50,9 @@ def inside(index, size, exists):
 
 
 @triton.jit
-def if_exists(tile, exists):
-    """Mask of a whole (channel, state) piece where a position exists, else of nothing."""
-    return tile >= tl.where(exists, 0, 2**31 - 1)
+def whole(tile, exists):
+    """Mask of a whole (channel, state) piece, or of nothing; written so, Triton knows that it is one or the other."""
+    return tile < tl.where(exists, 2**30, 0)
 
 
 @triton.jit
@@ -112,10 +112,11 @@ def forward_kernel(
     )
     u += b * u_batch + c
     delta += b * delta_batch + c
-    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
-    B += b * aligned(B_batch, STATE_ALIGN) + n
-    C += b * aligned(C_batch, STATE_ALIGN) + n
-    B_left = B + aligned(B_way, STATE_ALIGN)
+    B += b * aligned(B_batch, STATE_ALIGN)
+    C += b * aligned(C_batch, STATE_ALIGN)
+    left_lanes, _, B_index, B_size = state_lanes(B + aligned(B_way, STATE_ALIGN), B_token, state, STATE_ALIGN, BLOCK_N)
+    top_lanes, B_token, _, _ = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
+    C_lanes, C_token, C_index, C_size = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     y += b * height * width * channels + c
     piece = pitch * BLOCK_N  # numbers of a position
     states += b * height * width * piece + tile
@@ -128,62 +129,63 @@ def forward_kernel(
     for _ in range(strips):
         above = ()
         for k in tl.static_range(COLUMNS):
-            exists = (top_row > 0) & (column + k < width)
-            above = above + (tl.load(down + (column + k) * piece, mask=if_exists(tile, exists), other=0.0),)
+            exists = inside(column + k, width, top_row > 0)
+            above = above + (tl.load(down + (column + k) * piece, mask=whole(tile, exists), other=0.0),)
         token = token_at(top_row, column, height, width, REVERSE)
         u_rows = load_rows(u, c, channels, token, u_token, top_row, end, column, width, REVERSE, COLUMNS)
         t_rows = load_rows(delta, c, channels, token, delta_token, top_row, end, column, width, REVERSE, COLUMNS)
         l_rows = load_rows(
             delta + delta_way, c, channels, token, delta_token, top_row, end, column, width, REVERSE, COLUMNS
         )
-        Bt_rows = load_rows(B, n, state, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
-        Bl_rows = load_rows(B_left, n, state, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
-        C_rows = load_rows(C, n, state, token, C_token, top_row, end, column, width, REVERSE, COLUMNS)
-        beside = tl.load(across + top_row * piece, mask=if_exists(tile, column > 0), other=0.0)
+        Bt_rows = load_rows(top_lanes, B_index, B_size, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
+        Bl_rows = load_rows(left_lanes, B_index, B_size, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
+        C_rows = load_rows(C_lanes, C_index, C_size, token, C_token, top_row, end, column, width, REVERSE, COLUMNS)
+        beside = tl.load(across + top_row * piece, mask=whole(tile, column > 0), other=0.0)
         row = top_row
         for _ in range(top_row, end):
             h = beside
-            beside = tl.load(
-                across + (row + 1) * piece, mask=if_exists(tile, (column > 0) & (row + 1 < end)), other=0.0
-            )
+            beside = tl.load(across + (row + 1) * piece, mask=whole(tile, inside(row + 1, end, column > 0)), other=0.0)
             after = token_at(row + 1, column, height, width, REVERSE)
             u_next = load_rows(u, c, channels, after, u_token, row + 1, end, column, width, REVERSE, COLUMNS)
             t_next = load_rows(delta, c, channels, after, delta_token, row + 1, end, column, width, REVERSE, COLUMNS)
             l_next = load_rows(
                 delta + delta_way, c, channels, after, delta_token, row + 1, end, column, width, REVERSE, COLUMNS
             )
-            Bt_next = load_rows(B, n, state, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS)
-            Bl_next = load_rows(B_left, n, state, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS)
-            C_next = load_rows(C, n, state, after, C_token, row + 1, end, column, width, REVERSE, COLUMNS)
+            Bt_next = load_rows(
+                top_lanes, B_index, B_size, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS
+            )
+            Bl_next = load_rows(
+                left_lanes, B_index, B_size, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS
+            )
+            C_next = load_rows(C_lanes, C_index, C_size, after, C_token, row + 1, end, column, width, REVERSE, COLUMNS)
 
             here = ()
             for k in tl.static_range(COLUMNS):
                 w_top, w_left, log_top, log_left = weights_at(row, column + k)
-                u_k = u_rows[k].to(tl.float32)
-                step_top = softplus(t_rows[k].to(tl.float32) + bias_top)
-                step_left = softplus(l_rows[k].to(tl.float32) + bias_left)
+                u_k = in_float32(u_rows[k])
+                step_top = softplus(in_float32(t_rows[k]) + bias_top)
+                step_left = softplus(in_float32(l_rows[k]) + bias_left)
                 h = tl.exp2(step_left[:, None] * A_left + log_left) * h
                 h += tl.exp2(step_top[:, None] * A_top + log_top) * above[k]
-                h += (step_top * u_k * w_top)[:, None] * Bt_rows[k].to(tl.float32)[None, :]
-                h += (step_left * u_k * w_left)[:, None] * Bl_rows[k].to(tl.float32)[None, :]
+                h += (step_top * u_k * w_top)[:, None] * in_float32(Bt_rows[k])[None, :]
+                h += (step_left * u_k * w_left)[:, None] * in_float32(Bl_rows[k])[None, :]
                 here = here + (h,)
             above = here
             for k in tl.static_range(COLUMNS):
                 exists = column + k < width
                 place = token - k if REVERSE else token + k
                 if AGAIN:
-                    tl.store(
-                        states + (row * width + column + k).to(tl.int64) * piece, here[k], mask=if_exists(tile, exists)
-                    )
+                    here_states = states + (row * width + column + k).to(tl.int64) * piece
+                    tl.store(here_states, here[k], mask=whole(tile, exists))
                 else:
-                    y_k = tl.sum(here[k] * C_rows[k].to(tl.float32)[None, :], 1) + D_row * u_rows[k].to(tl.float32)
+                    y_k = tl.sum(here[k] * in_float32(C_rows[k])[None, :], 1) + D_row * in_float32(u_rows[k])
                     tl.store(y + place * channels, saturate(y_k, y.dtype.element_ty), mask=inside(c, channels, exists))
             tl.store(across + row * piece, h)
             row += 1
             token = after
             u_rows, t_rows, l_rows, Bt_rows, Bl_rows, C_rows = u_next, t_next, l_next, Bt_next, Bl_next, C_next
         for k in tl.static_range(COLUMNS):
-            tl.store(down + (column + k) * piece, above[k], mask=if_exists(tile, column + k < width))
+            tl.store(down + (column + k) * piece, above[k], mask=whole(tile, column + k < width))
         tl.debug_barrier()  # the next strip reads what other threads may have written
         column += COLUMNS
 
@@ -212,10 +214,11 @@ def backward_kernel(
     u += b * u_batch + c
     delta += b * delta_batch + c
     dy += b * dy_batch + c
-    B_token, C_token = aligned(B_token, STATE_ALIGN), aligned(C_token, STATE_ALIGN)
-    B += b * aligned(B_batch, STATE_ALIGN) + n
-    C += b * aligned(C_batch, STATE_ALIGN) + n
-    B_left = B + aligned(B_way, STATE_ALIGN)
+    B += b * aligned(B_batch, STATE_ALIGN)
+    C += b * aligned(C_batch, STATE_ALIGN)
+    left_lanes, _, B_index, B_size = state_lanes(B + aligned(B_way, STATE_ALIGN), B_token, state, STATE_ALIGN, BLOCK_N)
+    top_lanes, B_token, _, _ = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
+    C_lanes, C_token, C_index, C_size = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     du += b * tokens * channels + c
     ddelta += b * tokens * 2 * channels + c
     dB += (block * batch + b) * tokens * 2 * state + n
@@ -238,41 +241,41 @@ def backward_kernel(
         for k in tl.static_range(COLUMNS):
             exists = column + k < width
             place = ((end - 1) * width + column + k).to(tl.int64)
-            here = here + (tl.load(states + place * piece, mask=if_exists(tile, exists), other=0.0),)
+            here = here + (tl.load(states + place * piece, mask=whole(tile, exists), other=0.0),)
             below = below + (
-                tl.load(down + (column + k) * piece, mask=if_exists(tile, exists & (end < height)), other=0.0),
+                tl.load(
+                    down + (column + k) * piece, mask=whole(tile, inside(column + k, width, end < height)), other=0.0
+                ),
             )
         row = end - 1
         for _ in range(top_row, end):
             token = token_at(row, column, height, width, REVERSE)
-            dh_left = tl.load(across + row * piece, mask=if_exists(tile, column + COLUMNS < width), other=0.0)
+            dh_left = tl.load(across + row * piece, mask=whole(tile, column + COLUMNS < width), other=0.0)
             u_rows = load_rows(u, c, channels, token, u_token, row, end, column, width, REVERSE, COLUMNS)
             t_rows = load_rows(delta, c, channels, token, delta_token, row, end, column, width, REVERSE, COLUMNS)
             l_rows = load_rows(
                 delta + delta_way, c, channels, token, delta_token, row, end, column, width, REVERSE, COLUMNS
             )
             dy_rows = load_rows(dy, c, channels, token, dy_token, row, end, column, width, REVERSE, COLUMNS)
-            Bt_rows = load_rows(B, n, state, token, B_token, row, end, column, width, REVERSE, COLUMNS)
-            Bl_rows = load_rows(B_left, n, state, token, B_token, row, end, column, width, REVERSE, COLUMNS)
-            C_rows = load_rows(C, n, state, token, C_token, row, end, column, width, REVERSE, COLUMNS)
+            Bt_rows = load_rows(top_lanes, B_index, B_size, token, B_token, row, end, column, width, REVERSE, COLUMNS)
+            Bl_rows = load_rows(left_lanes, B_index, B_size, token, B_token, row, end, column, width, REVERSE, COLUMNS)
+            C_rows = load_rows(C_lanes, C_index, C_size, token, C_token, row, end, column, width, REVERSE, COLUMNS)
             place = (row * width + column).to(tl.int64)
-            beside = tl.load(states + (place - 1) * piece, mask=if_exists(tile, column > 0), other=0.0)
+            beside = tl.load(states + (place - 1) * piece, mask=whole(tile, column > 0), other=0.0)
             above = ()
             for k in tl.static_range(COLUMNS):
-                exists = (column + k < width) & (row > 0)
-                above = above + (
-                    tl.load(states + (place + k - width) * piece, mask=if_exists(tile, exists), other=0.0),
-                )
+                exists = inside(column + k, width, row > 0)
+                above = above + (tl.load(states + (place + k - width) * piece, mask=whole(tile, exists), other=0.0),)
 
             handed = ()
             for k in tl.static_range(COLUMNS - 1, -1, -1):
                 exists = column + k < width
                 w_top, w_left, log_top, log_left = weights_at(row, column + k)
-                u_k, dy_k = u_rows[k].to(tl.float32), dy_rows[k].to(tl.float32)
-                raw_top, raw_left = t_rows[k].to(tl.float32) + bias_top, l_rows[k].to(tl.float32) + bias_left
+                u_k, dy_k = in_float32(u_rows[k]), in_float32(dy_rows[k])
+                raw_top, raw_left = in_float32(t_rows[k]) + bias_top, in_float32(l_rows[k]) + bias_left
                 step_top, step_left = softplus(raw_top), softplus(raw_left)
-                B_t, B_l = Bt_rows[k].to(tl.float32), Bl_rows[k].to(tl.float32)
-                dh = below[k] + dh_left + C_rows[k].to(tl.float32)[None, :] * dy_k[:, None]
+                B_t, B_l = in_float32(Bt_rows[k]), in_float32(Bl_rows[k])
+                dh = below[k] + dh_left + in_float32(C_rows[k])[None, :] * dy_k[:, None]
                 dC_k = tl.sum(here[k] * dy_k[:, None], 0)
                 dBt_k = tl.sum(dh * (step_top * u_k * w_top)[:, None], 0)
                 dBl_k = tl.sum(dh * (step_left * u_k * w_left)[:, None], 0)
@@ -314,7 +317,7 @@ def backward_kernel(
             below, here = handed, above
             row -= 1
         for k in tl.static_range(COLUMNS):
-            tl.store(down + (column + k) * piece, below[k], mask=if_exists(tile, column + k < width))
+            tl.store(down + (column + k) * piece, below[k], mask=whole(tile, column + k < width))
         tl.debug_barrier()
         column -= COLUMNS
 
