@@ -5,7 +5,7 @@ One convention, that of the tables in vision papers (VMamba's code, arXiv 2401.1
 - matrix products and convolutions: a multiply-add is one;
 - the selective scan: for each token and channel of each direction (9 states + 1), 9 per state by
   https://github.com/state-spaces/mamba/issues/110 and 1 for the skip connection D. Empty steps of an order count too.
-  The product that makes step sizes from low-rank ones is counted with it;
+  The product that makes step sizes from low-rank ones is counted with it. A wavefront scan counts as two directions;
 - layer norms: 5 for each number;
 - nothing for activations, gates, sums, pooling, other norms, and interpolation.
 
@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import vssm.ops  # noqa: F401  (registers the operators and what they cost)
 
 # torch counts two for each multiply-add, of its own operators and ours; of norms it counts nothing.
-SCAN, LAYER_NORM = torch.ops.vssm.selective_scan, torch.ops.aten.native_layer_norm
+SCANS = torch.ops.vssm.selective_scan, torch.ops.vssm.wavefront_scan
+LAYER_NORM = torch.ops.aten.native_layer_norm
 
 
 def _layer_norm(x: tuple[int, ...], *rest: object, **output: object) -> int:
@@ -38,7 +39,7 @@ class Flops:
 
     Args:
         products: of matrix products and convolutions; a multiply-add counts as one.
-        scan: of selective scans.
+        scan: of selective and wavefront scans.
         norms: of layer norms.
     """
 
@@ -68,5 +69,5 @@ def count_flops(run: Callable[[], object]) -> Flops:
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={LAYER_NORM: _layer_norm}) as counter:
         run()
     counts = counter.get_flop_counts().get("Global", {})
-    norms, scan = counts.pop(LAYER_NORM, 0), counts.get(SCAN, 0)
+    norms, scan = counts.pop(LAYER_NORM, 0), sum(counts.get(operator, 0) for operator in SCANS)
     return Flops(products=(sum(counts.values()) - scan) // 2, scan=scan // 2, norms=norms)
