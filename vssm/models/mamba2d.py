@@ -185,7 +185,8 @@ class Mamba2D(Pyramid):
             ("head.fc1", "head.mlp.fc"),
             ("head.norm", "head.mlp.norm2"),
             ("head.fc2", "head.fc"),
-        )
+        ),
+        older=(("ds", "backbone.ds"), ("stages", "backbone.stages")),  # backbones by themselves
     )
     first_conv = f"stem.{PatchStem.first_conv}"
 

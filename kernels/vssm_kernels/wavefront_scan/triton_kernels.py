@@ -56,13 +56,39 @@ def whole(tile, exists):
 
 
 @triton.jit
-def load_rows(lanes, index, size, token, stride, row, end, column, width, REVERSE: tl.constexpr, COLUMNS: tl.constexpr):
-    """The rows of a strip's positions in one row of the map, zeros beside the map and from row `end` on."""
+def load_rows(
+    lanes, index, size, token, stride, exists, column, width, REVERSE: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """The rows of a strip's positions in one row of the map, zeros beside the map and where that row does not exist."""
     found = ()
     for k in tl.static_range(COLUMNS):
         here = token - k if REVERSE else token + k
-        exists = (row < end) & (column + k < width)
-        found = found + (tl.load(lanes + here * stride, mask=inside(index, size, exists), other=0.0),)
+        mask = inside(index, size, exists & (column + k < width))
+        found = found + (tl.load(lanes + here * stride, mask=mask, other=0.0),)
+    return found
+
+
+@triton.jit
+def load_inputs(
+    u, delta_top, delta_left, B_top, B_left, c, channels, pair, pairs, token, u_token, delta_token, B_token,
+    exists, column, width, REVERSE: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """`load_rows` of u, of the step sizes from above and from the left, and of both B."""
+    u_rows = load_rows(u, c, channels, token, u_token, exists, column, width, REVERSE, COLUMNS)
+    top_rows = load_rows(delta_top, c, channels, token, delta_token, exists, column, width, REVERSE, COLUMNS)
+    left_rows = load_rows(delta_left, c, channels, token, delta_token, exists, column, width, REVERSE, COLUMNS)
+    B_top_rows = load_rows(B_top, pair, pairs, token, B_token, exists, column, width, REVERSE, COLUMNS)
+    B_left_rows = load_rows(B_left, pair, pairs, token, B_token, exists, column, width, REVERSE, COLUMNS)
+    return u_rows, top_rows, left_rows, B_top_rows, B_left_rows
+
+
+@triton.jit
+def load_states(states, place, piece, tile, exists, column, width, COLUMNS: tl.constexpr):
+    """The states of a strip's positions in one row of the map, zeros beside the map and where the row does not exist."""
+    found = ()
+    for k in tl.static_range(COLUMNS):
+        mask = whole(tile, inside(column + k, width, exists))
+        found = found + (tl.load(states + (place + k) * piece, mask=mask, other=0.0),)
     return found
 
 
@@ -112,11 +138,12 @@ def forward_kernel(
     )
     u += b * u_batch + c
     delta += b * delta_batch + c
+    delta_left = delta + delta_way
     B += b * aligned(B_batch, STATE_ALIGN)
     C += b * aligned(C_batch, STATE_ALIGN)
-    left_lanes, _, B_index, B_size = state_lanes(B + aligned(B_way, STATE_ALIGN), B_token, state, STATE_ALIGN, BLOCK_N)
-    top_lanes, B_token, _, _ = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
-    C_lanes, C_token, C_index, C_size = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
+    B_left, _, pair, pairs = state_lanes(B + aligned(B_way, STATE_ALIGN), B_token, state, STATE_ALIGN, BLOCK_N)
+    B_top, B_token, _, _ = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
+    C, C_token, C_pair, C_pairs = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     y += b * height * width * channels + c
     piece = pitch * BLOCK_N  # numbers of a position
     states += b * height * width * piece + tile
@@ -127,48 +154,36 @@ def forward_kernel(
     end = tl.minimum(top_row + rows, height)
     column = tile_column * strips * COLUMNS
     for _ in range(strips):
-        above = ()
-        for k in tl.static_range(COLUMNS):
-            exists = inside(column + k, width, top_row > 0)
-            above = above + (tl.load(down + (column + k) * piece, mask=whole(tile, exists), other=0.0),)
+        above = load_states(down, column, piece, tile, top_row > 0, column, width, COLUMNS)
         token = token_at(top_row, column, height, width, REVERSE)
-        u_rows = load_rows(u, c, channels, token, u_token, top_row, end, column, width, REVERSE, COLUMNS)
-        t_rows = load_rows(delta, c, channels, token, delta_token, top_row, end, column, width, REVERSE, COLUMNS)
-        l_rows = load_rows(
-            delta + delta_way, c, channels, token, delta_token, top_row, end, column, width, REVERSE, COLUMNS
-        )
-        Bt_rows = load_rows(top_lanes, B_index, B_size, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
-        Bl_rows = load_rows(left_lanes, B_index, B_size, token, B_token, top_row, end, column, width, REVERSE, COLUMNS)
-        C_rows = load_rows(C_lanes, C_index, C_size, token, C_token, top_row, end, column, width, REVERSE, COLUMNS)
+        inputs = load_inputs(
+            u, delta, delta_left, B_top, B_left, c, channels, pair, pairs, token, u_token, delta_token, B_token,
+            True, column, width, REVERSE, COLUMNS,
+        )  # fmt: skip
+        C_rows = load_rows(C, C_pair, C_pairs, token, C_token, True, column, width, REVERSE, COLUMNS)
         beside = tl.load(across + top_row * piece, mask=whole(tile, column > 0), other=0.0)
         row = top_row
         for _ in range(top_row, end):
-            h = beside
+            h, below = beside, row + 1 < end
             beside = tl.load(across + (row + 1) * piece, mask=whole(tile, inside(row + 1, end, column > 0)), other=0.0)
             after = token_at(row + 1, column, height, width, REVERSE)
-            u_next = load_rows(u, c, channels, after, u_token, row + 1, end, column, width, REVERSE, COLUMNS)
-            t_next = load_rows(delta, c, channels, after, delta_token, row + 1, end, column, width, REVERSE, COLUMNS)
-            l_next = load_rows(
-                delta + delta_way, c, channels, after, delta_token, row + 1, end, column, width, REVERSE, COLUMNS
-            )
-            Bt_next = load_rows(
-                top_lanes, B_index, B_size, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS
-            )
-            Bl_next = load_rows(
-                left_lanes, B_index, B_size, after, B_token, row + 1, end, column, width, REVERSE, COLUMNS
-            )
-            C_next = load_rows(C_lanes, C_index, C_size, after, C_token, row + 1, end, column, width, REVERSE, COLUMNS)
+            inputs_below = load_inputs(
+                u, delta, delta_left, B_top, B_left, c, channels, pair, pairs, after, u_token, delta_token, B_token,
+                below, column, width, REVERSE, COLUMNS,
+            )  # fmt: skip
+            C_below = load_rows(C, C_pair, C_pairs, after, C_token, below, column, width, REVERSE, COLUMNS)
 
+            u_rows, top_rows, left_rows, B_top_rows, B_left_rows = inputs
             here = ()
             for k in tl.static_range(COLUMNS):
                 w_top, w_left, log_top, log_left = weights_at(row, column + k)
                 u_k = in_float32(u_rows[k])
-                step_top = softplus(in_float32(t_rows[k]) + bias_top)
-                step_left = softplus(in_float32(l_rows[k]) + bias_left)
+                step_top = softplus(in_float32(top_rows[k]) + bias_top)
+                step_left = softplus(in_float32(left_rows[k]) + bias_left)
                 h = tl.exp2(step_left[:, None] * A_left + log_left) * h
                 h += tl.exp2(step_top[:, None] * A_top + log_top) * above[k]
-                h += (step_top * u_k * w_top)[:, None] * in_float32(Bt_rows[k])[None, :]
-                h += (step_left * u_k * w_left)[:, None] * in_float32(Bl_rows[k])[None, :]
+                h += (step_top * u_k * w_top)[:, None] * in_float32(B_top_rows[k])[None, :]
+                h += (step_left * u_k * w_left)[:, None] * in_float32(B_left_rows[k])[None, :]
                 here = here + (h,)
             above = here
             for k in tl.static_range(COLUMNS):
@@ -182,8 +197,7 @@ def forward_kernel(
                     tl.store(y + place * channels, saturate(y_k, y.dtype.element_ty), mask=inside(c, channels, exists))
             tl.store(across + row * piece, h)
             row += 1
-            token = after
-            u_rows, t_rows, l_rows, Bt_rows, Bl_rows, C_rows = u_next, t_next, l_next, Bt_next, Bl_next, C_next
+            token, inputs, C_rows = after, inputs_below, C_below
         for k in tl.static_range(COLUMNS):
             tl.store(down + (column + k) * piece, above[k], mask=whole(tile, column + k < width))
         tl.debug_barrier()  # the next strip reads what other threads may have written
@@ -213,16 +227,17 @@ def backward_kernel(
     tokens = height.to(tl.int64) * width
     u += b * u_batch + c
     delta += b * delta_batch + c
+    delta_left = delta + delta_way
     dy += b * dy_batch + c
     B += b * aligned(B_batch, STATE_ALIGN)
     C += b * aligned(C_batch, STATE_ALIGN)
-    left_lanes, _, B_index, B_size = state_lanes(B + aligned(B_way, STATE_ALIGN), B_token, state, STATE_ALIGN, BLOCK_N)
-    top_lanes, B_token, _, _ = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
-    C_lanes, C_token, C_index, C_size = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
+    B_left, _, pair, pairs = state_lanes(B + aligned(B_way, STATE_ALIGN), B_token, state, STATE_ALIGN, BLOCK_N)
+    B_top, B_token, _, _ = state_lanes(B, B_token, state, STATE_ALIGN, BLOCK_N)
+    C, C_token, C_pair, C_pairs = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     du += b * tokens * channels + c
     ddelta += b * tokens * 2 * channels + c
-    dB += (block * batch + b) * tokens * 2 * state + n
-    dC += (block * batch + b) * tokens * state + n
+    dB += (block * batch + b) * tokens * 2 * state
+    dC += (block * batch + b) * tokens * state
     piece = pitch * BLOCK_N
     states += b * tokens * piece + tile
     across += b * height * piece + tile
@@ -237,48 +252,54 @@ def backward_kernel(
     dbias_left = tl.zeros((BLOCK_C,), tl.float32)
     column = (last - 1) * COLUMNS
     for _ in range(tile_column * strips, last):
-        below, here = (), ()
-        for k in tl.static_range(COLUMNS):
-            exists = column + k < width
-            place = ((end - 1) * width + column + k).to(tl.int64)
-            here = here + (tl.load(states + place * piece, mask=whole(tile, exists), other=0.0),)
-            below = below + (
-                tl.load(
-                    down + (column + k) * piece, mask=whole(tile, inside(column + k, width, end < height)), other=0.0
-                ),
-            )
+        place = ((end - 1) * width + column).to(tl.int64)
+        token = token_at(end - 1, column, height, width, REVERSE)
+        here = load_states(states, place, piece, tile, True, column, width, COLUMNS)
+        below = load_states(down, column, piece, tile, end < height, column, width, COLUMNS)
+        above = load_states(states, place - width, piece, tile, end > 1, column, width, COLUMNS)
+        beside = tl.load(states + (place - 1) * piece, mask=whole(tile, column > 0), other=0.0)
+        right = tl.load(across + (end - 1) * piece, mask=whole(tile, column + COLUMNS < width), other=0.0)
+        inputs = load_inputs(
+            u, delta, delta_left, B_top, B_left, c, channels, pair, pairs, token, u_token, delta_token, B_token,
+            True, column, width, REVERSE, COLUMNS,
+        )  # fmt: skip
+        C_rows = load_rows(C, C_pair, C_pairs, token, C_token, True, column, width, REVERSE, COLUMNS)
+        dy_rows = load_rows(dy, c, channels, token, dy_token, True, column, width, REVERSE, COLUMNS)
         row = end - 1
         for _ in range(top_row, end):
-            token = token_at(row, column, height, width, REVERSE)
-            dh_left = tl.load(across + row * piece, mask=whole(tile, column + COLUMNS < width), other=0.0)
-            u_rows = load_rows(u, c, channels, token, u_token, row, end, column, width, REVERSE, COLUMNS)
-            t_rows = load_rows(delta, c, channels, token, delta_token, row, end, column, width, REVERSE, COLUMNS)
-            l_rows = load_rows(
-                delta + delta_way, c, channels, token, delta_token, row, end, column, width, REVERSE, COLUMNS
+            dh_left, exists = right, row > top_row
+            place -= width
+            before = token_at(row - 1, column, height, width, REVERSE)
+            above_next = load_states(
+                states, place - width, piece, tile, (row > 1) & (row > top_row), column, width, COLUMNS
             )
-            dy_rows = load_rows(dy, c, channels, token, dy_token, row, end, column, width, REVERSE, COLUMNS)
-            Bt_rows = load_rows(top_lanes, B_index, B_size, token, B_token, row, end, column, width, REVERSE, COLUMNS)
-            Bl_rows = load_rows(left_lanes, B_index, B_size, token, B_token, row, end, column, width, REVERSE, COLUMNS)
-            C_rows = load_rows(C_lanes, C_index, C_size, token, C_token, row, end, column, width, REVERSE, COLUMNS)
-            place = (row * width + column).to(tl.int64)
-            beside = tl.load(states + (place - 1) * piece, mask=whole(tile, column > 0), other=0.0)
-            above = ()
-            for k in tl.static_range(COLUMNS):
-                exists = inside(column + k, width, row > 0)
-                above = above + (tl.load(states + (place + k - width) * piece, mask=whole(tile, exists), other=0.0),)
+            beside_next = tl.load(
+                states + (place - 1) * piece, mask=whole(tile, (column > 0) & (row > top_row)), other=0.0
+            )
+            right = tl.load(
+                across + (row - 1) * piece, mask=whole(tile, (column + COLUMNS < width) & (row > top_row)), other=0.0
+            )
+            inputs_next = load_inputs(
+                u, delta, delta_left, B_top, B_left, c, channels, pair, pairs, before, u_token, delta_token, B_token,
+                exists, column, width, REVERSE, COLUMNS,
+            )  # fmt: skip
+            C_next = load_rows(C, C_pair, C_pairs, before, C_token, exists, column, width, REVERSE, COLUMNS)
+            dy_next = load_rows(dy, c, channels, before, dy_token, exists, column, width, REVERSE, COLUMNS)
 
+            u_rows, top_rows, left_rows, B_top_rows, B_left_rows = inputs
             handed = ()
             for k in tl.static_range(COLUMNS - 1, -1, -1):
                 exists = column + k < width
                 w_top, w_left, log_top, log_left = weights_at(row, column + k)
                 u_k, dy_k = in_float32(u_rows[k]), in_float32(dy_rows[k])
-                raw_top, raw_left = in_float32(t_rows[k]) + bias_top, in_float32(l_rows[k]) + bias_left
+                raw_top, raw_left = in_float32(top_rows[k]) + bias_top, in_float32(left_rows[k]) + bias_left
                 step_top, step_left = softplus(raw_top), softplus(raw_left)
-                B_t, B_l = in_float32(Bt_rows[k]), in_float32(Bl_rows[k])
+                B_t, B_l = in_float32(B_top_rows[k]), in_float32(B_left_rows[k])
                 dh = below[k] + dh_left + in_float32(C_rows[k])[None, :] * dy_k[:, None]
-                dC_k = tl.sum(here[k] * dy_k[:, None], 0)
-                dBt_k = tl.sum(dh * (step_top * u_k * w_top)[:, None], 0)
-                dBl_k = tl.sum(dh * (step_left * u_k * w_left)[:, None], 0)
+                # As tiles of one row, sums lie where they are stored from.
+                dC_k = tl.sum(here[k] * dy_k[:, None], 0, keep_dims=True)
+                dBt_k = tl.sum(dh * (step_top * u_k * w_top)[:, None], 0, keep_dims=True)
+                dBl_k = tl.sum(dh * (step_left * u_k * w_left)[:, None], 0, keep_dims=True)
                 through_top = tl.sum(dh * B_t[None, :], 1) * w_top
                 through_left = tl.sum(dh * B_l[None, :], 1) * w_left
                 dh_left = tl.exp2(step_left[:, None] * A_left + log_left) * dh
@@ -310,11 +331,13 @@ def backward_kernel(
                     dl_k.to(ddelta.dtype.element_ty),
                     mask=inside(c, channels, exists),
                 )
-                tl.store(dB + at * (2 * state), dBt_k, mask=inside(n, state, exists))
-                tl.store(dB + at * (2 * state) + state, dBl_k, mask=inside(n, state, exists))
-                tl.store(dC + at * state, dC_k, mask=inside(n, state, exists))
+                states_in = inside(n[None, :], state, exists)
+                tl.store(dB + at * (2 * state) + n[None, :], dBt_k, mask=states_in)
+                tl.store(dB + at * (2 * state) + state + n[None, :], dBl_k, mask=states_in)
+                tl.store(dC + at * state + n[None, :], dC_k, mask=states_in)
             tl.store(across + row * piece, dh_left)
-            below, here = handed, above
+            below, here, above, beside = handed, above, above_next, beside_next
+            token, inputs, C_rows, dy_rows = before, inputs_next, C_next, dy_next
             row -= 1
         for k in tl.static_range(COLUMNS):
             tl.store(down + (column + k) * piece, below[k], mask=whole(tile, column + k < width))
