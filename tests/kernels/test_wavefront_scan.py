@@ -166,7 +166,7 @@ def test_triton_on_a_gpu(plain, programs, dtype, poisoned_memory, monkeypatch):
 
 def test_tiles_cover_a_map_and_come_after_what_they_need():
     args = make_arguments((1, 70, 41, 64, 16), device="meta")
-    plan = triton_fused._plan(args, 128, 4)
+    plan = triton_fused._plan(args, (128, 128), 4)
     assert plan.tile_rows > 1 and plan.tile_columns > 1
     done = set()
     for diagonal, first, count, grid in plan.diagonals(1, 8):

@@ -32,7 +32,8 @@ except ImportError:  # why_no_triton reports it
 
 PROGRAMS = 1024  # with fewer, maps are cut into tiles
 TILE = 8  # rows and columns of the smallest tile
-FORWARD, BACKWARD = (128, 4), (256, 2)  # numbers of a (channel, state) piece, and columns of a strip
+# Numbers of a (channel, state) piece, the larger one where programs are many, and columns of a strip.
+FORWARD, BACKWARD = ((256, 128), 4), ((128, 128), 2)
 
 
 class _Plan(NamedTuple):
@@ -57,11 +58,14 @@ class _Plan(NamedTuple):
             yield diagonal, first, count, (batch * count * blocks,)
 
 
-def _plan(args: WavefrontArguments, piece: int, columns: int) -> _Plan:
+def _plan(args: WavefrontArguments, pieces: tuple[int, int], columns: int) -> _Plan:
     batch, height, width, channels = args.u.shape
     block_n = 1 << (args.state - 1).bit_length()
-    block_c = max(1, min(piece // block_n, 1 << (channels - 1).bit_length()))
-    programs = max(1, batch * cdiv(channels, block_c))
+    for piece in pieces:
+        block_c = max(1, min(piece // block_n, 1 << (channels - 1).bit_length()))
+        programs = max(1, batch * cdiv(channels, block_c))
+        if programs >= PROGRAMS:
+            break
     sides = cdiv(PROGRAMS, programs)  # as many tiles on the longest diagonal
     rows = max(cdiv(height, sides), min(TILE, height))
     strips = max(cdiv(cdiv(width, columns), sides), cdiv(TILE, columns))
@@ -89,7 +93,7 @@ def scan_backward(args: WavefrontArguments, gradient: Tensor) -> tuple[Tensor | 
     _run_forward(args, _plan(args, *FORWARD), states=states, pitch=pitch)
     du = torch.empty(args.u.shape, dtype=args.u.dtype, device=device)
     ddelta = torch.empty(args.delta.shape, dtype=args.delta.dtype, device=device)
-    dB, dC = floats(blocks, *args.B.shape), floats(blocks, *args.C.shape)
+    dB, dC = (floats(blocks, *rows.shape[:-1], plan.block_n) for rows in (args.B, args.C))
     piece = pitch * plan.block_n
     shares = floats(batch * plan.tile_rows * plan.tile_columns, WAYS * piece + 3 * pitch)
     tensors, key, numbers = _operands(args, plan, pitch, gradient)
@@ -118,7 +122,7 @@ def scan_backward(args: WavefrontArguments, gradient: Tensor) -> tuple[Tensor | 
     total = shares.sum(0)
     dA = total[: WAYS * piece].view(WAYS, pitch, plan.block_n)[:, :channels, : args.state]
     dD, *dbias = total[WAYS * piece :].view(3, pitch)[:, :channels]
-    dB, dC = sum_blocks(dB, args.B.dtype), sum_blocks(dC, args.C.dtype)
+    dB, dC = (sum_blocks(d, rows.dtype)[..., : args.state] for d, rows in ((dB, args.B), (dC, args.C)))
     return args.cast(du, ddelta, dA, dB, dC, dD, torch.stack(dbias))
 
 

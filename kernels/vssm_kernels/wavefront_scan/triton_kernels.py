@@ -84,12 +84,21 @@ def load_inputs(
 
 @triton.jit
 def load_states(states, place, piece, tile, exists, column, width, COLUMNS: tl.constexpr):
-    """The states of a strip's positions in one row of the map, zeros beside the map and where the row does not exist."""
+    """The states of a strip's positions in one row of the map, zeros beside the map and where the row is none."""
     found = ()
     for k in tl.static_range(COLUMNS):
         mask = whole(tile, inside(column + k, width, exists))
         found = found + (tl.load(states + (place + k) * piece, mask=mask, other=0.0),)
     return found
+
+
+@triton.jit
+def store_sums(to, sums, n, exists, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Store one number for each state, as the first row of a (channel, state) piece: from the registers they lie in."""
+    first = tl.arange(0, BLOCK_C)[:, None] == 0
+    mask = tl.where(first, tl.where(exists, 1, 0), 0) > 0
+    zeros = tl.zeros((BLOCK_C, BLOCK_N), tl.int32)
+    tl.store(to + n[None, :] + zeros, tl.broadcast_to(sums[None, :], (BLOCK_C, BLOCK_N)), mask=mask)
 
 
 @triton.jit
@@ -236,8 +245,8 @@ def backward_kernel(
     C, C_token, C_pair, C_pairs = state_lanes(C, C_token, state, STATE_ALIGN, BLOCK_N)
     du += b * tokens * channels + c
     ddelta += b * tokens * 2 * channels + c
-    dB += (block * batch + b) * tokens * 2 * state
-    dC += (block * batch + b) * tokens * state
+    dB += (block * batch + b) * tokens * 2 * BLOCK_N
+    dC += (block * batch + b) * tokens * BLOCK_N
     piece = pitch * BLOCK_N
     states += b * tokens * piece + tile
     across += b * height * piece + tile
@@ -296,10 +305,9 @@ def backward_kernel(
                 step_top, step_left = softplus(raw_top), softplus(raw_left)
                 B_t, B_l = in_float32(B_top_rows[k]), in_float32(B_left_rows[k])
                 dh = below[k] + dh_left + in_float32(C_rows[k])[None, :] * dy_k[:, None]
-                # As tiles of one row, sums lie where they are stored from.
-                dC_k = tl.sum(here[k] * dy_k[:, None], 0, keep_dims=True)
-                dBt_k = tl.sum(dh * (step_top * u_k * w_top)[:, None], 0, keep_dims=True)
-                dBl_k = tl.sum(dh * (step_left * u_k * w_left)[:, None], 0, keep_dims=True)
+                dC_k = tl.sum(here[k] * dy_k[:, None], 0)
+                dBt_k = tl.sum(dh * (step_top * u_k * w_top)[:, None], 0)
+                dBl_k = tl.sum(dh * (step_left * u_k * w_left)[:, None], 0)
                 through_top = tl.sum(dh * B_t[None, :], 1) * w_top
                 through_left = tl.sum(dh * B_l[None, :], 1) * w_left
                 dh_left = tl.exp2(step_left[:, None] * A_left + log_left) * dh
@@ -331,10 +339,9 @@ def backward_kernel(
                     dl_k.to(ddelta.dtype.element_ty),
                     mask=inside(c, channels, exists),
                 )
-                states_in = inside(n[None, :], state, exists)
-                tl.store(dB + at * (2 * state) + n[None, :], dBt_k, mask=states_in)
-                tl.store(dB + at * (2 * state) + state + n[None, :], dBl_k, mask=states_in)
-                tl.store(dC + at * state + n[None, :], dC_k, mask=states_in)
+                store_sums(dB + at * (2 * BLOCK_N), dBt_k, n, exists, BLOCK_C, BLOCK_N)
+                store_sums(dB + at * (2 * BLOCK_N) + BLOCK_N, dBl_k, n, exists, BLOCK_C, BLOCK_N)
+                store_sums(dC + at * BLOCK_N, dC_k, n, exists, BLOCK_C, BLOCK_N)
             tl.store(across + row * piece, dh_left)
             below, here, above, beside = handed, above, above_next, beside_next
             token, inputs, C_rows, dy_rows = before, inputs_next, C_next, dy_next
