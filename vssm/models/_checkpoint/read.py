@@ -20,8 +20,8 @@ from vssm.models._checkpoint.archive import check_archive
 WEIGHTS_UNDER = ("model", "state_dict", "model_ema")
 # Prefixes of wrappers: distributed data parallel, torch.compile, and the mm family's classifiers and detectors.
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
-# The classifier of mmpretrain's models, which stands beside their backbone and has no prefix.
-_CLASSIFIER = "head.fc."
+# What stands beside a backbone and has no prefix: the classifiers of mmpretrain's models, and Mamba2D's with its norm.
+_BESIDE = ("head.", "norm.")
 
 
 class CheckpointError(ValueError):
@@ -113,7 +113,7 @@ def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGH
     """The weights inside a training checkpoint, without wrappers' prefixes; arguments as of `weights_in`."""
     state = weights_in(checkpoint, source, weights_under)
     while prefix := next((p for p in _PREFIXES for name in state if name.startswith(p)), None):
-        kept = (prefix, _CLASSIFIER)
+        kept = (prefix, *_BESIDE)
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(kept)}
     return state
 
