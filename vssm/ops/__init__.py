@@ -16,18 +16,18 @@ from vssm_kernels import (
     sum_gate,
     sum_norm,
 )
-from vssm_kernels.dispatch import is_plain, is_watched
+from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
 from vssm_kernels.op import without_autocast
 
 __all__ = [
     "CAST",
+    "PLAIN_TENSORS",
     "RATES",
     "Form",
     "Layout",
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
-    "is_plain",
     "is_watched",
     "noncausal_ssd",
     "read_parameters",
