@@ -166,18 +166,19 @@ def test_triton_on_a_gpu(plain, programs, dtype, poisoned_memory, monkeypatch):
 
 def test_tiles_cover_a_map_and_come_after_what_they_need():
     args = make_arguments((1, 70, 41, 64, 16), device="meta")
-    plan = triton_fused._plan(args, (128, 128), 4)
-    assert plan.tile_rows > 1 and plan.tile_columns > 1
+    cut = triton_fused._cut(args, (128, 128), 4)
+    assert cut.tile_rows > 1 and cut.tile_columns > 1
     done = set()
-    for diagonal, first, count, grid in plan.diagonals(1, 8):
+    for where in cut.diagonals(1, 8):
+        diagonal, first, count = where["diagonal"], where["first"], where["count"]
         now = {(row, diagonal - row) for row in range(first, first + count)}
-        assert grid == (8 * len(now),) and not now & done
+        assert where["grid"] == (8 * len(now),) and not now & done
         for row, column in now:
             assert row == 0 or (row - 1, column) in done
             assert column == 0 or (row, column - 1) in done
         done |= now
-    assert done == {(i, j) for i in range(plan.tile_rows) for j in range(plan.tile_columns)}
-    assert plan.tile_rows * plan.rows >= 70 and plan.tile_columns * plan.strips * plan.columns >= 41
+    assert done == {(i, j) for i in range(cut.tile_rows) for j in range(cut.tile_columns)}
+    assert cut.tile_rows * cut.rows >= 70 and cut.tile_columns * cut.strips * cut.columns >= 41
 
 
 @pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)

@@ -58,6 +58,4 @@ def wavefront_scan(
     >>> wavefront_scan(u, delta, -torch.rand(2, 4, 6), B, C=torch.randn(2, 3, 5, 6)).shape
     torch.Size([2, 3, 5, 4])
     """
-    args = WavefrontArguments(u, delta, A, B, C, D, delta_bias, reverse)
-    args.check()
-    return OP(args)
+    return OP(WavefrontArguments(u, delta, A, B, C, D, delta_bias, reverse))

@@ -12,7 +12,7 @@ atomics, so two runs are bit-equal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.direction_sum import sum_blocks
-from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.wavefront_scan.arguments import WAYS, WavefrontArguments
 
 try:
@@ -36,7 +36,7 @@ TILE = 8  # rows and columns of the smallest tile
 FORWARD, BACKWARD = ((256, 128), 4), ((128, 128), 2)
 
 
-class _Plan(NamedTuple):
+class _Cut(NamedTuple):
     """How maps are cut: programs of `block_c` channels walk tiles of so many rows and strips of columns."""
 
     block_c: int
@@ -50,15 +50,15 @@ class _Plan(NamedTuple):
     def options(self) -> dict[str, int]:
         return {"BLOCK_C": self.block_c, "BLOCK_N": self.block_n, "COLUMNS": self.columns, "num_warps": 1}
 
-    def diagonals(self, batch: int, blocks: int) -> Iterator[tuple[int, int, int, tuple[int]]]:
+    def diagonals(self, batch: int, blocks: int) -> Iterator[dict[str, int | tuple[int]]]:
         """Of every launch: the diagonal, the row of its first tile, how many tiles it has, and the grid."""
         for diagonal in range(self.tile_rows + self.tile_columns - 1):
             first = max(0, diagonal - self.tile_columns + 1)
             count = min(diagonal, self.tile_rows - 1) - first + 1
-            yield diagonal, first, count, (batch * count * blocks,)
+            yield {"diagonal": diagonal, "first": first, "count": count, "grid": (batch * count * blocks,)}
 
 
-def _plan(args: WavefrontArguments, pieces: tuple[int, int], columns: int) -> _Plan:
+def _cut(args: WavefrontArguments, pieces: tuple[int, int], columns: int) -> _Cut:
     batch, height, width, channels = args.u.shape
     block_n = 1 << (args.state - 1).bit_length()
     for piece in pieces:
@@ -69,135 +69,126 @@ def _plan(args: WavefrontArguments, pieces: tuple[int, int], columns: int) -> _P
     sides = cdiv(PROGRAMS, programs)  # as many tiles on the longest diagonal
     rows = max(cdiv(height, sides), min(TILE, height))
     strips = max(cdiv(cdiv(width, columns), sides), cdiv(TILE, columns))
-    return _Plan(block_c, block_n, columns, rows, strips, cdiv(height, rows), cdiv(width, columns * strips))
+    return _Cut(block_c, block_n, columns, rows, strips, cdiv(height, rows), cdiv(width, columns * strips))
 
 
-def scan(args: WavefrontArguments, save: bool = False) -> tuple[Tensor, None]:
-    args = _with_contiguous_rows(args)
-    y = torch.empty(args.output_shape, dtype=args.u.dtype, device=args.u.device)
-    _run_forward(args, _plan(args, *FORWARD), y=y)
-    return y, None
+def plan_scan(args: WavefrontArguments, save: bool) -> Callable[[WavefrontArguments], tuple[Tensor, None]]:
+    shape, dtype, device = args.u.shape, args.u.dtype, args.u.device
+    cut = _cut(args, *FORWARD)
+    pitch = _pitch(shape[3], cut)
+    walk = _plan_walk(args, cut, pitch, again=False)
+
+    def run(args: WavefrontArguments) -> tuple[Tensor, None]:
+        y = torch.empty(shape, dtype=dtype, device=device)
+        walk(_tensors(args, pitch, cut.block_n), y, y)
+        return y, None
+
+    return run
 
 
-def scan_backward(args: WavefrontArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    args, gradient = _with_contiguous_rows(args), _rows(gradient)
-    batch, height, width, channels = args.u.shape
-    plan, device = _plan(args, *BACKWARD), args.u.device
-    blocks = cdiv(channels, plan.block_c)
-    pitch = blocks * plan.block_c
+def plan_scan_backward(
+    args: WavefrontArguments, gradient: Tensor
+) -> Callable[[WavefrontArguments, Tensor], tuple[Tensor | None, ...]]:
+    batch, height, width, channels = shape = args.u.shape
+    device, dtype, state = args.u.device, args.u.dtype, args.state
+    forward, cut = _cut(args, *FORWARD), _cut(args, *BACKWARD)
+    pitch = max(_pitch(channels, forward), _pitch(channels, cut))  # a multiple of both blocks, powers of two
+    piece, blocks = pitch * cut.block_n, pitch // cut.block_c
+    walk = _plan_walk(args, forward, pitch, again=True)
+    numbers = _numbers(args, cut, pitch, _rows(gradient))
+    launches = [
+        Launcher(kernels.backward_kernel, where.pop("grid"), **numbers, **where)
+        for where in reversed(list(cut.diagonals(batch, blocks)))
+    ]
 
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
-    states = floats(batch, height, width, pitch, plan.block_n)
-    _run_forward(args, _plan(args, *FORWARD), states=states, pitch=pitch)
-    du = torch.empty(args.u.shape, dtype=args.u.dtype, device=device)
-    ddelta = torch.empty(args.delta.shape, dtype=args.delta.dtype, device=device)
-    dB, dC = (floats(blocks, *rows.shape[:-1], plan.block_n) for rows in (args.B, args.C))
-    piece = pitch * plan.block_n
-    shares = floats(batch * plan.tile_rows * plan.tile_columns, WAYS * piece + 3 * pitch)
-    tensors, key, numbers = _operands(args, plan, pitch, gradient)
-    tensors |= {
-        "states": states,
-        "across": floats(batch, height, piece),
-        "down": floats(batch, width, piece),
-        "du": du,
-        "ddelta": ddelta,
-        "dB": dB,
-        "dC": dC,
-        "shares": shares,
-    }
-    for diagonal, first, count, grid in reversed(list(plan.diagonals(batch, blocks))):
-        launch(
-            kernels.backward_kernel,
-            grid,
-            (key, diagonal, first),
-            tensors,
-            lambda where=(diagonal, first, count): {
-                **numbers(),
-                **dict(zip(("diagonal", "first", "count"), where, strict=True)),
-                "batch": batch,
-            },
+    def run(args: WavefrontArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = _tensors(args, pitch, cut.block_n)
+        states = floats(batch, height, width, piece)
+        walk(tensors, tensors[0], states)
+        du = torch.empty(shape, dtype=dtype, device=device)
+        ddelta = torch.empty(args.delta.shape, dtype=args.delta.dtype, device=device)
+        across, down = floats(batch, height, piece), floats(batch, width, piece)
+        dB, dC = (floats(blocks, *rows.shape[:-1], cut.block_n) for rows in (args.B, args.C))
+        shares = floats(batch * cut.tile_rows * cut.tile_columns, WAYS * piece + 3 * pitch)
+        gradient = _rows(gradient)
+        for launch in launches:
+            launch(*tensors, states, across, down, gradient, du, ddelta, dB, dC, shares)
+        total = shares.sum(0)
+        dA = total[: WAYS * piece].view(WAYS, pitch, cut.block_n)[:, :channels, :state]
+        dD, *dbias = total[WAYS * piece :].view(3, pitch)[:, :channels]
+        dB, dC = (sum_blocks(d, rows.dtype)[..., :state] for d, rows in ((dB, args.B), (dC, args.C)))
+        return args.cast(du, ddelta, dA, dB, dC, dD, torch.stack(dbias))
+
+    return run
+
+
+def _plan_walk(
+    args: WavefrontArguments, cut: _Cut, pitch: int, *, again: bool
+) -> Callable[[tuple[Tensor, ...], Tensor, Tensor], None]:
+    """The walk forwards: the outputs into y, or `again` for the backward the states of all positions."""
+    batch, height, width, _ = args.u.shape
+    numbers, device = _numbers(args, cut, pitch), args.u.device
+    launches = [
+        Launcher(kernels.forward_kernel, where.pop("grid"), **numbers, **where, AGAIN=again)
+        for where in cut.diagonals(batch, pitch // cut.block_c)
+    ]
+
+    def run(tensors: tuple[Tensor, ...], y: Tensor, states: Tensor) -> None:
+        across, down = (
+            torch.empty((batch, side, pitch * cut.block_n), dtype=torch.float32, device=device)
+            for side in (height, width)
         )
-    total = shares.sum(0)
-    dA = total[: WAYS * piece].view(WAYS, pitch, plan.block_n)[:, :channels, : args.state]
-    dD, *dbias = total[WAYS * piece :].view(3, pitch)[:, :channels]
-    dB, dC = (sum_blocks(d, rows.dtype)[..., : args.state] for d, rows in ((dB, args.B), (dC, args.C)))
-    return args.cast(du, ddelta, dA, dB, dC, dD, torch.stack(dbias))
+        for launch in launches:
+            launch(*tensors, y, states, across, down)
+
+    return run
 
 
-def _run_forward(
-    args: WavefrontArguments, plan: _Plan, *, y: Tensor | None = None, states: Tensor | None = None, pitch: int = 0
-) -> None:
-    """The outputs into y, or for the backward the states of all positions."""
-    batch, height, width, channels = args.u.shape
-    blocks = cdiv(pitch or channels, plan.block_c)
-    pitch = blocks * plan.block_c
-    tensors, key, numbers = _operands(args, plan, pitch)
-    again = y is None
-    unused = args.u  # a pointer that the kernel does not follow
-    across, down = (
-        torch.empty(batch, side, pitch, plan.block_n, dtype=torch.float32, device=args.u.device)
-        for side in (height, width)
-    )
-    tensors |= {
-        "y": unused if again else y,
-        "states": states if again else unused,
-        "across": across,
-        "down": down,
-    }
-    for diagonal, first, count, grid in plan.diagonals(batch, blocks):
-        launch(
-            kernels.forward_kernel,
-            grid,
-            (key, again, diagonal, first),
-            tensors,
-            lambda where=(diagonal, first, count): {
-                **numbers(),
-                **dict(zip(("diagonal", "first", "count"), where, strict=True)),
-                "AGAIN": again,
-            },
-        )
+def _pitch(channels: int, cut: _Cut) -> int:
+    """Channels of the buffers of states: whole blocks."""
+    return cdiv(channels, cut.block_c) * cut.block_c
 
 
-def _operands(args: WavefrontArguments, plan: _Plan, pitch: int, gradient: Tensor | None = None):
-    """What both kernels take of the arguments: tensors, a key, and numbers that depend on it."""
-    channels, state = args.u.shape[3], args.state
+def _tensors(args: WavefrontArguments, pitch: int, block_n: int) -> tuple[Tensor, ...]:
+    """What both kernels take first. Where D or the bias is absent its pointer is that of A, which is not followed."""
+    _, channels, state = args.A.shape
     A = args.A.float()
-    if (pitch, plan.block_n) != (channels, state):
-        A = F.pad(A, (0, plan.block_n - state, 0, pitch - channels))
-    absent = args.D is None, args.delta_bias is None
+    if (pitch, block_n) != (channels, state):
+        A = F.pad(A, (0, block_n - state, 0, pitch - channels))
+    A = A.contiguous()
     D, bias = (A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
-    tensors = {"u": args.u, "delta": args.delta, "A": A.contiguous(), "B": args.B, "C": args.C, "D": D, "bias": bias}
-    if gradient is not None:
-        tensors["dy"] = gradient
-    key = (*signature(*tensors.values()), absent, args.reverse, plan)
+    return _rows(args.u), _rows(args.delta), A, _rows(args.B), _rows(args.C), D, bias
 
-    def numbers() -> dict[str, int | bool]:
-        rows = {name: tensors[name] for name in ("u", "delta", "B", "C", "dy") if name in tensors}
-        strides = {}
-        for name, tensor in rows.items():
-            strides |= {f"{name}_batch": tensor.stride(0), f"{name}_token": tensor.stride(2)}
-        strides |= {"delta_way": args.delta.stride(3), "B_way": args.B.stride(3)}
-        of_states = [strides[name] for name in ("B_batch", "B_token", "B_way", "C_batch", "C_token")]
-        places = [tensor.data_ptr() // tensor.element_size() for tensor in (args.B, args.C)]
-        return {
-            "height": args.u.shape[1],
-            "width": args.u.shape[2],
-            "channels": channels,
-            "state": state,
-            "blocks": pitch // plan.block_c,
-            "rows": plan.rows,
-            "strips": plan.strips,
-            **strides,
-            "HAS_D": args.D is not None,
-            "HAS_BIAS": args.delta_bias is not None,
-            "REVERSE": args.reverse,
-            "STATE_ALIGN": math.gcd(state, *of_states, *places, 8),
-            **plan.options(),
-        }
 
-    return tensors, key, numbers
+def _numbers(args: WavefrontArguments, cut: _Cut, pitch: int, gradient: Tensor | None = None) -> dict[str, int | bool]:
+    """Sizes, strides and switches."""
+    batch, height, width, channels = args.u.shape
+    u, delta, _, B, C, *_ = _tensors(args, pitch, cut.block_n)
+    rows = {"u": u, "delta": delta, "B": B, "C": C} | ({} if gradient is None else {"dy": gradient})
+    strides = {"delta_way": delta.stride(3), "B_way": B.stride(3)}
+    for name, tensor in rows.items():
+        strides |= {f"{name}_batch": tensor.stride(0), f"{name}_token": tensor.stride(2)}
+    of_states = [strides[name] for name in ("B_batch", "B_token", "B_way", "C_batch", "C_token")]
+    places = [tensor.data_ptr() // tensor.element_size() for tensor in (B, C)]
+    return {
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "state": args.state,
+        "blocks": pitch // cut.block_c,
+        "rows": cut.rows,
+        "strips": cut.strips,
+        **strides,
+        **({} if gradient is None else {"batch": batch}),
+        "HAS_D": args.D is not None,
+        "HAS_BIAS": args.delta_bias is not None,
+        "REVERSE": args.reverse,
+        "STATE_ALIGN": math.gcd(args.state, *of_states, *places, 8),
+        **cut.options(),
+    }
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -207,12 +198,8 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
 
-def _with_contiguous_rows(args: WavefrontArguments) -> WavefrontArguments:
-    return args._replace(**{name: _rows(getattr(args, name)) for name in ("u", "delta", "B", "C")})
-
-
 def _why_not(args: WavefrontArguments | None) -> str | None:
     return why_no_triton(*(() if args is None else args.tensors()))
 
 
-BACKEND = triton_backend(scan, scan_backward, _why_not)
+BACKEND = triton_backend(plan_scan, plan_scan_backward, _why_not)
