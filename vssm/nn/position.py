@@ -59,14 +59,18 @@ class RotaryPosition(torch.nn.Module):
         y = x.unflatten(1, grid) if grid else x
         cos, sin = (
             table.view(*table.shape[:2], *[1] * (y.dim() - 4), -1)
-            for table in self.tables(concrete(y.shape[1]), concrete(y.shape[2]), x.device)
+            for table in self.tables(y.shape[1], y.shape[2], x.device)
         )
         even, odd = y.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).to(x.dtype).view_as(x)
 
     def tables(self, height: int, width: int, device: torch.device) -> Tensor:
         """Cosines and sines: (2, height, width, channels / 2)."""
-        angles = self.angles(self.grid or height, self.grid or width, device)
+        if self.grid is None:  # of any size in an exported program too
+            angles = self.angles(height, width, device)
+            return torch.stack([angles.cos(), angles.sin()])
+        height, width = concrete(height), concrete(width)
+        angles = self.angles(self.grid, self.grid, device)
         tables = torch.stack([angles.cos(), angles.sin()])
         if tables.shape[1:3] == (height, width):
             return tables

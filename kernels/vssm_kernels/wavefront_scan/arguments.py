@@ -80,7 +80,8 @@ class WavefrontArguments(NamedTuple):
                 raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
             if tensor.device != self.device:
                 raise ValueError(f"{name} is on {tensor.device} but u on {self.device}; move both to one device")
-        if min(*grid[1:], channels) < 1 or not 1 <= state <= 256:
+        # One by one: the smallest of them would tie an exported program to maps of some shape.
+        if any(size < 1 for size in (*grid[1:], channels, state)) or state > 256:
             raise ValueError(
                 f"height, width and channels must be at least 1 and state 1 to 256; got u {tuple(self.u.shape)} and "
                 f"A {tuple(self.A.shape)}"
