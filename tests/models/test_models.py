@@ -159,7 +159,7 @@ def test_without_a_scan_order_exports_for_every_size(kind: tuple[str, dict]) -> 
     model, x = small(kind).eval(), images(2, 3, 64, 96)
     program = torch.export.export(model, (x,), dynamic_shapes=(dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),))
     with torch.no_grad():
-        for size in ((2, 3, 64, 96), (1, 3, 71, 45), (3, 3, 160, 33)):
+        for size in ((2, 3, 64, 96), (1, 3, 71, 45), (3, 3, 160, 38)):  # no last map of one column: torch asks for two
             torch.testing.assert_close(program.module()(images(*size)), model(images(*size)), atol=1e-5, rtol=1e-4)
 
 
