@@ -21,7 +21,7 @@ from vssm.bench import (
     write_plot,
 )
 from vssm.bench.kernels import check
-from vssm.scan import cross
+from vssm.scan import bidirectional, cross
 from vssm_kernels import Backend
 from vssm_kernels.selective_scan import OP, reference
 
@@ -49,6 +49,12 @@ def test_cases_are_the_shapes_of_the_models():
     assert KERNEL_CASES["vim_tiny_plus"].table().shape == (2, 730)
     assert KERNEL_CASES["vmamba_s1_stage4"].table().shape == (4, 49)
     assert KERNEL_CASES["vmamba_s1_stage4"].channels == 768
+
+
+def test_a_wavefront_is_checked_and_timed():
+    case = KernelCase("small", 1, 4, 5, 16, 2, bidirectional, wavefront=True)
+    (row,) = benchmark_kernel(case, CPU, torch.float32, CEILINGS, ["native"])
+    assert (row["tokens"], row["directions"]) == (20, 2) and row["forward_backward_ms"] > row["forward_ms"] > 0
 
 
 def test_kernel_rows():

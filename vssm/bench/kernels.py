@@ -11,13 +11,16 @@ from torch import Tensor
 
 from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory
 from vssm.scan import OrderFunction, bidirectional, cross, insert_token, raster, resolve_order
-from vssm_kernels import selective_scan, sum_gate, use_backend
+from vssm_kernels import selective_scan, sum_gate, use_backend, wavefront_scan
 from vssm_kernels.testing import TOLERANCE, make_inputs, relative_error
 
 
 @dataclass(frozen=True)
 class KernelCase:
-    """Sizes of one scan in a model; `channels` are those of the scan, `height` x `width` the grid of tokens."""
+    """Sizes of one scan in a model; `channels` are those of the scan, `height` x `width` the grid of tokens.
+
+    A wavefront has no order: two directions stand for its ways, from above and from the left.
+    """
 
     name: str
     batch: int
@@ -29,6 +32,7 @@ class KernelCase:
     shared_input: bool = True
     gated: bool = False
     class_token: bool = False
+    wavefront: bool = False
 
     def table(self) -> Tensor:
         order = self.order(self.height, self.width)
@@ -43,6 +47,10 @@ def _stages(name: str, channels: int, state: int) -> list[KernelCase]:
     return [KernelCase(f"{name}_stage{i + 1}", 128, 56 >> i, 56 >> i, channels << i, state, cross) for i in range(4)]
 
 
+def _wavefront(name: str, batch: int, side: int, channels: int) -> KernelCase:
+    return KernelCase(name, batch, side, side, channels, 16, bidirectional, wavefront=True)
+
+
 KERNEL_CASES = {
     case.name: case
     for case in (
@@ -55,6 +63,9 @@ KERNEL_CASES = {
         KernelCase("dense_1", 2, 200, 320, 192, 1, cross),
         KernelCase("dense_16", 2, 200, 320, 192, 16, cross),
         *(KernelCase(f"long_{n}", 1, 1, n, 768, 16, raster) for n in (4096, 16384, 65536)),
+        _wavefront("mamba2d_stage1", 128, 56, 64),
+        _wavefront("mamba2d_stage2", 128, 28, 128),
+        _wavefront("mamba2d_image", 1, 256, 64),
     )
 }
 
@@ -75,9 +86,9 @@ def benchmark_kernel(
     moved += case.batch * operands[0]["u"].shape[1] * case.channels * dtype.itemsize  # the merged output
     floor = ceilings.floor(moved, elements)
     runs: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
-        name: lambda given, name=name: _scan(given, name) for name in backends
+        name: lambda given, name=name: _scan(case, given, name) for name in backends
     }
-    if official_is_installed() and device.type == "cuda":
+    if official_is_installed() and device.type == "cuda" and not case.wavefront:
         runs["mamba_ssm"] = _official
     for name, run in runs.items():
         if name != "mamba_ssm":
@@ -155,7 +166,7 @@ def check(case: KernelCase, backend: str, device: torch.device, dtype: torch.dty
     expected, actual = ([], [])
     for backend_name, found in (("reference", expected), (backend, actual)):
         leaves = {name: given[name].detach().requires_grad_() for name in names}
-        output = _scan({**leaves, "order": given["order"]}, backend_name)
+        output = _scan(small, {**leaves, "order": given["order"]}, backend_name)
         found += [output.detach(), *torch.autograd.grad(output.float().square().mean(), list(leaves.values()))]
     for name, one, other in zip(["output", *names], actual, expected, strict=True):
         error = relative_error(one, other)
@@ -190,9 +201,12 @@ def _operands(case: KernelCase, device: torch.device, dtype: torch.dtype, seed: 
     return {**one, **rows, "order": table.to(device)}
 
 
-def _scan(given: dict[str, Tensor], backend: str) -> Tensor:
+def _scan(case: KernelCase, given: dict[str, Tensor], backend: str) -> Tensor:
     gated = "z" in given
     with use_backend(backend):
+        if case.wavefront:
+            u, delta, B, C = (given[name].unflatten(1, (case.height, case.width)) for name in ("u", "delta", "B", "C"))
+            return wavefront_scan(u, delta, given["A"], B, C[:, :, :, 0], given["D"][0], delta_bias=given["delta_bias"])
         y = selective_scan(
             *(given[name] for name in ("u", "delta", "A", "B", "C", "D")),
             delta_bias=given["delta_bias"],

@@ -156,6 +156,8 @@ def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator
     print(f"ceilings: {ceilings}")
     for name in arguments.cases:
         case = KERNEL_CASES[name]
+        if case.wavefront and arguments.orders:  # it follows none
+            continue
         if arguments.batch:
             case = replace(case, batch=arguments.batch)
         how = (device, DTYPES[arguments.dtype], ceilings, backends)
