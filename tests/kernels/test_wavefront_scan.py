@@ -149,7 +149,7 @@ TILED = {
 def test_triton_in_strips_and_tiles(case, poisoned_memory, monkeypatch):
     """Maps are cut into tiles where programs are few, to be seen here at a small size."""
     shape, reverse, dtype = TILED[case]
-    monkeypatch.setattr(triton_fused, "PROGRAMS", 4 if case == "tiles" else 1)
+    monkeypatch.setattr(triton_fused, "PROGRAMS", 2 if case == "tiles" else 1)
     monkeypatch.setattr(triton_fused, "TILE", 2)
     check_backend(triton_fused.BACKEND, make_arguments(shape, dtype, DEVICE, reverse), again=DEVICE == "cuda")
 
