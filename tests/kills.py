@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,12 +72,11 @@ class Counts:
         )
 
 
-def start(config: Path, work: Path) -> subprocess.Popen:
-    """Start or continue a training."""
-    command = [sys.executable, str(ROOT / "tools/train.py"), str(config), "--work-dir", str(work), "--resume"]
-    log = (work.parent / f"{work.name}.log").open("a")
+def start(*options: object, log: Path) -> subprocess.Popen:
+    """Start tools/train.py, which prints into a file."""
+    command = [sys.executable, str(ROOT / "tools/train.py"), *map(str, options)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ)
+    return subprocess.Popen(command, stdout=log.open("a"), stderr=subprocess.STDOUT, env=environ)
 
 
 def descendants(process: int) -> list[int]:
@@ -140,20 +140,25 @@ def kill_test(
     kills: int,
     random_moments: random.Random,
     signals: tuple[int, ...] = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM),
+    start: Callable[..., subprocess.Popen] = start,
 ) -> Counts:
     """Kill a training of a task a number of times, from its first import to its end, with these signals in turn."""
+
+    def train(work: Path) -> subprocess.Popen:
+        return start(config, "--work-dir", work, "--resume", log=folder / f"{work.name}.log")
+
     base, size, changes = TASKS[task]
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "small.py"
     text = CONFIG.format(base=str(ROOT / "configs" / base), data=str(folder / "data"), size=size, changes=changes)
     config.write_text(text)
     began = time.monotonic()
-    if start(config, folder / "whole").wait(600):
+    if train(folder / "whole").wait(600):
         raise SystemExit((folder / "whole.log").read_text())
     duration, expected = time.monotonic() - began, outcome(folder / "whole")
     counts, work = Counts(), folder / "killed"
     while True:
-        process = start(config, work)
+        process = train(work)
         if sum(counts.kills.values()) < kills:
             try:
                 process.wait(random_moments.uniform(0, duration))

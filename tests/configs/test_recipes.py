@@ -15,7 +15,8 @@ from PIL import Image
 from recipes import RECIPES, SOURCES, check_head, configs, ident, loaded, one_block_a_stage
 from torch import nn
 
-from vssm.mm.tasks.complexity import SIZES, build_model, data_samples, model_flops
+from vssm.bench.flops import count_flops
+from vssm.mm.tasks.complexity import SIZES, build_model, compute, data_samples
 
 ROWS = {recipe.path: recipe for recipe in RECIPES if recipe.published and not recipe.classifies}
 # The smallest of each kind of recipe.
@@ -111,7 +112,8 @@ def test_bases_add_up_to_what_is_published(kind):
 def counted(model: str, scope: str, size: tuple[int, int]) -> tuple[int, float]:
     """Parameters, and GFLOPs at a size, of a model; 1x and 3x have the same."""
     built = build_model(Config.fromstring(f"model = {model}\ndefault_scope = {scope!r}", ".py"), "meta")
-    return sum(parameter.numel() for parameter in built.parameters()), model_flops(built, *size)[1].total / 1e9
+    flops = count_flops(lambda: compute(built, torch.empty(1, 3, *size, device="meta")))
+    return sum(parameter.numel() for parameter in built.parameters()), flops.total / 1e9
 
 
 @every_recipe

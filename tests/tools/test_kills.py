@@ -2,12 +2,15 @@
 
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
+from forked import Command
 from kills import kill_test
 
 
 def test_a_training_killed_at_random_moments(tmp_path: Path) -> None:
-    counts = kill_test("classification", tmp_path, 2, random.Random(1), (signal.SIGKILL, signal.SIGTERM))
+    signals, train = (signal.SIGKILL, signal.SIGTERM), partial(Command, "train")
+    counts = kill_test("classification", tmp_path, 2, random.Random(1), signals, train)
     assert counts.completed and sum(counts.kills.values()) == 2
     assert (counts.left_over, counts.unreadable, counts.different) == (0, 0, 0), counts

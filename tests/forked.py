@@ -1,0 +1,47 @@
+"""Processes that start at once: forked from one that has imported torch, timm and the training packages, once a run."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from vssm import cli
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["vssm.cli.training", "vssm.mm.compat.box_tta", "albumentations"])
+
+
+class Command:
+    """A command of `vssm.cli` in a process of its own, to be waited for and killed as one of `subprocess`.
+
+    Args:
+        log: what it prints is added to this file.
+        environment: variables to be set.
+    """
+
+    def __init__(self, name: str, *arguments: object, log: Path, **environment: object) -> None:
+        variables = {key: str(value) for key, value in environment.items()}
+        self._process = CONTEXT.Process(target=_run, args=(name, [*map(str, arguments)], log, variables))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def wait(self, seconds: float) -> int:
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, seconds)
+        return self._process.exitcode
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+
+def _run(name: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with log.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.exit(getattr(cli, name)(arguments))
