@@ -1,4 +1,4 @@
-"""Processes that start at once: forked from one that has imported torch, timm and the training packages, once a run."""
+"""Processes that start at once: forked from one that has made the slowest imports, but not of vssm, once a run."""
 
 import multiprocessing
 import os
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import torch
 
-from vssm import cli
-
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vssm.cli.training", "vssm.mm.compat.box_tta", "albumentations"])
+CONTEXT.set_forkserver_preload(["timm", "mmengine.runner", "albumentations"])
 
 
 class Command:
@@ -39,6 +37,8 @@ class Command:
 
 
 def _run(name: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    from vssm import cli
+
     os.environ.update(environment)
     torch.set_num_threads(1)
     with log.open("a") as file:

@@ -135,7 +135,7 @@ def kill_once(process: subprocess.Popen, signum: int, counts: Counts, work: Path
 
 
 def kill_test(
-    task: str,
+    task: tuple[str, int, str],
     folder: Path,
     kills: int,
     random_moments: random.Random,
@@ -147,7 +147,7 @@ def kill_test(
     def train(work: Path) -> subprocess.Popen:
         return start(config, "--work-dir", work, "--resume", log=folder / f"{work.name}.log")
 
-    base, size, changes = TASKS[task]
+    base, size, changes = task
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "small.py"
     text = CONFIG.format(base=str(ROOT / "configs" / base), data=str(folder / "data"), size=size, changes=changes)
@@ -186,7 +186,7 @@ def main() -> None:
     for task in arguments.tasks:
         moments = random.Random(f"{arguments.seed} {task}")
         shutil.rmtree(arguments.work_dir / task, ignore_errors=True)
-        counts = kill_test(task, arguments.work_dir / task, arguments.kills, moments)
+        counts = kill_test(TASKS[task], arguments.work_dir / task, arguments.kills, moments)
         sys.stdout.write(f"{task}: {counts}\n")
         sys.stdout.flush()
         failed |= bool(counts.left_over or counts.unreadable or counts.different)

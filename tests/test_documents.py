@@ -1,7 +1,6 @@
 """The documents are true: their code runs, their commands, paths and links exist, their numbers are the models'."""
 
 import importlib
-import multiprocessing
 import re
 import shlex
 import shutil
@@ -12,6 +11,7 @@ import pytest
 import timm
 import yaml
 from families import ROOT
+from forked import CONTEXT
 
 from vssm.bench import write_csv
 from vssm.cli import arguments
@@ -22,10 +22,6 @@ DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGEL
 for pattern in ("kernels/**/*.md", "model_cards/*.md", "docs/*.md"):
     DOCUMENTS += sorted(ROOT.glob(pattern))
 RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())
-
-# Processes that begin with timm imported, which takes most of an example's time; not with vssm.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["timm"])
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 MODELS = {name: model for entry in RESULTS["families"].values() for name, model in entry["models"].items()}
@@ -44,7 +40,7 @@ def examples() -> list:
 
 @pytest.mark.parametrize(("code", "expected"), examples())
 def test_example_runs_and_prints_what_it_says(code, expected, tmp_path):
-    process = FORKS.Process(target=example.run, args=(code, tmp_path))
+    process = CONTEXT.Process(target=example.run, args=(code, tmp_path))
     process.start()
     process.join()
     failed, printed = tmp_path / "failed", tmp_path / "printed"

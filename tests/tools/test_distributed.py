@@ -2,7 +2,6 @@
 
 import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +38,7 @@ class SendToSecond(Hook):
 
 
 def train_as_one_and_as_two(run, start, config, tmp_path, **environment):
-    """Two processes, of which one gets a signal, stop at the same step; one process goes on to where one alone comes."""
+    """Two processes, of which one gets a signal, stop at one step; one process goes on to where one alone comes."""
     tool, one, two = ROOT / "tools/train.py", tmp_path / "one", tmp_path / "two"
     options = ("--cfg-options", *PLAIN, "train_dataloader.batch_size=8")
     done = run(tool, config, "--work-dir", one, *options)
