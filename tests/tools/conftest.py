@@ -1,5 +1,6 @@
 """The small training with augmentation, mixup, schedule and averaged weights; commands as a user calls them."""
 
+import logging
 import os
 import runpy
 import signal
@@ -50,6 +51,7 @@ def run(
             patch.chdir(tmp_path)
             patch.setattr(sys, "argv", command)
             patch.setattr(sys, "path", [str(tool.parent), *sys.path])
+            patch.setattr(logging.getLogger("vssm"), "handlers", [])  # a training leaves its own behind
             with pytest.raises(SystemExit) as end:
                 runpy.run_path(str(tool), run_name="__main__")
         signal.signal(signal.SIGTERM, terminated)
