@@ -6,10 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import example
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["timm", "mmengine.runner", "albumentations"])
+
+
+def run_code(code: str, folder: Path) -> str:
+    """Run Python in a process and a folder of its own. Returns what it prints; fails with its traceback."""
+    process = CONTEXT.Process(target=_run_code, args=(code, folder))
+    process.start()
+    process.join()
+    failed = folder / "failed"
+    assert process.exitcode == 0 and not failed.exists(), failed.read_text()
+    return (folder / "printed").read_text()
 
 
 class Command:
@@ -36,9 +47,15 @@ class Command:
         os.kill(self.pid, signum)
 
 
+def _run_code(code: str, folder: Path) -> None:
+    multiprocessing.set_start_method(None, force=True)  # else its own children, data workers, are the server's
+    example.run(code, folder)
+
+
 def _run(name: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     from vssm import cli
 
+    multiprocessing.set_start_method(None, force=True)
     os.environ.update(environment)
     torch.set_num_threads(1)
     with log.open("a") as file:

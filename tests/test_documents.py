@@ -6,11 +6,10 @@ import shlex
 import shutil
 from pathlib import Path
 
-import example
 import pytest
 import yaml
 from families import ROOT
-from forked import CONTEXT
+from forked import run_code
 
 from vssm.bench import write_csv
 from vssm.cli import arguments
@@ -39,12 +38,8 @@ def examples() -> list:
 
 @pytest.mark.parametrize(("code", "expected"), examples())
 def test_example_runs_and_prints_what_it_says(code, expected, tmp_path):
-    process = CONTEXT.Process(target=example.run, args=(code, tmp_path))
-    process.start()
-    process.join()
-    failed, printed = tmp_path / "failed", tmp_path / "printed"
-    assert process.exitcode == 0 and not failed.exists(), failed.read_text()
-    assert expected is None or printed.read_text() == expected
+    printed = run_code(code, tmp_path)
+    assert expected is None or printed == expected
 
 
 def test_readme_begins_with_the_two_commands():
