@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from quick_configs import quick_configs  # noqa: F401
 from small_training import ROOT, write_config
 
 # All that is random, and a schedule. mmengine has one log for each name in a process.
