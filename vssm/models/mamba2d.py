@@ -89,6 +89,9 @@ class MlpHead(ClassifierHead):
     Args:
         in_features: channels of the map.
         num_classes, pool_type, drop_rate: as in timm's ClassifierHead.
+
+    >>> MlpHead(8, 10, pool_type="avg", drop_rate=0.0, input_fmt="NHWC")(torch.randn(2, 3, 5, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -272,6 +275,10 @@ class Mamba2DV1(Mamba2D):
     All scans begin in the same corner, with one B for both ways; attention has no positions and no norms; residuals are
     scaled where it attends alone; norms come before the downsampling instead of at the end of stages. Arguments are
     those of Mamba2D; the published model has an expansion of 2.
+
+    >>> model = Mamba2DV1(dims=(16, 32), depths=(2, 1), scanned_stages=1, expansion=2.0, num_classes=10)
+    >>> model(torch.randn(1, 3, 65, 40)).shape
+    torch.Size([1, 10])
     """
 
     downsample = NormedDownsample

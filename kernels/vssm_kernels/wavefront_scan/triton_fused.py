@@ -30,8 +30,8 @@ try:
 except ImportError:  # why_no_triton reports it
     triton = None
 
-# With fewer programs, maps are cut into so many tiles that the longest diagonal has TILED. Chosen, as the sizes below, by
-# timing both scanned stages of mamba2d_tiny at batch 128 and one image of 1024 pixels on an H200.
+# With fewer programs, maps are cut into so many tiles that the longest diagonal has TILED. Chosen, as the sizes below,
+# by timing both scanned stages of mamba2d_tiny at batch 128 and one image of 1024 pixels on an H200.
 PROGRAMS, TILED = 1024, 4096
 TILE = 8  # rows and columns of the smallest tile
 # Numbers of a (channel, state) piece, the larger one where programs are many, and columns of a strip.
