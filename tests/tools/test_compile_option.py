@@ -4,6 +4,7 @@ import json
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 from small_training import logged
 
@@ -45,8 +46,9 @@ def test_predictions_have_the_same_choice():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_the_tools_give_the_same_numbers_with_and_without_graphs(config, tmp_path, amp):
+def test_the_tools_give_the_same_numbers_with_and_without_graphs(config, tmp_path, amp, monkeypatch):
     """Losses, scores and predictions, with averaged weights, mixup, drop path and a last batch of another size."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     config.write_text(config.read_text() + SMALL)
     images = [tmp_path / f"{number}.png" for number in range(9)]
     noise = numpy.random.default_rng(0).integers(0, 255, (len(images), 40, 60, 3), dtype=numpy.uint8)

@@ -12,7 +12,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -356,12 +356,10 @@ def _room_for_another() -> Iterator[None]:
     torch.cuda.reset_peak_memory_stats()
     yield
     needed = torch.cuda.max_memory_allocated() - before
-    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
     if 2 * needed > free:
-        _refuse(needed, free)
-
-
-def _refuse(needed: int, free: int) -> NoReturn:
-    raise torch.OutOfMemoryError(
-        f"a graph would keep {needed / 2**30:.1f} GiB and an eager call takes as much, but {free / 2**30:.1f} are free"
-    )
+        raise torch.OutOfMemoryError(
+            f"a graph would keep {needed / 2**30:.1f} GiB and an eager call takes as much, but {free / 2**30:.1f} GiB "
+            "are free"
+        )

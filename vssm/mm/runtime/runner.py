@@ -140,7 +140,8 @@ class SafeRunner(Runner):
         mmengine compiles the whole training step with optimiser and logging; with torch 2.15 the loss then has no
         gradient.
         """
-        run_fast(unwrap(self.model).backbone, self.cfg.get("compile"), self.logger.info)
+        model = unwrap(self.model)
+        run_fast(getattr(model, "backbone", model), self.cfg.get("compile"), self.logger.info)
 
     def _maybe_compile(self, target: str) -> None:
         self.compile_model()
