@@ -8,12 +8,14 @@ from vssm_kernels import (
     ScanTable,
     causal_conv1d,
     directed_linear,
+    gelu_again,
     noncausal_ssd,
     read_parameters,
     selective_scan,
     side_by_side,
     standard_operations,
     sum_gate,
+    sum_gate_again,
     sum_norm,
 )
 from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
@@ -28,6 +30,7 @@ __all__ = [
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
+    "gelu_again",
     "is_watched",
     "noncausal_ssd",
     "read_parameters",
@@ -35,6 +38,7 @@ __all__ = [
     "side_by_side",
     "standard_operations",
     "sum_gate",
+    "sum_gate_again",
     "sum_norm",
     "without_autocast",
 ]
