@@ -300,8 +300,17 @@ def graphs_of(model):
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("same_sums")
-@pytest.mark.parametrize("name", DEPTH)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, None], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("vim_tiny", torch.bfloat16),
+        ("vim_tiny", torch.float16),
+        ("vmamba_tiny", torch.bfloat16),
+        ("vmamba_tiny", None),
+        ("test_vit", torch.float16),
+    ],
+    ids=str,
+)
 def test_trainings_are_the_same_with_and_without_graphs(name, dtype):
     """With drop path, clipping, accumulated gradients, a validation within, and a last batch of another size."""
     results = []
