@@ -1,6 +1,10 @@
 """What the tools run a model with: asked for, and by themselves on a GPU, where the results stay the same."""
 
 import json
+import re
+from collections import Counter
+from functools import partial
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -11,10 +15,13 @@ from small_training import logged
 from vssm import cli
 from vssm.cli.arguments import predict_parser, train_parser
 from vssm.cli.training import prepare_config
+from vssm.nn import compilation, graph_module
 
-# Of one block's kind each, so that it is captured in seconds; six images a step, and two in the last of an epoch.
-SMALL = """
+VIM = """
 model['backbone'] = dict(name='vim_tiny', num_classes=10, img_size=32, depth=3, embed_dim=64, drop_path_rate=0.3)
+"""
+# Six images a step, and two in the last of an epoch.
+SMALL = """
 train_dataloader['batch_size'] = 6
 train_dataloader['drop_last'] = False
 val_dataloader['batch_size'] = 3
@@ -44,12 +51,8 @@ def test_predictions_have_the_same_choice():
     ]
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_the_tools_give_the_same_numbers_with_and_without_graphs(config, tmp_path, amp, monkeypatch):
-    """Losses, scores and predictions, with averaged weights, mixup, drop path and a last batch of another size."""
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    config.write_text(config.read_text() + SMALL)
+def numbers_with_and_without_graphs(config, tmp_path, amp):
+    """Losses, scores and predictions of the three tools in both cases."""
     images = [tmp_path / f"{number}.png" for number in range(9)]
     noise = numpy.random.default_rng(0).integers(0, 255, (len(images), 40, 60, 3), dtype=numpy.uint8)
     for path, pixels in zip(images, noise, strict=True):
@@ -63,12 +66,56 @@ def test_the_tools_give_the_same_numbers_with_and_without_graphs(config, tmp_pat
         assert cli.test([*tested, *options]) == 0
         predicted = [*map(str, images), "--checkpoint", checkpoint, "--batch", "2", "--out", str(out)]
         assert cli.predict([*predicted, *options]) == 0
-        (log,) = work.glob("2*/2*.log")
-        assert "no CUDA graph" not in log.read_text()
-        assert ("the model runs as CUDA graphs" in log.read_text()) == (not options)
+        log, of_test = (next(folder.glob("2*/2*.log")).read_text() for folder in (work, work / "test"))
+        assert "no CUDA graph" not in log + of_test
+        for each in (log, of_test):
+            assert ("the model runs as CUDA graphs" in each) == (not options)
         losses = [line["loss"] for line in logged(work) if "loss" in line]
-        scores = [line["accuracy/top1"] for line in [*logged(work), *logged(work / "test")] if "accuracy/top1" in line]
+        scores = re.findall(r"accuracy/top1: ([\d.]+)", log + of_test)
         assert (len(losses), len(scores)) == (18, 4)
         predictions = [each["classes"] for each in json.loads(out.with_suffix(".json").read_text())]
         found.append((losses, scores, predictions))
+    return found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_the_tools_give_the_same_numbers_with_and_without_graphs(config, tmp_path, amp, monkeypatch):
+    """With averaged weights, mixup, drop path and a last batch of another size."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    config.write_text(config.read_text() + SMALL + VIM)
+    found = numbers_with_and_without_graphs(config, tmp_path, amp)
     assert found[0] == found[1]
+
+
+class Recorded:
+    """Stands for a graph on a machine without a GPU: a call more when it is made, and eager calls that are counted."""
+
+    made: ClassVar[list] = []
+    replayed: ClassVar[list] = []
+
+    def __init__(self, module, x):
+        self.module = module
+        module(x)
+        Recorded.made.append((module.training, len(x)))
+
+    def __call__(self, x):
+        Recorded.replayed.append((self.module.training, len(x)))
+        return self.module._call_impl(x)
+
+    def awaits_backward(self):
+        return False
+
+
+def test_all_three_tools_replay_what_repeats(config, tmp_path, monkeypatch):
+    """The odd last batches of training and validation are eager; averaged weights are seen by the same graph."""
+    monkeypatch.setattr(compilation, "_is_on_gpu", lambda module: True)
+    monkeypatch.setattr(compilation, "graph_module", partial(graph_module, capture=Recorded, device="cpu"))
+    # Of the CPU's random numbers there can be none in a graph.
+    config.write_text(config.read_text() + SMALL + "model['backbone']['drop_path_rate'] = 0.0\n")
+    found = numbers_with_and_without_graphs(config, tmp_path, "bf16")
+    assert found[0] == found[1]
+    # A training makes two, a test one and predictions one.
+    assert Recorded.made == [(True, 6), (False, 3), (False, 3), (False, 2)]
+    counts = Counter(Recorded.replayed)
+    assert counts == {(True, 6): 3 * 5 - 2, (False, 3): (3 * 6 - 2) + (6 - 2), (False, 2): 4 - 2}

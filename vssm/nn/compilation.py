@@ -55,7 +55,7 @@ def run_fast(module: nn.Module, compiled: bool | dict[str, Any] | None, tell: Ca
     if compiled not in (None, False):
         compile_module(module, **(compiled if isinstance(compiled, dict) else {}))
         tell("The model is compiled on its first steps, which are slow.")
-    elif next((parameter.is_cuda for parameter in module.parameters()), False):
+    elif _is_on_gpu(module):
         if compiled is False:
             tell("The model runs eagerly.")
         elif torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -63,3 +63,7 @@ def run_fast(module: nn.Module, compiled: bool | dict[str, Any] | None, tell: Ca
         else:
             graph_module(module, tell)
             tell("From the third of equal steps on the model runs as CUDA graphs; --compile off leaves them out.")
+
+
+def _is_on_gpu(module: nn.Module) -> bool:
+    return next((parameter.is_cuda for parameter in module.parameters()), False)

@@ -216,7 +216,12 @@ class GraphedCall:
     """
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
-        with torch.cuda.device(x.device), _autocast_without_cache():
+        # A capture that is broken off does not go back to the stream it came from.
+        with (
+            torch.cuda.device(x.device),
+            torch.cuda.stream(torch.cuda.current_stream(x.device)),
+            _autocast_without_cache(),
+        ):
             self._capture(module, x)
 
     def _capture(self, module: nn.Module, x: Tensor) -> None:
@@ -338,7 +343,10 @@ def _autocast_without_cache() -> Iterator[None]:
 
 @contextmanager
 def _no_waiting() -> Iterator[None]:
-    """Raise RuntimeError where the CPU waits for the GPU: a capture would end there and leave less in order."""
+    """Raise RuntimeError where the CPU waits for the GPU, as most forwards that cannot be captured do.
+
+    A capture that ends there instead would keep its memory until the process ends.
+    """
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "a prototype feature"
