@@ -2,6 +2,8 @@
 
 import copy
 import random
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -243,3 +245,82 @@ def test_a_cpu_has_no_graphs_and_nothing_is_said():
     assert module._compiled_call_impl is None and not told
     run_fast(module, {"backend": "eager"}, told.append)
     assert told == ["The model is compiled on its first steps, which are slow."]
+
+
+@pytest.fixture
+def still_cuda(monkeypatch):
+    """A torch.cuda whose graphs do nothing when they replay: right for the input and weights of the capture."""
+
+    @contextmanager
+    def nothing(*_, **__):
+        yield
+
+    graph, stream = SimpleNamespace(replay=lambda: None), SimpleNamespace(wait_stream=lambda _: None)
+    results = {"memory_allocated": 0, "max_memory_allocated": 5, "mem_get_info": (100, 100), "graph_pool_handle": 0}
+    results |= {"get_sync_debug_mode": 0, "set_sync_debug_mode": 0, "reset_peak_memory_stats": 0, "empty_cache": 0}
+    results |= {"CUDAGraph": graph, "Stream": stream, "current_stream": stream}
+    for name, result in results.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, result=result: result)
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, nothing)
+
+
+def captured(*layers):
+    """A module whose next call replays, the same without graphs, and an input."""
+    module = nn.Sequential(*layers)
+    eager, x = copy.deepcopy(module), torch.randn(2, 3)
+    graph_module(module, pytest.fail, device="cpu")
+    for _ in range(CALLS):
+        module(x)
+    assert len(module._compiled_call_impl.graphs) == 1
+    return module, eager, x
+
+
+@pytest.mark.usefixtures("still_cuda")
+def test_a_replay_gives_copies_of_outputs_and_gradients():
+    module, eager, x = captured(nn.Linear(3, 4), nn.Tanh())
+    for _ in range(2):
+        output = module(x)
+        assert torch.equal(output, eager(x))
+        output.sum().backward()
+        output.detach().zero_()
+    (graph,) = module._compiled_call_impl.graphs.values()
+    for parameter, gradient in zip(module.parameters(), graph.gradients, strict=True):
+        assert parameter.grad.shape == parameter.shape and parameter.grad.data_ptr() != gradient.data_ptr()
+
+
+@pytest.mark.usefixtures("still_cuda")
+def test_until_its_backward_the_memory_of_a_call_is_left_alone():
+    module, _, x = captured(nn.Linear(3, 4))
+    first = module(x)
+    assert first.grad_fn.name() != module(x).grad_fn.name() == "AddmmBackward0"
+    first.sum().backward()
+    second = module(x)
+    assert second.grad_fn.name() == first.grad_fn.name()
+    with pytest.raises(RuntimeError, match="second backward through a call"):
+        first.sum().backward()
+    del second
+    assert module(x).grad_fn.name() == first.grad_fn.name()
+
+
+@pytest.mark.usefixtures("still_cuda")
+def test_outputs_that_a_graph_cannot_give_are_refused():
+    class Two(nn.Linear):
+        def forward(self, x):
+            return {"map": super().forward(x)}
+
+    told = []
+    module = Two(3, 4)
+    graph_module(module, told.append, device="cpu")
+    call(module, CALLS + 1)
+    assert len(told) == 1 and "returns a dict; expected a tensor, or a list of them" in told[0]
+
+
+@pytest.mark.usefixtures("still_cuda")
+def test_a_graph_that_would_fill_the_memory_is_refused(monkeypatch):
+    told = []
+    module = nn.Linear(3, 4)
+    graph_module(module, told.append, device="cpu")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (9, 100))
+    call(module, CALLS + 1)
+    assert len(told) == 1 and "OutOfMemoryError: a graph would keep" in told[0]
