@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vssm_kernels import ScanTable, causal_conv1d, noncausal_ssd, selective_scan, sum_gate, sum_norm, use_backend
+from vssm_kernels import ScanTable, causal_conv1d, noncausal_ssd, selective_scan, ssd, sum_gate, sum_norm, use_backend
 from vssm_kernels.testing import assert_close
 
 ORDER = ScanTable.of(torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 2, 0]]), 5, DEVICE)
@@ -37,7 +37,17 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         lambda x, weight, bias: causal_conv1d(x, weight, bias, ORDER, silu=True),
         [(2, 5, 3), (2, 3, 4), (2, 3)],
     ),
-    "duality": (noncausal_ssd, [(2, 5, 3, 4), (2, 5, 3), (3,), (2, 5, 2), (2, 5, 2), (3,), (3,)]),
+    "duality": (
+        lambda u, delta, A, B, C, D, bias, initial: ssd(
+            u, delta, -A.exp(), B, C, D, delta_bias=bias, initial=initial, order=ORDER, merge=True
+        ),
+        [(2, 5, 4, 3), (2, 5, 2, 4), (2, 4), (2, 5, 2, 2, 2), (2, 5, 2, 2, 2), (2, 4), (2, 4), (2, 2, 4, 3, 2)],
+    ),
+    "shifted duality": (
+        lambda u, delta, A, B, C: ssd(u, delta, -A.exp(), B, C, order=ORDER, shift=True),
+        [(2, 5, 2, 4, 3), (2, 5, 2, 4), (2, 4), (2, 5, 2, 2, 2), (2, 5, 2, 2, 2)],
+    ),
+    "non-causal duality": (noncausal_ssd, [(2, 5, 3, 4), (2, 5, 3), (3,), (2, 5, 2), (2, 5, 2), (3,), (3,)]),
     "gate": (lambda y, z: sum_gate(y, z, 0.5), [(2, 5, 3, 4), (2, 5, 4)]),
     "gate of one direction": (sum_gate, [(2, 5, 1, 4), (2, 5, 4)]),
     "sum": (lambda y: sum_gate(y * y, None, 0.5), [(2, 5, 3, 4)]),
