@@ -243,7 +243,7 @@ def test_shapes_that_do_not_fit_are_named(name):
 
 def test_other_wrong_arguments_are_named():
     args = make_arguments(initial=True)
-    with pytest.raises(ValueError, match="heads a multiple of groups; got .*heads=4, .*groups=3"):
+    with pytest.raises(ValueError, match=r"heads a multiple of groups; got .*heads=4, .*groups=3"):
         call(*args._replace(B=args.B[:, :, :, :1].expand(-1, -1, -1, 3, -1)).tensors())
     with pytest.raises(ValueError, match="shift leaves out what a token gives to itself, and D is that"):
         call(*args.tensors(), shift=True)

@@ -81,7 +81,7 @@ class SSDArguments(NamedTuple):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        batch, tokens, directions, heads, channels = self.row_shape
+        batch, tokens, _, heads, channels = self.row_shape
         return (batch, tokens, heads, channels) if self.merge else self.row_shape
 
     @property
@@ -114,7 +114,7 @@ class SSDArguments(NamedTuple):
 
     def check(self) -> None:
         """Raise with got, expected and what to do, for anything that the backends could not read."""
-        u, delta, A, B, _, D, _, initial = self.tensors()
+        u, delta, _, B, _, D, *_ = self.tensors()
         if delta.dim() != 4:
             raise ValueError(f"delta has shape {tuple(delta.shape)}; expected (batch, tokens, directions, heads)")
         batch, tokens, directions, heads = delta.shape
