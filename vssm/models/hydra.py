@@ -10,11 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import Plain
 from vssm.nn import Block, BranchLayerNorm, HydraMixer, PatchStem
 from vssm.ops import ssd
 from vssm.scan import OrderFunction, bidirectional
+
+
+# What the official mixer calls its parts; no names of a model are published.
+_MIXER = (("conv1d", "conv"), ("conv1d.weight", "conv.weight", (0, 1, (2, 3))), ("fc_D", "diagonal"))
 
 
 class Hydra(Plain):
@@ -32,6 +37,7 @@ class Hydra(Plain):
     torch.Size([1, 10])
     """
 
+    renaming = Renaming(under("blocks.{i}.mixer", "blocks.{i}.mixer", _MIXER))
     first_conv = f"patch_embed.{PatchStem.first_conv}"
 
     def __init__(
