@@ -230,8 +230,7 @@ def _mixer_for(mixer: Any, arguments: Mapping[str, Any]) -> Any:
     if callable(made) and "scan_order" in arguments and not takes(made, "scan_order"):
         with_order = [name for name, each in MIXERS.items() if takes(each, "scan_order")]
         raise ValueError(
-            f"mixer {mixer if isinstance(mixer, str) else getattr(made, '__name__', made)!r} walks along no scan order: "
-            f"leave scan_order out, or take one of {', '.join(with_order)}"
+            f"mixer {mixer!r} walks along no scan order: leave scan_order out, or take one of {', '.join(with_order)}"
         )
     return made
 

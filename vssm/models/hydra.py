@@ -17,7 +17,6 @@ from vssm.nn import Block, BranchLayerNorm, HydraMixer, PatchStem
 from vssm.ops import ssd
 from vssm.scan import OrderFunction, bidirectional
 
-
 # What the official mixer calls its parts; no names of a model are published.
 _MIXER = (("conv1d", "conv"), ("conv1d.weight", "conv.weight", (0, 1, (2, 3))), ("fc_D", "diagonal"))
 
