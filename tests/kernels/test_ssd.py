@@ -80,6 +80,9 @@ CASES = {
     "own inputs, initial states": {"own_inputs": True, "initial": True},
     "initial states, shifted": {"initial": True, "shift": True},
     "several chunks": {"tokens": 200, "batch": 1, "merge": True, "initial": True},
+    "segments, shifted": {"tokens": 260, "batch": 1, "heads": 1, "groups": 1, "shift": True, "initial": True},
+    "odd sizes": {"channels": 7, "state": 5, "heads": 3, "groups": 1},
+    "blocks of channels": {"channels": 72, "state": 20, "heads": 1, "groups": 1},
 }
 
 
@@ -109,9 +112,6 @@ def gradient_for(args: SSDArguments) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_every_gradient_are_those_of_the_recurrence_in_float64(case, dtype, backend):
     args = make_arguments(**CASES[case], dtype=dtype, device=device_of(backend))
-    if backend.name == "triton" and args.order is not None and args.order.repeats:
-        assert "twice" in backend.why_not(args)
-        return
     require(backend, args)
     gradient = gradient_for(args)
     output, gradients = run_backend(backend, args, gradient)
@@ -120,7 +120,8 @@ def test_output_and_every_gradient_are_those_of_the_recurrence_in_float64(case, 
         if one is not None:
             given = args.u if name == "output" else getattr(args, name)
             assert one.dtype == given.dtype, name
-            assert_close(one.cpu(), want, name, tolerance=TOLERANCE[dtype])
+            # That of A is a sum over the steps of both signs, which mostly cancel.
+            assert_close(one.cpu(), want, name, tolerance=TOLERANCE[dtype] * (5 if name == "A" else 1))
 
 
 @pytest.mark.parametrize("case", CASES)

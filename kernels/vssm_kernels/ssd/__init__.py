@@ -6,13 +6,13 @@ from torch import Tensor
 
 from vssm_kernels.op import Op
 from vssm_kernels.orders import ScanTable, as_scan_table
-from vssm_kernels.ssd import chunked, reference
+from vssm_kernels.ssd import chunked, reference, triton_fused
 from vssm_kernels.ssd.arguments import SSDArguments
 
 OP = Op(
     "ssd",
     SSDArguments,
-    [chunked.BACKEND, reference.BACKEND],
+    [triton_fused.BACKEND, chunked.BACKEND, reference.BACKEND],
     standard=lambda args: chunked.duality(args)[0],
 )
 

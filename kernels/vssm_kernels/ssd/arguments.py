@@ -70,6 +70,11 @@ class SSDArguments(NamedTuple):
         return self.tokens if self.order is None else self.order.steps
 
     @property
+    def repeats(self) -> bool:
+        """Whether a direction may visit a token twice."""
+        return self.order is not None and bool(self.order.repeats)
+
+    @property
     def shared_input(self) -> bool:
         """Whether all directions read one u."""
         return self.u.dim() == 4

@@ -100,9 +100,7 @@ class _Chunks:
         self.decay = _decays(a.mT[..., None] - a.mT[..., None, :])
         self.weights = (self.C @ self.B.mT).unsqueeze(-3) * self.decay
 
-        total = a[..., -1, :].permute(0, 1, 3, 4, 2)  # over the chunks
-        sums = total[..., None].expand(*total.shape, self.count).tril().cumsum(-2)  # from each chunk to a later one
-        self.kept = _decays(F.pad(sums[..., :-1, :], (0, 0, 1, 0)))
+        self.kept = decays_between(a[..., -1, :].permute(0, 1, 3, 4, 2))
         ends = (self.B.mT @ (self.to_end[..., None] * self.added).flatten(-2)).unflatten(-1, self.u.shape[-2:])
         if args.initial is None:
             first = torch.zeros_like(ends[:, :, :1])
@@ -137,6 +135,17 @@ class _Chunks:
         if shift:
             rows = F.pad(rows[:, :-1], (0, 0, 0, 0, 1, 0))
         return scattered(rows, self.args.order, self.args.tokens)
+
+
+def decays_between(total: Tensor) -> Tensor:
+    """From the start of each chunk to that of each later one: (..., chunks) to (..., chunks, chunks).
+
+    Args:
+        total: the logarithm of each chunk's decay. Sums of it begin at their first chunk: differences of sums from the
+            sequence's start would lose digits.
+    """
+    sums = total[..., None].expand(*total.shape, total.shape[-1]).tril().cumsum(-2)
+    return _decays(F.pad(sums[..., :-1, :], (0, 0, 1, 0)))
 
 
 def _decays(sums: Tensor) -> Tensor:
