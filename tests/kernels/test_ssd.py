@@ -20,12 +20,12 @@ every_fast = pytest.mark.parametrize("backend", FAST, ids=lambda backend: backen
 
 
 def make_arguments(
-    batch: int = 2,
+    batch: int = 1,
     tokens: int = 70,
     directions: int = 2,
-    heads: int = 4,
+    heads: int = 2,
     channels: int = 16,
-    groups: int = 2,
+    groups: int = 1,
     state: int = 16,
     *,
     own_inputs: bool = False,
@@ -70,9 +70,9 @@ def holes_and_repeats(tokens: int = 70, directions: int = 2) -> Tensor:
 
 
 CASES = {
-    "raster": {},
+    "raster": {"batch": 2, "heads": 4, "groups": 2},
     "one step": {"tokens": 1},
-    "one head, one direction": {"directions": 1, "heads": 1, "groups": 1},
+    "one head, one direction": {"directions": 1, "heads": 1},
     "along an order": {"order": walks()},
     "holes and repeats": {"order": holes_and_repeats(), "own_inputs": True},
     "shifted along an order, merged": {"order": walks(), "shift": True, "merge": True},
@@ -80,9 +80,9 @@ CASES = {
     "own inputs, initial states": {"own_inputs": True, "initial": True},
     "initial states, shifted": {"initial": True, "shift": True},
     "several chunks": {"tokens": 200, "batch": 1, "merge": True, "initial": True},
-    "segments, shifted": {"tokens": 260, "batch": 1, "heads": 1, "groups": 1, "shift": True, "initial": True},
-    "odd sizes": {"channels": 7, "state": 5, "heads": 3, "groups": 1},
-    "blocks of channels": {"channels": 72, "state": 20, "heads": 1, "groups": 1},
+    "segments, shifted": {"tokens": 260, "batch": 1, "directions": 1, "heads": 1, "shift": True, "initial": True},
+    "odd sizes": {"channels": 7, "state": 5, "heads": 3},
+    "blocks of channels": {"channels": 72, "state": 20, "heads": 1},
 }
 
 
@@ -135,8 +135,8 @@ def test_the_adjoint_of_the_recurrence_is_that_of_autograd(case):
 
 
 def test_a_head_is_a_selective_scan_whose_channels_share_their_decay():
-    args = make_arguments(directions=2, groups=1, dtype=torch.float64, order=walks())
-    A = args.A[:, :, None, None].expand(2, 4, 16, 16).flatten(1, 2)
+    args = make_arguments(dtype=torch.float64, order=walks())
+    A = args.A[:, :, None, None].expand(2, 2, 16, 16).flatten(1, 2)
     delta, D, bias = (
         each[..., None].expand(*each.shape, 16).flatten(-2) for each in (args.delta, args.D, args.delta_bias)
     )
@@ -205,7 +205,7 @@ def test_compiles_and_has_shapes_on_the_meta_device():
         output_and_gradients(compiled, args, order=order), output_and_gradients(call, args, order=order), strict=True
     ):
         assert_close(one, want)
-    assert ssd(*make_arguments(device="meta")[:6]).shape == (2, 70, 2, 4, 16)
+    assert ssd(*make_arguments(device="meta")[:6]).shape == (1, 70, 2, 2, 16)
 
 
 def test_a_trace_for_other_programs_holds_no_operator_of_ours():
@@ -244,7 +244,7 @@ def test_shapes_that_do_not_fit_are_named(name):
 
 def test_other_wrong_arguments_are_named():
     args = make_arguments(initial=True)
-    with pytest.raises(ValueError, match=r"heads a multiple of groups; got .*heads=4, .*groups=3"):
+    with pytest.raises(ValueError, match=r"heads a multiple of groups; got .*heads=2, .*groups=3"):
         call(*args._replace(B=args.B[:, :, :, :1].expand(-1, -1, -1, 3, -1)).tensors())
     with pytest.raises(ValueError, match="shift leaves out what a token gives to itself, and D is that"):
         call(*args.tensors(), shift=True)
@@ -265,4 +265,4 @@ def test_the_reference_can_be_forced():
 
 @pytest.mark.gpu
 def test_the_gpu_chooses_the_kernel():
-    assert OP.choose(make_arguments(64, channels=64, state=64, device=DEVICE)).name == "triton"
+    assert OP.choose(make_arguments(device=DEVICE)).name == "triton"

@@ -237,7 +237,8 @@ class _Operands:
                 "HAS_BIAS": args.delta_bias is not None,
                 "SHIFT": int(args.shift),
                 "BY_STEP": args.repeats,
-                "NARROW": args.u.dtype == torch.bfloat16,
+                # Triton's interpreter would multiply the bits of bfloat16.
+                "NARROW": args.u.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
                 "PRECISION": "tf32x3" if args.u.dtype == torch.float32 else "tf32",
                 **switches,
             }
