@@ -218,39 +218,40 @@ def backward_kernel(
         step = chunk * LENGTH + l
         token = token_of(order, k, step, steps, HAS_ORDER)
         x, size, a, total = steps_of(delta, delta_token, shift, rate, token, step, steps)
+        row = row_of(order, k, step, steps, HAS_ORDER, BY_STEP)
+        B_rows, C_rows = load(B, token, B_token, n, state), load(C, token, C_token, n, state)
         u_rows = load(u, token, u_token, p, channels)
         dy_rows = load(dy, token_of(order, k, step + SHIFT, steps, HAS_ORDER), dy_token, p, channels)
-        B_rows, C_rows = load(B, token, B_token, n, state), load(C, token, C_token, n, state)
-        h = tl.load(saved + (own * chunks + chunk) * (BLOCK_N * BLOCK_P) + tile)
-        row = row_of(order, k, step, steps, HAS_ORDER, BY_STEP)
+
         decay = pair_decays(a, LENGTH)
         weights = product(C_rows, tl.trans(B_rows), NARROW, PRECISION) * decay
         dweights = product(dy_rows, tl.trans(u_rows), NARROW, PRECISION) * size[None, :]
+        pairs = tl.where(earlier, dweights * weights, 0.0)
+        da = tl.sum(pairs, 1) - tl.sum(pairs, 0)
+        dscores = dweights * decay
 
         read = product(B_rows, dh, NARROW, PRECISION) * tl.exp2(total - a)[:, None]
+        from_step = size * tl.sum(read * u_rows.to(tl.float32), 1)
         dadded = product(tl.trans(weights), dy_rows, NARROW, PRECISION) + read
+        dsize = tl.sum(dadded * u_rows.to(tl.float32), 1)
         du_rows = size[:, None] * dadded
         if HAS_D:
             du_rows += tl.load(D + k * heads + head) * dy_rows.to(tl.float32)
             dD += tl.sum(dy_rows.to(tl.float32) * u_rows.to(tl.float32))
         store(du, row, row_size * channels, p, channels, du_rows)
 
-        u_wide = u_rows.to(tl.float32)
-        dscores = dweights * decay
-        given = (size * tl.exp2(total - a))[:, None]
-        at_start = tl.exp2(a)[:, None] * product(dy_rows, tl.trans(h), NARROW, PRECISION)
-        store(dC, row, state_row, n, state, product(dscores, B_rows, NARROW, PRECISION) + at_start)
-        dB_rows = product(tl.trans(dscores), C_rows, NARROW, PRECISION)
-        dB_rows += given * product(u_rows, tl.trans(dh), NARROW, PRECISION)
+        dB_rows = product(u_rows, tl.trans(dh), NARROW, PRECISION) * (size * tl.exp2(total - a))[:, None]
+        dB_rows += product(tl.trans(dscores), C_rows, NARROW, PRECISION)
         store(dB, row, state_row, n, state, dB_rows)
 
-        pairs = tl.where(earlier, dweights * weights, 0.0)
-        from_step = size * tl.sum(read * u_wide, 1)
-        da = tl.sum(pairs, 1) - tl.sum(pairs, 0) - from_step + tl.sum(at_start * C_rows.to(tl.float32), 1)
+        h = tl.load(saved + (own * chunks + chunk) * (BLOCK_N * BLOCK_P) + tile)
+        at_start = product(dy_rows, tl.trans(h), NARROW, PRECISION) * tl.exp2(a)[:, None]
+        store(dC, row, state_row, n, state, product(dscores, B_rows, NARROW, PRECISION) + at_start)
+
         last = tl.sum(from_step, 0) + tl.exp2(total) * tl.sum(dh * h.to(tl.float32))
-        drate = tl.cumsum(da + tl.where(l == LENGTH - 1, last, 0.0), 0, reverse=True)
-        dx = (tl.sum(dadded * u_wide, 1) + rate / LOG2_E * drate) * sigmoid(x)
-        dx = tl.where(step < steps, dx, 0.0)
+        da += tl.sum(at_start * C_rows.to(tl.float32), 1) - from_step + tl.where(l == LENGTH - 1, last, 0.0)
+        drate = tl.cumsum(da, 0, reverse=True)
+        dx = tl.where(step < steps, (dsize + rate / LOG2_E * drate) * sigmoid(x), 0.0)
         tl.store(ddelta + row * row_size, dx.to(ddelta.dtype.element_ty), mask=row >= 0)
         dA += tl.sum(size * drate, 0)
         dbias += tl.sum(dx, 0)
