@@ -49,7 +49,9 @@ class Compiled:
     def launch(self, *args: Any, **named: Any) -> None:
         given = {**dict(zip(self.arg_names, args, strict=False)), **named}
         options = {name: given.pop(name) for name in list(given) if name not in self.arg_names}
-        assert set(options) <= {"num_warps"}, f"{self.kernel.fn.__name__} has no parameters {sorted(options)}"
+        assert set(options) <= {"num_warps", "num_stages", "maxnreg"}, (
+            f"{self.kernel.fn.__name__} has no parameters {sorted(options)}"
+        )
         constant = {parameter.name for parameter in self.kernel.params if parameter.is_constexpr}
         constants = {name: value for name, value in given.items() if name in constant or value is None}
         types = {

@@ -124,6 +124,20 @@ def test_output_and_every_gradient_are_those_of_the_recurrence_in_float64(case, 
             assert_close(one.cpu(), want, name, tolerance=TOLERANCE[dtype] * (5 if name == "A" else 1))
 
 
+@pytest.mark.parametrize("case", ["along an order", "shifted along an order, merged"])
+def test_one_program_merges_all_directions_where_programs_are_many(case, monkeypatch):
+    backend = next(backend for backend in FAST if backend.name == "triton")
+    args = make_arguments(**{**CASES[case], "merge": True}, device=device_of(backend))
+    require(backend, args)
+    gradient = gradient_for(args)
+    apart = run_backend(backend, args, gradient)
+    monkeypatch.setattr("vssm_kernels.ssd.triton_fused.PROGRAMS", 1)
+    together = run_backend(backend, args, gradient)
+    for name, one, other in zip(("output", *NAMES), (together[0], *together[1]), (apart[0], *apart[1]), strict=True):
+        if other is not None:
+            assert_close(one, other, name)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_adjoint_of_the_recurrence_is_that_of_autograd(case):
     args = make_arguments(**CASES[case], dtype=torch.float64)

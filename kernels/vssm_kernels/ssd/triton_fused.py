@@ -32,12 +32,14 @@ try:
 except ImportError:  # why_no_triton reports it
     triton = None
 
-LENGTH = 64  # steps of a chunk
+# Steps of a chunk: long ones walk faster, and the backward spills less in short ones.
+LENGTH, LONG_LENGTH, LONG_STEPS = 32, 64, 256
 PROGRAMS = 528  # fill a large GPU: with fewer, sequences are cut into segments
 STATES = 256  # the largest state
 
 
 class _Tile(NamedTuple):
+    steps: int  # of a chunk
     block_n: int
     block_p: int
     blocks: int
@@ -46,24 +48,25 @@ class _Tile(NamedTuple):
     segments: int
 
     @classmethod
-    def of(cls, args: SSDArguments) -> _Tile:
+    def of(cls, args: SSDArguments, backward_follows: bool) -> _Tile:
+        steps = LENGTH if backward_follows or args.steps <= LONG_STEPS else LONG_LENGTH
         block_n, block_p = (max(16, 1 << (size - 1).bit_length()) for size in (args.state, args.channels))
         block_p = min(block_p, 64 if block_n <= 128 else 32)
-        blocks, chunks = cdiv(args.channels, block_p), cdiv(args.steps, LENGTH)
+        blocks, chunks = cdiv(args.channels, block_p), cdiv(args.steps, steps)
         programs = args.batch * args.directions * args.heads * blocks
         segments = max(1, min(PROGRAMS // max(programs, 1), chunks // 2))
         length = cdiv(chunks, segments)
-        return cls(block_n, block_p, blocks, chunks, length, cdiv(chunks, length))
+        return cls(steps, block_n, block_p, blocks, chunks, length, cdiv(chunks, length))
 
     @property
     def options(self) -> dict[str, int]:
         warps = 8 if self.block_n > 64 else 4
-        return {"LENGTH": LENGTH, "BLOCK_N": self.block_n, "BLOCK_P": self.block_p, "num_warps": warps}
+        return {"LENGTH": self.steps, "BLOCK_N": self.block_n, "BLOCK_P": self.block_p, "num_warps": warps}
 
 
 def saves(args: SSDArguments) -> tuple[tuple[int, ...], torch.dtype]:
     """The state before each chunk, in the dtype in which products read it."""
-    tile = _Tile.of(args)
+    tile = _Tile.of(args, backward_follows=True)
     dtype = torch.bfloat16 if args.u.dtype == torch.bfloat16 else torch.float32
     walks = (args.batch, args.directions, args.heads, tile.blocks)
     return (*walks, tile.chunks, tile.block_n, tile.block_p), dtype
@@ -71,22 +74,22 @@ def saves(args: SSDArguments) -> tuple[tuple[int, ...], torch.dtype]:
 
 def duality(args: SSDArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
     """The output, and the states that are saved for the backward; see `saves`."""
-    operands = _Operands(args)
+    operands = _Operands(args, backward_follows=save)
     y, saved = _run_forward(operands, save)
-    y = operands.of_tokens(y, args.u.dtype)
-    return (_summed(y) if args.merge else y), saved
+    return operands.of_tokens(y, args.u.dtype, merge=args.merge), saved
 
 
 def duality_backward(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of `args.tensors()`, with the states that `duality` saved, or after walking forwards once more."""
-    operands = _Operands(args, args.per_direction(gradient))
+    operands = _Operands(args, True, args.per_direction(gradient))
     tile = operands.tile
     shape, _ = saves(args)
     saved = args.states
     if saved is None or saved.shape != shape:  # saved by another backend: ignored
         _, saved = _run_forward(operands, save=True)
     dends = _carried(operands, adjoint=True) if tile.segments > 1 else saved
-    du = operands.rows((), (args.heads, args.channels), like=args.u)
+    merge = args.shared_input and operands.merges
+    du = operands.rows((), (args.heads, args.channels), like=args.u, merge=merge)
     ddelta = operands.rows((tile.blocks,), (args.heads,), like=args.delta if tile.blocks == 1 else None)
     shares_of_group = args.heads // args.groups * tile.blocks
     dB, dC = (operands.rows((shares_of_group,), args.B.shape[3:], like=each) for each in (args.B, args.C))
@@ -97,15 +100,14 @@ def duality_backward(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | Non
     operands.launch(
         kernels.backward_kernel,
         {**tensors, "dstart": dstart, "shares": shares},
-        {"HAS_END": tile.segments > 1, "HAS_START": args.initial is not None},
+        {"HAS_END": tile.segments > 1, "HAS_START": args.initial is not None, "MERGE": merge},
     )
     dA, dD, dbias = shares.sum((0, 3, 4)).unbind(-1)
-    du = operands.of_tokens(du, args.u.dtype)
     dinitial = None
     if args.initial is not None:  # (batch, directions, heads, blocks, state, channels of the block)
         dinitial = dstart.movedim(4, -1).flatten(3, 4)[..., : args.channels, : args.state]
     return args.cast(
-        _summed(du) if args.shared_input else du,
+        operands.of_tokens(du, args.u.dtype, merge=args.shared_input),
         operands.of_tokens(_sum_of_shares(ddelta, args.delta.dtype), args.delta.dtype),
         dA,
         operands.of_tokens(_sum_of_shares(dB, args.B.dtype), args.B.dtype),
@@ -120,7 +122,8 @@ def _run_forward(operands: _Operands, save: bool) -> tuple[Tensor, Tensor | None
     args, tile = operands.args, operands.tile
     shape, dtype = saves(args)
     saved = torch.empty(shape, dtype=dtype, device=args.device) if save else None
-    y = operands.rows((), (args.heads, args.channels), like=args.u)
+    merge = args.merge and operands.merges
+    y = operands.rows((), (args.heads, args.channels), like=args.u, merge=merge)
     if tile.segments > 1:
         starts = _carried(operands)
     else:
@@ -128,7 +131,7 @@ def _run_forward(operands: _Operands, save: bool) -> tuple[Tensor, Tensor | None
     operands.launch(
         kernels.forward_kernel,
         {"starts": starts, "y": y, "saved": args.A if saved is None else saved},
-        {"HAS_START": tile.segments > 1 or args.initial is not None, "SAVE": save},
+        {"HAS_START": tile.segments > 1 or args.initial is not None, "SAVE": save, "MERGE": merge},
     )
     return y, saved
 
@@ -158,11 +161,6 @@ def _as_tiles(initial: Tensor, tile: _Tile) -> Tensor:
     return filled.unflatten(-2, (tile.blocks, 1, tile.block_p)).mT.contiguous()
 
 
-def _summed(y: Tensor) -> Tensor:
-    """(batch, tokens, directions, heads, channels), summed over the directions."""
-    return sum_directions(y.flatten(3)).unflatten(2, y.shape[3:])
-
-
 def _sum_of_shares(shares: Tensor, dtype: torch.dtype) -> Tensor:
     return shares[0] if len(shares) == 1 else sum_blocks(shares, dtype)
 
@@ -170,8 +168,8 @@ def _sum_of_shares(shares: Tensor, dtype: torch.dtype) -> Tensor:
 class _Operands:
     """What every kernel takes of the arguments: tensors by the kernels' names, sizes, strides and switches."""
 
-    def __init__(self, args: SSDArguments, gradient: Tensor | None = None):
-        self.args, self.tile = args, _Tile.of(args)
+    def __init__(self, args: SSDArguments, backward_follows: bool, gradient: Tensor | None = None):
+        self.args, self.tile = args, _Tile.of(args, backward_follows)
         rows = {"u": args.u, "delta": args.delta, "B": args.B, "C": args.C}
         if gradient is not None:
             rows["dy"] = gradient
@@ -186,21 +184,28 @@ class _Operands:
         }
         # Tokens that are visited twice have a row for each visit, which are added up.
         self.row_count = args.steps if args.repeats else args.tokens
+        # Whether one program may walk all directions, and add to what it wrote before.
+        whole = args.order is None or args.order.writes_each_row_once
+        self.merges = bool(whole) and args.batch * args.heads * self.tile.blocks >= PROGRAMS
 
-    def rows(self, before: tuple[int, ...], after: tuple[int, ...], like: Tensor | None) -> Tensor:
-        """Memory for (*before, batch, rows, directions, *after)."""
+    def rows(self, before: tuple[int, ...], after: tuple[int, ...], like: Tensor | None, merge: bool = False) -> Tensor:
+        """Memory for (*before, batch, rows, directions, *after), without the directions where programs merge them."""
         args = self.args
-        shape = (*before, args.batch, self.row_count, args.directions, *after)
+        shape = (*before, args.batch, self.row_count, *(() if merge else (args.directions,)), *after)
         dtype = torch.float32 if like is None or args.repeats else like.dtype
         return output_rows(args.order, shape, dtype, args.device)
 
-    def of_tokens(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """(batch, rows, directions, ...) as (batch, tokens, directions, ...)."""
+    def of_tokens(self, rows: Tensor, dtype: torch.dtype, merge: bool = False) -> Tensor:
+        """(batch, rows, directions, ...) as (batch, tokens, directions, ...), or with merge without the directions."""
+        rows = self._added_up(rows, dtype) if self.args.repeats else rows
+        if merge and rows.dim() == 5:  # else the programs have merged them
+            return sum_directions(rows.flatten(3)).unflatten(2, rows.shape[3:])
+        return rows
+
+    def _added_up(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         args = self.args
-        if not args.repeats:
-            return rows
         token = args.order.table.long()
-        batch, direction = (torch.arange(size, device=args.device) for size in rows.shape[::2][:2])
+        batch, direction = (torch.arange(size, device=args.device) for size in (args.batch, args.directions))
         sums = rows.new_zeros(args.batch, args.directions, args.tokens + 1, *rows.shape[3:])
         places = batch[:, None, None], direction[:, None], torch.where(token < 0, args.tokens, token)
         sums.index_put_(places, rows.transpose(1, 2), accumulate=True)  # on a GPU in a fixed order
@@ -218,6 +223,8 @@ class _Operands:
         known = {name: self.tensors[read_as.get(name, name)] for name in self.tensors if name in kernel.arg_names}
 
         def others() -> dict[str, Any]:
+            strides = _strides(known)
+            longest = max(math.prod(args.row_shape[2:]), *(strides[name] for name in strides if "token" in name))
             given = {
                 "steps": args.steps,
                 "rows": self.row_count,
@@ -231,12 +238,13 @@ class _Operands:
                 "chunks": tile.chunks,
                 "length": tile.length,
                 "segments": tile.segments,
-                **_strides(known),
+                **strides,
                 "HAS_ORDER": args.order is not None,
                 "HAS_D": args.D is not None,
                 "HAS_BIAS": args.delta_bias is not None,
                 "SHIFT": int(args.shift),
                 "BY_STEP": args.repeats,
+                "WIDE": self.row_count * longest >= 2**31,
                 # Triton's interpreter would multiply the bits of bfloat16.
                 "NARROW": args.u.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
                 "PRECISION": "tf32x3" if args.u.dtype == torch.float32 else "tf32",
@@ -245,7 +253,8 @@ class _Operands:
             return {name: value for name, value in given.items() if name in kernel.arg_names} | tile.options
 
         key = (args.groups, args.order is None, args.D is None, args.delta_bias is None, args.shift, args.repeats, tile)
-        grid = (args.batch * args.directions * args.heads * tile.blocks * tile.segments,)
+        walks = args.batch if switches.get("MERGE") else args.batch * args.directions
+        grid = (walks * args.heads * tile.blocks * tile.segments,)
         if args.batch:
             tensors = known | tensors
             launch(kernel, grid, (*signature(*tensors.values()), key, *switches.items()), tensors, others)
