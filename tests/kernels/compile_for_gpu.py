@@ -117,8 +117,8 @@ def run_ssd(batch: int, tokens: int, dtype: torch.dtype, *, order: bool = False,
     D = None if order else per_head
     args = SSDArguments(u, delta, per_head, B, C, D, per_head, start, order=table, shift=order, merge=order)
     for save in (False, True):
-        y, saved = ssd.duality(args, save)
-        ssd.duality_backward(args.for_backward(saved), y)
+        y, saved = ssd.BACKEND.forward(args, save)
+        ssd.BACKEND.backward(args.for_backward(saved), y)
 
 
 def main() -> None:

@@ -69,8 +69,8 @@ def ssd(
     >>> ssd(u, delta, A, B, C, order=both_ways, merge=True).shape
     torch.Size([2, 6, 4, 8])
     """
-    args = SSDArguments(u, delta, A, B, C, D, delta_bias, initial, shift=shift, merge=merge)
-    args.check()
-    if order is not None:
+    args = SSDArguments(u, delta, A, B, C, D, delta_bias, initial, None, order, shift, merge)
+    if isinstance(order, Tensor):
+        args.check()
         args = args._replace(order=as_scan_table(order, args.directions, args.tokens, u.device))
     return OP(args)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vssm_kernels.orders import ScanTable
+from vssm_kernels.orders import ScanTable, as_scan_table
 
 
 class SSDArguments(NamedTuple):
@@ -158,3 +158,5 @@ class SSDArguments(NamedTuple):
                 raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
             if tensor.device != u.device:
                 raise ValueError(f"{name} is on {tensor.device} but u on {u.device}; move both to one device")
+        if isinstance(self.order, ScanTable):
+            as_scan_table(self.order, directions, tokens, delta.device)

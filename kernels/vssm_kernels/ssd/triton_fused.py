@@ -10,8 +10,7 @@ states could leave its range, they are TF32, with as many digits; of float32, th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.direction_sum import sum_blocks, sum_directions
-from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.orders import output_rows
 from vssm_kernels.saturation import saturate
 from vssm_kernels.ssd.arguments import SSDArguments
@@ -72,86 +71,209 @@ def saves(args: SSDArguments) -> tuple[tuple[int, ...], torch.dtype]:
     return (*walks, tile.chunks, tile.block_n, tile.block_p), dtype
 
 
-def duality(args: SSDArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+def plan_duality(args: SSDArguments, save: bool) -> Callable[[SSDArguments], tuple[Tensor, Tensor | None]]:
     """The output, and the states that are saved for the backward; see `saves`."""
-    operands = _Operands(args, backward_follows=save)
-    y, saved = _run_forward(operands, save)
-    return operands.of_tokens(y, args.u.dtype, merge=args.merge), saved
+    walk = _plan_forward(args, _Plan(args, backward_follows=save), save)
+
+    def run(args: SSDArguments) -> tuple[Tensor, Tensor | None]:
+        y, saved = walk(args, _tensors(args))
+        return _of_tokens(y, args, args.u.dtype, merge=args.merge), saved
+
+    return run
 
 
-def duality_backward(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of `args.tensors()`, with the states that `duality` saved, or after walking forwards once more."""
-    operands = _Operands(args, True, args.per_direction(gradient))
-    tile = operands.tile
-    shape, _ = saves(args)
-    saved = args.states
-    if saved is None or saved.shape != shape:  # saved by another backend: ignored
-        _, saved = _run_forward(operands, save=True)
-    dends = _carried(operands, adjoint=True) if tile.segments > 1 else saved
-    merge = args.shared_input and operands.merges
-    du = operands.rows((), (args.heads, args.channels), like=args.u, merge=merge)
-    ddelta = operands.rows((tile.blocks,), (args.heads,), like=args.delta if tile.blocks == 1 else None)
-    shares_of_group = args.heads // args.groups * tile.blocks
-    dB, dC = (operands.rows((shares_of_group,), args.B.shape[3:], like=each) for each in (args.B, args.C))
-    floats = {"dtype": torch.float32, "device": args.device}
-    dstart = torch.empty(shape[:4] + shape[5:], **floats) if args.initial is not None else saved
-    shares = torch.empty((*shape[:4], tile.segments, 3), **floats)
-    tensors = {"dends": dends, "saved": saved, "du": du, "ddelta": ddelta, "dB": dB, "dC": dC}
-    operands.launch(
+def plan_duality_backward(args: SSDArguments, gradient: Tensor) -> Callable[[SSDArguments, Tensor], tuple]:
+    """Gradients of `args.tensors()`, with the states that the forward saved, or after walking forwards once more."""
+    plan, floats = _Plan(args, True, _rows(args.per_direction(gradient))), {"dtype": torch.float32}
+    tile, (shape, _) = plan.tile, saves(args)
+    saved_here = args.states is not None and args.states.shape == shape  # else by another backend: ignored
+    walk = None if saved_here else _plan_forward(args, plan, save=True)
+    carry = _plan_carry(args, plan, adjoint=True) if tile.segments > 1 else None
+    merge = args.shared_input and plan.merges
+    launch = Launcher(
         kernels.backward_kernel,
-        {**tensors, "dstart": dstart, "shares": shares},
-        {"HAS_END": tile.segments > 1, "HAS_START": args.initial is not None, "MERGE": merge},
+        plan.grid(merge),
+        **plan.numbers_for(kernels.backward_kernel),
+        HAS_END=carry is not None,
+        HAS_START=args.initial is not None,
+        MERGE=merge,
+        **tile.options,
     )
-    dA, dD, dbias = shares.sum((0, 3, 4)).unbind(-1)
-    dinitial = None
-    if args.initial is not None:  # (batch, directions, heads, blocks, state, channels of the block)
-        dinitial = dstart.movedim(4, -1).flatten(3, 4)[..., : args.channels, : args.state]
-    return args.cast(
-        operands.of_tokens(du, args.u.dtype, merge=args.shared_input),
-        operands.of_tokens(_sum_of_shares(ddelta, args.delta.dtype), args.delta.dtype),
-        dA,
-        operands.of_tokens(_sum_of_shares(dB, args.B.dtype), args.B.dtype),
-        operands.of_tokens(_sum_of_shares(dC, args.C.dtype), args.C.dtype),
-        dD,
-        dbias,
-        dinitial,
-    )
+    shares_of_group = args.heads // args.groups * tile.blocks
+
+    def run(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, dy = _tensors(args), _rows(args.per_direction(gradient))
+        u, delta, B, C, *of_heads = tensors
+        saved = args.states if walk is None else walk(args, tensors)[1]
+        dends = saved if carry is None else carry(args, (dy, delta, C, B, *of_heads))
+        du = plan.rows(args, (), (args.heads, args.channels), like=args.u, merge=merge)
+        ddelta = plan.rows(args, (tile.blocks,), (args.heads,), like=args.delta if tile.blocks == 1 else None)
+        dB, dC = (plan.rows(args, (shares_of_group,), args.B.shape[3:], like=each) for each in (args.B, args.C))
+        dstart, shares = saved, torch.empty((*shape[:4], tile.segments, 3), device=args.device, **floats)
+        if args.initial is not None:
+            dstart = torch.empty(shape[:4] + shape[5:], device=args.device, **floats)
+        if args.batch:
+            launch(u, delta, B, C, dy, *of_heads, dends, saved, du, ddelta, dB, dC, dstart, shares)
+        dA, dD, dbias = shares.sum((0, 3, 4)).unbind(-1)
+        ddelta, dB, dC = (
+            _of_tokens(_sum_of_shares(each, torch.float32 if args.repeats else like.dtype), args, like.dtype)
+            for each, like in ((ddelta, args.delta), (dB, args.B), (dC, args.C))
+        )
+        dinitial = None
+        if args.initial is not None:  # (batch, directions, heads, blocks, state, channels of the block)
+            dinitial = dstart.movedim(4, -1).flatten(3, 4)[..., : args.channels, : args.state]
+        du = _of_tokens(du, args, args.u.dtype, merge=args.shared_input)
+        return args.cast(du, ddelta, dA, dB, dC, dD, dbias, dinitial)
+
+    return run
 
 
-def _run_forward(operands: _Operands, save: bool) -> tuple[Tensor, Tensor | None]:
-    args, tile = operands.args, operands.tile
+# u, delta, B, C, A, D, the bias and the order's table, which every kernel takes first; where one is absent its pointer
+# is that of another, which the kernel does not follow.
+_Tensors = tuple[Tensor, ...]
+_Walk = Callable[[SSDArguments, _Tensors], Any]
+
+
+def _plan_forward(args: SSDArguments, plan: _Plan, save: bool) -> _Walk:
+    """What programs write, in rows, and the states that are saved."""
     shape, dtype = saves(args)
-    saved = torch.empty(shape, dtype=dtype, device=args.device) if save else None
-    merge = args.merge and operands.merges
-    y = operands.rows((), (args.heads, args.channels), like=args.u, merge=merge)
-    if tile.segments > 1:
-        starts = _carried(operands)
-    else:
-        starts = _as_tiles(args.initial, tile) if args.initial is not None else args.A
-    operands.launch(
+    carry = _plan_carry(args, plan) if plan.tile.segments > 1 else None
+    merge, tile = args.merge and plan.merges, plan.tile
+    launch = Launcher(
         kernels.forward_kernel,
-        {"starts": starts, "y": y, "saved": args.A if saved is None else saved},
-        {"HAS_START": tile.segments > 1 or args.initial is not None, "SAVE": save, "MERGE": merge},
+        plan.grid(merge),
+        **plan.numbers_for(kernels.forward_kernel),
+        HAS_START=carry is not None or args.initial is not None,
+        SAVE=save,
+        MERGE=merge,
+        **tile.options,
     )
-    return y, saved
+
+    def run(args: SSDArguments, tensors: _Tensors) -> tuple[Tensor, Tensor | None]:
+        starts = tensors[4]
+        if carry is not None:
+            starts = carry(args, tensors)
+        elif args.initial is not None:
+            starts = _as_tiles(args.initial, tile)
+        saved = torch.empty(shape, dtype=dtype, device=args.device) if save else None
+        y = plan.rows(args, (), (args.heads, args.channels), like=args.u, merge=merge)
+        if args.batch:
+            launch(*tensors, starts, y, starts if saved is None else saved)
+        return y, saved
+
+    return run
 
 
-def _carried(operands: _Operands, adjoint: bool = False) -> Tensor:
-    """The state that every segment starts from; adjoint, the gradient of the one that it ends in."""
-    args, tile = operands.args, operands.tile
-    walks = (args.batch, args.directions, args.heads, tile.blocks, tile.segments)
-    ends = torch.empty((*walks, tile.block_n, tile.block_p), dtype=torch.float32, device=args.device)
-    totals = torch.empty(walks, dtype=torch.float32, device=args.device)
-    # Adjoint it is the same walk, from the end, of the output's gradient in place of u and C in place of B.
-    read_as = {"u": "dy", "B": "C"} if adjoint else {}
-    switches = {"ADJOINT": adjoint, "SHIFT": int(args.shift and adjoint)}
-    operands.launch(kernels.ends_kernel, {"ends": ends, "totals": totals}, switches, read_as)
-    kept = decays_between(totals * math.log(2))
+def _plan_carry(args: SSDArguments, plan: _Plan, adjoint: bool = False) -> _Walk:
+    """The state that every segment starts from. Adjoint, given the output's gradient in place of u and C in place of B,
+    it is the same walk from the end: the gradient of the state that every segment ends in."""
+    tile, walks = plan.tile, (args.batch, args.directions, args.heads, plan.tile.blocks, plan.tile.segments)
+    numbers = dict(plan.numbers)
     if adjoint:
-        before = (kept.mT @ ends.flatten(-2)).view_as(ends)
-        return torch.cat([before[..., 1:, :, :], torch.zeros_like(before[..., :1, :, :])], -3)
-    first = torch.zeros_like(ends[..., :1, :, :]) if args.initial is None else _as_tiles(args.initial, tile)
-    return (kept @ torch.cat([first, ends[..., :-1, :, :]], -3).flatten(-2)).view_as(ends)
+        for name, other in (("u", "dy"), ("B", "C")):
+            for key in [key for key in numbers if key.startswith(f"{name}_")]:
+                numbers[key] = numbers[other + key[1:]]
+    numbers |= {"SHIFT": numbers["SHIFT"] if adjoint else 0, "ADJOINT": adjoint}
+    numbers = {name: number for name, number in numbers.items() if name in kernels.ends_kernel.arg_names}
+    launch = Launcher(kernels.ends_kernel, plan.grid(False), **numbers, **tile.options)
+
+    def run(args: SSDArguments, tensors: _Tensors) -> Tensor:
+        u, delta, B, _, A, _, bias, order = tensors
+        ends = torch.empty((*walks, tile.block_n, tile.block_p), dtype=torch.float32, device=args.device)
+        totals = torch.empty(walks, dtype=torch.float32, device=args.device)
+        if args.batch:
+            launch(u, delta, B, A, bias, order, ends, totals)
+        kept = decays_between(totals * math.log(2))
+        if adjoint:
+            before = (kept.mT @ ends.flatten(-2)).view_as(ends)
+            return torch.cat([before[..., 1:, :, :], torch.zeros_like(before[..., :1, :, :])], -3)
+        first = torch.zeros_like(ends[..., :1, :, :]) if args.initial is None else _as_tiles(args.initial, tile)
+        return (kept @ torch.cat([first, ends[..., :-1, :, :]], -3).flatten(-2)).view_as(ends)
+
+    return run
+
+
+class _Plan:
+    """How programs are cut for arguments of one kind, and the numbers that kernels take: sizes, strides, switches."""
+
+    def __init__(self, args: SSDArguments, backward_follows: bool, gradient: Tensor | None = None):
+        self.tile = _Tile.of(args, backward_follows)
+        self.walks = args.batch, args.directions
+        self.programs = args.heads * self.tile.blocks * self.tile.segments  # of a walk
+        # Tokens that are visited twice have a row for each visit, which are added up.
+        self.row_count = args.steps if args.repeats else args.tokens
+        # Whether one program may walk all directions, and add to what it wrote before.
+        whole = args.order is None or args.order.writes_each_row_once
+        self.merges = bool(whole) and args.batch * args.heads * self.tile.blocks >= PROGRAMS
+        self.numbers = self._numbers(args, gradient)
+
+    def grid(self, merge: bool) -> tuple[int]:
+        batch, directions = self.walks
+        return ((batch if merge else batch * directions) * self.programs,)
+
+    def numbers_for(self, kernel: Any) -> dict[str, Any]:
+        return {name: number for name, number in self.numbers.items() if name in kernel.arg_names}
+
+    def rows(
+        self,
+        args: SSDArguments,
+        before: tuple[int, ...],
+        after: tuple[int, ...],
+        like: Tensor | None,
+        merge: bool = False,
+    ) -> Tensor:
+        """Memory for (*before, batch, rows, directions, *after), without the directions where programs merge them."""
+        shape = (*before, args.batch, self.row_count, *(() if merge else (args.directions,)), *after)
+        dtype = torch.float32 if like is None or args.repeats else like.dtype
+        return output_rows(args.order, shape, dtype, args.device)
+
+    def _numbers(self, args: SSDArguments, gradient: Tensor | None) -> dict[str, Any]:
+        tile, strides = self.tile, {}
+        rows = {"u": _rows(args.u), "delta": args.delta, "B": _rows(args.B), "C": _rows(args.C), "dy": gradient}
+        for name, tensor in rows.items():
+            if tensor is not None:
+                # From batch to batch, token to token, direction to direction, and head to head or group to group.
+                steps = list(tensor.stride()[:4])
+                if name == "u" and args.shared_input:
+                    steps = [*steps[:2], 0, steps[2]]
+                names = ("batch", "token", "direction", "group" if name in "BC" else "head")
+                strides |= {f"{name}_{of}": step for of, step in zip(names, steps, strict=True)}
+        longest = max(math.prod(args.row_shape[2:]), *(step for name, step in strides.items() if "token" in name))
+        return {
+            "steps": args.steps,
+            "rows": self.row_count,
+            "batch": args.batch,
+            "directions": args.directions,
+            "heads": args.heads,
+            "channels": args.channels,
+            "state": args.state,
+            "per_group": args.heads // args.groups,
+            "blocks": tile.blocks,
+            "chunks": tile.chunks,
+            "length": tile.length,
+            "segments": tile.segments,
+            **strides,
+            "HAS_ORDER": args.order is not None,
+            "HAS_D": args.D is not None,
+            "HAS_BIAS": args.delta_bias is not None,
+            "SHIFT": int(args.shift),
+            "BY_STEP": args.repeats,
+            "WIDE": self.row_count * longest >= 2**31,
+            # Triton's interpreter would multiply the bits of bfloat16.
+            "NARROW": args.u.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
+            "PRECISION": "tf32x3" if args.u.dtype == torch.float32 else "tf32",
+        }
+
+
+def _tensors(args: SSDArguments) -> _Tensors:
+    A = args.A.float().contiguous()
+    D, bias = (A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
+    order = A if args.order is None else args.order.table
+    return _rows(args.u), args.delta, _rows(args.B), _rows(args.C), A, D, bias, order
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _as_tiles(initial: Tensor, tile: _Tile) -> Tensor:
@@ -165,111 +287,18 @@ def _sum_of_shares(shares: Tensor, dtype: torch.dtype) -> Tensor:
     return shares[0] if len(shares) == 1 else sum_blocks(shares, dtype)
 
 
-class _Operands:
-    """What every kernel takes of the arguments: tensors by the kernels' names, sizes, strides and switches."""
-
-    def __init__(self, args: SSDArguments, backward_follows: bool, gradient: Tensor | None = None):
-        self.args, self.tile = args, _Tile.of(args, backward_follows)
-        rows = {"u": args.u, "delta": args.delta, "B": args.B, "C": args.C}
-        if gradient is not None:
-            rows["dy"] = gradient
-        A = args.A.float().contiguous()
-        D, bias = (A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
-        self.tensors = {
-            **{name: t if name == "delta" or t.stride(-1) == 1 else t.contiguous() for name, t in rows.items()},
-            "A": A,
-            "D": D,
-            "bias": bias,
-            "order": A if args.order is None else args.order.table,  # a pointer that is not followed
-        }
-        # Tokens that are visited twice have a row for each visit, which are added up.
-        self.row_count = args.steps if args.repeats else args.tokens
-        # Whether one program may walk all directions, and add to what it wrote before.
-        whole = args.order is None or args.order.writes_each_row_once
-        self.merges = bool(whole) and args.batch * args.heads * self.tile.blocks >= PROGRAMS
-
-    def rows(self, before: tuple[int, ...], after: tuple[int, ...], like: Tensor | None, merge: bool = False) -> Tensor:
-        """Memory for (*before, batch, rows, directions, *after), without the directions where programs merge them."""
-        args = self.args
-        shape = (*before, args.batch, self.row_count, *(() if merge else (args.directions,)), *after)
-        dtype = torch.float32 if like is None or args.repeats else like.dtype
-        return output_rows(args.order, shape, dtype, args.device)
-
-    def of_tokens(self, rows: Tensor, dtype: torch.dtype, merge: bool = False) -> Tensor:
-        """(batch, rows, directions, ...) as (batch, tokens, directions, ...), or with merge without the directions."""
-        rows = self._added_up(rows, dtype) if self.args.repeats else rows
-        if merge and rows.dim() == 5:  # else the programs have merged them
-            return sum_directions(rows.flatten(3)).unflatten(2, rows.shape[3:])
-        return rows
-
-    def _added_up(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        args = self.args
+def _of_tokens(rows: Tensor, args: SSDArguments, dtype: torch.dtype, merge: bool = False) -> Tensor:
+    """(batch, rows, directions, ...) as (batch, tokens, directions, ...), or with merge without the directions."""
+    if args.repeats:
         token = args.order.table.long()
         batch, direction = (torch.arange(size, device=args.device) for size in (args.batch, args.directions))
         sums = rows.new_zeros(args.batch, args.directions, args.tokens + 1, *rows.shape[3:])
         places = batch[:, None, None], direction[:, None], torch.where(token < 0, args.tokens, token)
         sums.index_put_(places, rows.transpose(1, 2), accumulate=True)  # on a GPU in a fixed order
-        return saturate(sums[:, :, :-1].transpose(1, 2).contiguous(), dtype)
-
-    def launch(
-        self,
-        kernel: Any,
-        tensors: dict[str, Tensor],
-        switches: dict[str, int],
-        read_as: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        """With tensors and switches of its own; `read_as` names what the kernel reads in place of others."""
-        args, tile = self.args, self.tile
-        known = {name: self.tensors[read_as.get(name, name)] for name in self.tensors if name in kernel.arg_names}
-
-        def others() -> dict[str, Any]:
-            strides = _strides(known)
-            longest = max(math.prod(args.row_shape[2:]), *(strides[name] for name in strides if "token" in name))
-            given = {
-                "steps": args.steps,
-                "rows": self.row_count,
-                "batch": args.batch,
-                "directions": args.directions,
-                "heads": args.heads,
-                "channels": args.channels,
-                "state": args.state,
-                "per_group": args.heads // args.groups,
-                "blocks": tile.blocks,
-                "chunks": tile.chunks,
-                "length": tile.length,
-                "segments": tile.segments,
-                **strides,
-                "HAS_ORDER": args.order is not None,
-                "HAS_D": args.D is not None,
-                "HAS_BIAS": args.delta_bias is not None,
-                "SHIFT": int(args.shift),
-                "BY_STEP": args.repeats,
-                "WIDE": self.row_count * longest >= 2**31,
-                # Triton's interpreter would multiply the bits of bfloat16.
-                "NARROW": args.u.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
-                "PRECISION": "tf32x3" if args.u.dtype == torch.float32 else "tf32",
-                **switches,
-            }
-            return {name: value for name, value in given.items() if name in kernel.arg_names} | tile.options
-
-        key = (args.groups, args.order is None, args.D is None, args.delta_bias is None, args.shift, args.repeats, tile)
-        walks = args.batch if switches.get("MERGE") else args.batch * args.directions
-        grid = (walks * args.heads * tile.blocks * tile.segments,)
-        if args.batch:
-            tensors = known | tensors
-            launch(kernel, grid, (*signature(*tensors.values()), key, *switches.items()), tensors, others)
-
-
-def _strides(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """From batch to batch, token to token, direction to direction, and head to head or group to group."""
-    found = {}
-    for name in {"u", "delta", "B", "C", "dy"} & tensors.keys():
-        strides = list(tensors[name].stride()[:4])
-        if name == "u" and tensors[name].dim() == 4:  # shared by the directions
-            strides = [*strides[:2], 0, strides[2]]
-        names = ("batch", "token", "direction", "group" if name in "BC" else "head")
-        found |= {f"{name}_{of}": stride for of, stride in zip(names, strides, strict=True)}
-    return found
+        rows = saturate(sums[:, :, :-1].transpose(1, 2).contiguous(), dtype)
+    if merge and rows.dim() == 5:  # else the programs have merged them
+        return sum_directions(rows.flatten(3)).unflatten(2, rows.shape[3:])
+    return rows
 
 
 def _why_not(args: SSDArguments | None) -> str | None:
@@ -279,4 +308,4 @@ def _why_not(args: SSDArguments | None) -> str | None:
     return reason
 
 
-BACKEND = triton_backend(duality, duality_backward, _why_not, saves)
+BACKEND = triton_backend(plan_duality, plan_duality_backward, _why_not, saves)
