@@ -163,7 +163,7 @@ def ends_kernel(
 ):  # fmt: skip
     """The state that a segment reaches from zero, and the sum of its logarithms of decays; adjoint, with the output's
     gradient for u and C for B, the gradient of the state before it by what it puts out."""
-    b, k, _, segment, head, block = place(directions, heads, blocks, segments, False)
+    b, k, _next, segment, head, block = place(directions, heads, blocks, segments, False)
     own = ((b * directions + k) * heads + head) * blocks + block
     p, n, l = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), tl.arange(0, LENGTH)
     u += b * u_batch + k * u_direction + head * u_head
