@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend
 from vssm_kernels.saturation import saturate
 from vssm_kernels.ssd.arguments import SSDArguments
 from vssm_kernels.standard import gathered, scattered, visits
@@ -166,6 +165,3 @@ def _weighted(weights: Tensor, rows: Tensor) -> Tensor:
 def _between(weights: Tensor, states: Tensor) -> Tensor:
     """A product over the chunks, with weights (batch, directions, groups, heads of a group, chunks, chunks)."""
     return torch.einsum("bkgrij,bkjgnrp->bkignrp", weights, states)
-
-
-BACKEND = Backend("chunked", duality, duality_backward, why_not=lambda args: None)
