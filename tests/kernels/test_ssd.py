@@ -280,3 +280,7 @@ def test_the_reference_can_be_forced():
 @pytest.mark.gpu
 def test_the_gpu_chooses_the_kernel():
     assert OP.choose(make_arguments(device=DEVICE)).name == "triton"
+
+
+def test_no_images_give_none():
+    assert ssd(*make_arguments(batch=0)[:6]).shape == (0, 70, 2, 2, 16)

@@ -124,7 +124,9 @@ class _Chunks:
         """
         token = F.pad(self.token[1:], (0, 0, 0, 1), value=-1) if shift else self.token
         rows = gathered((values if values.dim() == 3 else values.transpose(1, 2)).to(self.args.wide_dtype), token)
-        rows = rows.view(len(rows), self.count, self.length, self.args.directions, self.args.groups, -1, *inner)
+        sizes = self.count, self.length, self.args.directions, self.args.groups
+        of_group = values.shape[-1] // math.prod((self.args.groups, *inner))
+        rows = rows.view(values.shape[0], *sizes, of_group, *inner)
         return rows.permute(0, 3, 1, 4, 2, *range(5, rows.dim()))
 
     def write(self, rows: Tensor, shift: bool = False) -> Tensor:
