@@ -18,6 +18,7 @@ from vssm_kernels import (  # noqa: F401  (define the operators)
     causal_conv1d,
     noncausal_ssd,
     selective_scan,
+    ssd,
     wavefront_scan,
 )
 
@@ -52,7 +53,7 @@ def conv_flops(x: Shape, weight: Shape, bias: Shape | None, order: Shape, *rest:
 
 
 @register_flop_formula(torch.ops.vssm.noncausal_ssd)
-def ssd_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **output: object) -> int:
+def noncausal_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **output: object) -> int:
     return 2 * (2 * math.prod(u) * B[-1])
 
 
@@ -61,6 +62,26 @@ def wavefront_flops(
     u: Shape, delta: Shape, A: Shape, B: Shape, C: Shape, D: Shape | None, *rest: object, **output: object
 ) -> int:
     return 2 * math.prod(u) * (2 * 9 * A[-1] + (D is not None))
+
+
+@register_flop_formula(torch.ops.vssm.ssd)
+def ssd_flops(
+    u: Shape,
+    delta: Shape,
+    A: Shape,
+    B: Shape,
+    C: Shape,
+    D: Shape | None,
+    delta_bias: Shape | None,
+    initial: Shape | None,
+    states: Shape | None,
+    order: Shape | None,
+    *rest: object,
+    **output: object,
+) -> int:
+    """What is written to states and read from them: no more, into whatever chunks the steps are cut."""
+    steps = u[1] if order is None else order[1]
+    return 2 * u[0] * steps * math.prod(A) * u[-1] * (2 * B[-1] + (D is not None))
 
 
 @register_flop_formula(torch.ops.vssm.selective_scan_backward)
@@ -74,7 +95,12 @@ def conv_backward_flops(gradient: Shape, *arguments: Shape | None, **output: obj
 
 
 @register_flop_formula(torch.ops.vssm.noncausal_ssd_backward)
-def ssd_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+def noncausal_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+    return 2 * noncausal_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.ssd_backward)
+def ssd_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * ssd_flops(*arguments)
 
 

@@ -1,5 +1,6 @@
 """Benchmarks: check correctness, then measure median times, peak memory and the machine's limits."""
 
+from vssm.bench.duality import DUALITY_CASES, DualityCase, benchmark_duality
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.host import benchmark_host
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
@@ -8,11 +9,14 @@ from vssm.bench.report import environment, print_table, write_csv, write_plot, w
 from vssm.bench.timing import Ceilings, median_time
 
 __all__ = [
+    "DUALITY_CASES",
     "KERNEL_CASES",
     "Ceilings",
+    "DualityCase",
     "Execution",
     "Flops",
     "KernelCase",
+    "benchmark_duality",
     "benchmark_host",
     "benchmark_kernel",
     "benchmark_model",

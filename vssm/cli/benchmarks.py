@@ -23,9 +23,11 @@ import torch
 import yaml
 
 from vssm.bench import (
+    DUALITY_CASES,
     KERNEL_CASES,
     Ceilings,
     Execution,
+    benchmark_duality,
     benchmark_host,
     benchmark_kernel,
     benchmark_model,
@@ -54,15 +56,16 @@ def benchmark_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    kernels = commands.add_parser("kernels", help="the selective scan at the shapes of real models")
-    kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
-                         help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
+    kernels = commands.add_parser("kernels", help="scans at the shapes of real models, duality beside attention")
+    cases = [*KERNEL_CASES, *DUALITY_CASES]
+    kernels.add_argument("--cases", nargs="+", choices=cases, default=list(KERNEL_CASES), metavar="CASE",
+                         help=f"of: {', '.join(cases)} (default: all but duality)")  # fmt: skip
     kernels.add_argument(
         "--backends",
         nargs="+",
         type=known_backend,
         metavar="NAME",
-        help="default: triton on a GPU, native and grouped on a CPU",
+        help="default: triton on a GPU, native and grouped, or chunked, on a CPU",
     )
     kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
                          help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
@@ -151,17 +154,18 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
 
 def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
-    backends = arguments.backends or (["triton"] if device.type == "cuda" else ["native", "grouped"])
     ceilings = Ceilings.measure(device)
     print(f"ceilings: {ceilings}")
     for name in arguments.cases:
-        case = KERNEL_CASES[name]
-        if case.wavefront and arguments.orders:  # it follows none
-            continue
+        case = KERNEL_CASES.get(name) or DUALITY_CASES[name]
         if arguments.batch:
             case = replace(case, batch=arguments.batch)
+        on_cpu = ["native", "grouped"] if name in KERNEL_CASES else ["chunked"]
+        backends = arguments.backends or (["triton"] if device.type == "cuda" else on_cpu)
         how = (device, DTYPES[arguments.dtype], ceilings, backends)
-        if arguments.orders:
+        if name in DUALITY_CASES:
+            yield from benchmark_duality(case, *how)
+        elif arguments.orders and not case.wavefront:  # which follows none
             orders = order_names() if arguments.orders == ["all"] else arguments.orders
             yield from benchmark_orders(case, orders, *how)
         else:
