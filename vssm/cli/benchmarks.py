@@ -15,6 +15,7 @@ pixels, and of detectors and segmentors, stand beside them (from model_cards/res
 """
 
 import argparse
+import inspect
 import sys
 import tempfile
 import time
@@ -94,6 +95,8 @@ def benchmark_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="files for other programs, beside the model, on a CPU in float32")
     export.add_argument("names", nargs="+", metavar="MODEL", help="with initial weights")
     export.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"], help="default: onnx")
+
+    export.add_argument("--blocks", type=positive, help="at most so many a stage: writing takes seconds a block")
 
     for command in (kernels, models, heads, host, export):
         if command is not export:
@@ -228,13 +231,14 @@ def run_exports(arguments: argparse.Namespace, device: torch.device) -> Iterator
     for name in arguments.names:
         for form in arguments.formats:
             torch.manual_seed(0)
-            model = create_model(name)
+            model = create_model(name, **(_cut(name, arguments.blocks) if arguments.blocks else {}))
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
                 made = export(model, Path(folder) / f"{name}{FORMATS[form].suffix}", form)
                 yield {
                     "model": name,
                     "format": form,
+                    "blocks": arguments.blocks or "all",
                     "ms": made.milliseconds,
                     "eager_ms": made.eager,
                     "difference": made.difference,
@@ -242,6 +246,20 @@ def run_exports(arguments: argparse.Namespace, device: torch.device) -> Iterator
                     "seconds": time.perf_counter() - start,
                 }
             print(f"  {name} {form} done", file=sys.stderr)
+
+
+def _cut(name: str, blocks: int) -> dict[str, object]:
+    """Arguments with which a model of ours has at most so many blocks a stage."""
+    family = next((family for family in FAMILIES.values() if name in family.models), None)
+    if family is None:
+        raise ConfigError(f"--blocks: {name} is no model of this library; leave the option out")
+    variant = family.models[name]
+    parameters = inspect.signature(variant.model or family.model).parameters
+    if "depth" in parameters:
+        return {"depth": blocks}
+    return {
+        "depths": tuple(min(depth, blocks) for depth in variant.arguments.get("depths", parameters["depths"].default))
+    }
 
 
 def published(name: str) -> dict[str, object]:
