@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import example
@@ -23,6 +24,9 @@ for pattern in ("kernels/**/*.md", "model_cards/*.md", "docs/*.md"):
     DOCUMENTS += sorted(ROOT.glob(pattern))
 RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())
 
+# What examples use and the tests' environment has not.
+CLIENTS = ("peft", "segmentation_models_pytorch", "transformers")
+
 # Processes that begin with timm imported, which takes most of an example's time; not with vssm.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["timm"])
@@ -38,7 +42,9 @@ def examples() -> list:
     for document in DOCUMENTS:
         name = document.relative_to(ROOT).as_posix()
         for number, match in enumerate(block.finditer(document.read_text()), 1):
-            found.append(pytest.param(*match.groups(), id=f"{name}-{number}"))
+            absent = [package for package in CLIENTS if f"{package} " in match[1] and find_spec(package) is None]
+            marks = [pytest.mark.skip(f"needs {', '.join(absent)}")] if absent else []
+            found.append(pytest.param(*match.groups(), id=f"{name}-{number}", marks=marks))
     return found
 
 
