@@ -23,12 +23,13 @@ from types import ModuleType
 from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
+from vssm_kernels.gelu import gelu_again
 from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.standard import standard_operations
-from vssm_kernels.sum_gate import sum_gate
+from vssm_kernels.sum_gate import sum_gate, sum_gate_again
 from vssm_kernels.sum_norm import sum_norm
 
 __all__ = [
@@ -41,12 +42,14 @@ __all__ = [
     "backend_report",
     "causal_conv1d",
     "directed_linear",
+    "gelu_again",
     "noncausal_ssd",
     "read_parameters",
     "selective_scan",
     "side_by_side",
     "standard_operations",
     "sum_gate",
+    "sum_gate_again",
     "sum_norm",
     "use_backend",
 ]

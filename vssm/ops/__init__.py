@@ -8,26 +8,29 @@ from vssm_kernels import (
     ScanTable,
     causal_conv1d,
     directed_linear,
+    gelu_again,
     noncausal_ssd,
     read_parameters,
     selective_scan,
     side_by_side,
     standard_operations,
     sum_gate,
+    sum_gate_again,
     sum_norm,
 )
-from vssm_kernels.dispatch import is_plain, is_watched
+from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
 from vssm_kernels.op import without_autocast
 
 __all__ = [
     "CAST",
+    "PLAIN_TENSORS",
     "RATES",
     "Form",
     "Layout",
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
-    "is_plain",
+    "gelu_again",
     "is_watched",
     "noncausal_ssd",
     "read_parameters",
@@ -35,6 +38,7 @@ __all__ = [
     "side_by_side",
     "standard_operations",
     "sum_gate",
+    "sum_gate_again",
     "sum_norm",
     "without_autocast",
 ]
