@@ -42,7 +42,7 @@ from vssm.data import TimmTransform  # noqa: E402
 from vssm.inference import Predictor  # noqa: E402
 from vssm.inference.export import export  # noqa: E402
 from vssm.inference.hub import write_repository  # noqa: E402
-from vssm.models import Plain  # noqa: E402
+from vssm.models import HRVMamba, Plain  # noqa: E402
 from vssm.ops import standard_operations  # noqa: E402
 
 RESULTS = ROOT / "docs/studies/clients.csv"
@@ -103,6 +103,8 @@ def last_module(model: nn.Module) -> nn.Module:
 
 def to_map(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """grad-cam's `reshape_transform` for the model's layout, as docs/clients.md gives it."""
+    if isinstance(model, HRVMamba):  # its branches are channels-first maps
+        return lambda features: features
     if model.output_fmt == "NHWC":
         return lambda features: features.permute(0, 3, 1, 2)
     stride = model.feature_info[-1]["reduction"]
@@ -135,8 +137,15 @@ def grad_cam(kind: Kind) -> None:
     from pytorch_grad_cam import GradCAM
 
     model = small(kind)
-    cam = GradCAM(model, [last_module(model)], reshape_transform=to_map(model))
+    transform, seen = to_map(model), []
+
+    def kept(features: Tensor) -> Tensor:
+        seen.append(transform(features).shape[1])
+        return transform(features)
+
+    cam = GradCAM(model, [last_module(model)], reshape_transform=kept)
     assert cam(images(2), None).shape == (2, SIDE, SIDE)
+    assert set(seen) == {model.feature_info[-1]["num_chs"]}
 
 
 @client("fvcore", "FlopCountAnalysis with `vssm.bench.fvcore_handles`")
