@@ -20,6 +20,7 @@ from vssm_kernels import (
 )
 from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
 from vssm_kernels.op import without_autocast
+from vssm_kernels.orders import kept_for_graphs
 
 __all__ = [
     "CAST",
@@ -32,6 +33,7 @@ __all__ = [
     "directed_linear",
     "gelu_again",
     "is_watched",
+    "kept_for_graphs",
     "noncausal_ssd",
     "read_parameters",
     "selective_scan",
