@@ -8,6 +8,7 @@ from vssm_kernels import (
     ScanTable,
     causal_conv1d,
     directed_linear,
+    grid_tree,
     noncausal_ssd,
     read_parameters,
     selective_scan,
@@ -15,6 +16,7 @@ from vssm_kernels import (
     standard_operations,
     sum_gate,
     sum_norm,
+    tree_scan,
 )
 from vssm_kernels.dispatch import is_plain, is_watched
 from vssm_kernels.op import without_autocast
@@ -27,6 +29,7 @@ __all__ = [
     "ScanTable",
     "causal_conv1d",
     "directed_linear",
+    "grid_tree",
     "is_plain",
     "is_watched",
     "noncausal_ssd",
@@ -36,5 +39,6 @@ __all__ = [
     "standard_operations",
     "sum_gate",
     "sum_norm",
+    "tree_scan",
     "without_autocast",
 ]
