@@ -18,6 +18,7 @@ from vssm.nn.recompute import product_of_recomputed, recomputed
 from vssm.nn.ssd import NoncausalSSD
 from vssm.nn.ssm import SelectiveScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
+from vssm.nn.tree import TreeMixer, TreeScan
 from vssm.nn.upsample import PatchExpanding
 from vssm.nn.windows import cut_windows, stitch_windows
 
@@ -51,6 +52,8 @@ __all__ = [
     "RotaryPosition",
     "SelectiveScan",
     "StreamLayerNorm",
+    "TreeMixer",
+    "TreeScan",
     "VimMixer",
     "compile_module",
     "concrete",

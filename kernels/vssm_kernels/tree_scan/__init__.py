@@ -16,9 +16,9 @@ def tree_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, delta_bias: Tensor
 
     With the step size delta' = softplus(delta + delta_bias), vertex v has the state
 
-        h[v] = sum over all vertices s of (product of exp(delta'[c] A) over the edges between v and s) delta'[s] B[s] u[s]
+        h[v] = sum over all vertices s of delta'[s] B[s] u[s] times exp(delta'[c] A) for every edge between s and v
 
-    where c is the lower end of an edge, the child. That takes two sweeps, from the leaves to the root and back:
+    where c is the lower end of the edge, the child. That takes two sweeps, from the leaves to the root and back:
 
         sums[v] = delta'[v] B[v] u[v] + sum over the children c of exp(delta'[c] A) sums[c]
         h[c] = sums[c] + exp(delta'[c] A) (h[parent] - exp(delta'[c] A) sums[c]);    h[root] = sums[root]

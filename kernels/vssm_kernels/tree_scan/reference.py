@@ -1,8 +1,8 @@
 """The scan of a tree in plain torch, all vertices at once: pointers to parents are followed by doubling.
 
 A sweep up adds to every vertex what its children hand on: sums = u + M u + M (M u) + ..., where M takes a number to the
-parent, times the weight of the edge. That is ... (1 + M^4) (1 + M^2) (1 + M) u, and M^2 takes it to the parent's parent,
-times both weights. A sweep down reads along the same pointers.
+parent, times the weight of the edge. That is ... (1 + M^4) (1 + M^2) (1 + M) u, and M^2 takes it to the parent of the
+parent, times both weights. A sweep down reads along the same pointers.
 """
 
 from __future__ import annotations
