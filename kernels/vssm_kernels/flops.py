@@ -13,7 +13,7 @@ import math
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from vssm_kernels import causal_conv1d, noncausal_ssd, selective_scan  # noqa: F401  (define the operators)
+from vssm_kernels import causal_conv1d, grid_tree, noncausal_ssd, selective_scan, tree_scan  # noqa: F401  (define the operators)
 
 Shape = tuple[int, ...]
 
@@ -50,6 +50,18 @@ def ssd_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **outpu
     return 2 * (2 * math.prod(u) * B[-1])
 
 
+@register_flop_formula(torch.ops.vssm.grid_tree)
+def grid_tree_flops(x: Shape, *rest: object, **output: object) -> int:
+    """Of the cosines: every row times itself, the one below and the one to the right."""
+    return 2 * 3 * math.prod(x)
+
+
+@register_flop_formula(torch.ops.vssm.tree_scan)
+def tree_scan_flops(u: Shape, *rest: object, **output: object) -> int:
+    """As of a selective scan with one state."""
+    return 2 * 9 * math.prod(u)
+
+
 @register_flop_formula(torch.ops.vssm.selective_scan_backward)
 def scan_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * scan_flops(*arguments)
@@ -63,3 +75,8 @@ def conv_backward_flops(gradient: Shape, *arguments: Shape | None, **output: obj
 @register_flop_formula(torch.ops.vssm.noncausal_ssd_backward)
 def ssd_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
     return 2 * ssd_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.tree_scan_backward)
+def tree_scan_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+    return 2 * tree_scan_flops(*arguments)

@@ -18,6 +18,8 @@ from triton.runtime.jit import JITFunction
 from vssm_kernels import ScanTable, direction_sum
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
+from vssm_kernels.grid_tree import triton_fused as grid
+from vssm_kernels.grid_tree.arguments import MapArguments
 from vssm_kernels.selective_scan import triton_chunk_kernels, triton_kernels
 from vssm_kernels.selective_scan import triton_fused as scan
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -26,9 +28,11 @@ from vssm_kernels.sum_gate.arguments import GateArguments
 from vssm_kernels.sum_norm import triton_fused as norm
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import make_inputs
+from vssm_kernels.tree_scan import triton_fused as tree_scan
+from vssm_kernels.tree_scan.arguments import TreeScanArguments
 
 HOPPER = GPUTarget("cuda", 90, 32)
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 compiled: dict[str, set[str]] = {}
 
 
@@ -78,7 +82,7 @@ def type_of(value: Any) -> str:
 
 def replace_kernels() -> None:
     """In every module; the functions that kernels call stay what they are."""
-    for module in (conv, triton_chunk_kernels, triton_kernels, gate, norm, direction_sum):
+    for module in (conv, triton_chunk_kernels, triton_kernels, gate, norm, direction_sum, grid, tree_scan):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Compiled(value))
@@ -129,6 +133,12 @@ def main() -> None:
             )
             out, sums = norm.norm(args, True)
             norm.norm_backward(args.for_backward(sums), out)
+    for height, width in ((56, 56), (7, 5), (1, 1)):
+        x = torch.randn(2, height, width, 160).bfloat16()
+        tree, _ = grid.tree(MapArguments(x))
+        rates = torch.ones(160)
+        args = TreeScanArguments(x.flatten(1, 2), x.flatten(1, 2), -rates, x[..., 0].flatten(1, 2), rates, tree)
+        tree_scan.scan_backward(args, tree_scan.scan(args)[0])
     for name, variants in compiled.items():
         print(name, len(variants))
 

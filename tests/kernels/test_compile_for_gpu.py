@@ -14,6 +14,9 @@ VARIANTS = {
     "causal_conv1d.triton_fused.backward_kernel": 2,
     "direction_sum.sum_kernel": 2,
     "direction_sum.sum_blocks_kernel": 1,
+    "grid_tree.triton_fused.edges_kernel": 2,
+    "grid_tree.triton_fused.spanning_kernel": 2,
+    "grid_tree.triton_fused.walk_kernel": 2,
     "selective_scan.triton_chunk_kernels.ends_kernel": 4,
     "selective_scan.triton_chunk_kernels.carry_kernel": 4,
     "selective_scan.triton_kernels.forward_kernel": 12,
@@ -22,6 +25,8 @@ VARIANTS = {
     "sum_gate.triton_fused.backward_kernel": 1,
     "sum_norm.triton_fused.forward_kernel": 4,
     "sum_norm.triton_fused.backward_kernel": 4,
+    "tree_scan.triton_fused.forward_kernel": 1,
+    "tree_scan.triton_fused.backward_kernel": 1,
 }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vssm_kernels.grid_tree import native_cpu, reference
+from vssm_kernels.grid_tree import native_cpu, reference, triton_fused
 from vssm_kernels.grid_tree.arguments import MapArguments
 from vssm_kernels.op import Op
 
-OP = Op("grid_tree", MapArguments, [native_cpu.BACKEND, reference.BACKEND])
+OP = Op("grid_tree", MapArguments, [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
 
 
 def grid_tree(x: Tensor) -> Tensor:
