@@ -120,7 +120,11 @@ class Recipe:
             backbone["drop_path_rate"] = self.changes["drop_path"]
         config = merged({"model": {"backbone": backbone | self.start()}}, self.kind.get("config", {}))
         changed = self.changes.get("config", {}).get("model", {}).get("backbone", {})
-        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
+        arguments = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in changed.items()
+            if name != "output_norm"  # VSSMBackbone's own
+        }
         for key, maps in self.kind.get("channels", {}).items():
             channels = channels_of(self.model, **arguments)
             value = [channels[index] for index in maps] if isinstance(maps, list) else channels[maps]

@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import vssm.ops  # noqa: F401  (registers the operators and what they cost)
 
 # torch counts two for each multiply-add, of its own operators and ours; of norms it counts nothing.
-SCAN, LAYER_NORM = torch.ops.vssm.selective_scan, torch.ops.aten.native_layer_norm
+SCANS = torch.ops.vssm.selective_scan, torch.ops.vssm.tree_scan
+LAYER_NORM = torch.ops.aten.native_layer_norm
 
 
 def _layer_norm(x: tuple[int, ...], *rest: object, **output: object) -> int:
@@ -38,7 +39,7 @@ class Flops:
 
     Args:
         products: of matrix products and convolutions; a multiply-add counts as one.
-        scan: of selective scans.
+        scan: of selective scans, along orders and trees.
         norms: of layer norms.
     """
 
@@ -68,5 +69,5 @@ def count_flops(run: Callable[[], object]) -> Flops:
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={LAYER_NORM: _layer_norm}) as counter:
         run()
     counts = counter.get_flop_counts().get("Global", {})
-    norms, scan = counts.pop(LAYER_NORM, 0), counts.get(SCAN, 0)
+    norms, scan = counts.pop(LAYER_NORM, 0), sum(counts.get(scan, 0) for scan in SCANS)
     return Flops(products=(sum(counts.values()) - scan) // 2, scan=scan // 2, norms=norms)
