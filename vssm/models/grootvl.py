@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead
+from timm.layers import ClassifierHead, ConvNormAct
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
+from vssm.models._contract import Indices
 from vssm.models._family import Family, Variant
 from vssm.models._layouts import S6_ROWS
 from vssm.models._pyramid import Pyramid, make_stages
@@ -36,17 +37,15 @@ _Norm = partial(StreamLayerNorm, eps=_EPS)
 
 
 class ConvHead(ClassifierHead):
-    """A 1 x 1 convolution with batch norm and GELU, pooling, a classifier.
+    """A 1 x 1 convolution to half as many channels more, batch norm, GELU, pooling, a classifier.
 
     Args:
-        in_features: channels of the map; there are `expansion` times as many behind the convolution.
+        in_features: channels of the map.
         num_classes, pool_type, drop_rate: as in timm's ClassifierHead.
 
     >>> ConvHead(8, 10, pool_type="avg", input_fmt="NHWC")(torch.randn(2, 3, 5, 8)).shape
     torch.Size([2, 10])
     """
-
-    expansion = 1.5
 
     def __init__(
         self,
@@ -57,18 +56,15 @@ class ConvHead(ClassifierHead):
         **how: Any,
     ):
         dd = {"device": device, "dtype": dtype}
-        widen = widened(in_features, self.expansion, "expansion")
-        super().__init__(widen, num_classes, **how, **dd)
-        self.conv = nn.Conv2d(in_features, widen, kernel_size=1, bias=False, **dd)
-        self.bn = nn.BatchNorm2d(widen, **dd)
-        self.act = nn.GELU()
+        super().__init__(3 * in_features // 2, num_classes, **how, **dd)
+        self.widen = ConvNormAct(in_features, self.in_features, kernel_size=1, act_layer=nn.GELU, **dd)
 
-    def reset(self, num_classes: int, pool_type: str | None = None, in_features: int = 0, **dd: Any) -> None:
-        super().reset(num_classes, pool_type, **dd)
+    def reset(self, num_classes: int, pool_type: str | None = None, in_features: int | None = None, **dd: Any) -> None:
+        widened = not isinstance(self.widen, nn.Identity)
+        super().reset(num_classes, pool_type, in_features=None if widened else in_features, **dd)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.act(self.bn(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
-        return super().forward(x, pre_logits)
+        return super().forward(self.widen(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), pre_logits)
 
 
 _MIXER = (
@@ -111,8 +107,8 @@ class GrootVL(Pyramid):
             # The official downsampling ends a stage; here: it begins the next one, so that a stage ends in its map.
             ("levels.{i}.downsample", "stages.{i+1}.downsample"),
             ("levels.{i}.downsample.norm.1", "stages.{i+1}.downsample.norm"),
-            ("conv_head.0", "head.conv"),
-            ("conv_head.1.0", "head.bn"),
+            ("conv_head.0", "head.widen.conv"),
+            ("conv_head.1.0", "head.widen.bn"),
             ("head", "head.fc"),
         )
     )
@@ -153,6 +149,16 @@ class GrootVL(Pyramid):
             **dd,
         )
         initialise_linear_layers(self)
+
+    def prune_intermediate_layers(
+        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        whole = len(self.stages)
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head or len(self.stages) < whole:
+            self.head.widen = nn.Identity()
+            self.reset_classifier(0, "")
+        return taken
 
 
 def _variant(size: str, file: str, **arguments: Any) -> Variant:
