@@ -11,10 +11,23 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vssm_kernels import ScanTable, causal_conv1d, noncausal_ssd, selective_scan, sum_gate, sum_norm, use_backend
+from vssm_kernels import (
+    ScanTable,
+    causal_conv1d,
+    grid_tree,
+    noncausal_ssd,
+    selective_scan,
+    sum_gate,
+    sum_norm,
+    tree_scan,
+    use_backend,
+)
 from vssm_kernels.testing import assert_close
 
 ORDER = ScanTable.of(torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 2, 0]]), 5, DEVICE)
+
+
+TREE = grid_tree(torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))).to(DEVICE)
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -38,6 +51,10 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         [(2, 5, 3), (2, 3, 4), (2, 3)],
     ),
     "duality": (noncausal_ssd, [(2, 5, 3, 4), (2, 5, 3), (3,), (2, 5, 2), (2, 5, 2), (3,), (3,)]),
+    "tree": (
+        lambda u, delta, A, B, bias: tree_scan(u, delta, -A.exp(), B, bias, TREE.expand(len(u), -1, -1)),
+        [(2, 6, 3), (2, 6, 3), (3,), (2, 6), (3,)],
+    ),
     "gate": (lambda y, z: sum_gate(y, z, 0.5), [(2, 5, 3, 4), (2, 5, 4)]),
     "gate of one direction": (sum_gate, [(2, 5, 1, 4), (2, 5, 4)]),
     "sum": (lambda y: sum_gate(y * y, None, 0.5), [(2, 5, 3, 4)]),

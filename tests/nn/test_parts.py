@@ -45,6 +45,7 @@ from vssm.nn import (
     RotaryPosition,
     SelectiveScan,
     StreamLayerNorm,
+    TreeMixer,
     VimMixer,
     cut_windows,
     stitch_windows,
@@ -118,6 +119,7 @@ PARTS = {
     "mixer of Mamba": Part(
         partial(VimMixer, 8, state=4, scan_order=raster), partial(plain.vim_mixer, raster(*GRID).table), TOKENS, GRID
     ),
+    "mixer of GrootVL": Part(partial(TreeMixer, 8), plain.tree_mixer),
     "mixer of VSSD": Part(partial(NoncausalSSD, 8, heads=2, state=4), plain.noncausal_ssd),
     "attention": Part(partial(Attention, 8, heads=2), plain.attention),
     "attention of tokens": Part(partial(Attention, 8, heads=2), plain.attention, TOKENS),
