@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 
-from vssm_kernels.gpu import cdiv, launch, signature
+from vssm_kernels.gpu import Launcher, cdiv
 
 try:
     import triton
@@ -66,29 +69,28 @@ def sum_directions(y: Tensor) -> Tensor:
     batch, tokens, directions, channels = y.shape
     if directions == 1:
         return y.squeeze(2)
-    out = torch.empty(batch, tokens, channels, dtype=y.dtype, device=y.device)
-    rows = batch * tokens
-    launch(
-        sum_kernel,
-        tile_grid(rows, channels),
-        signature(y),
-        {"y": y, "out": out},
-        lambda: {"rows": rows, "channels": channels, "DIRECTIONS": directions, **TILE},
-    )
+    out = torch.empty((batch, tokens, channels), dtype=y.dtype, device=y.device)
+    _sum_launcher(y.shape, y.dtype, y.device, y.data_ptr() & 15)(y, out)
     return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _sum_launcher(shape: torch.Size, dtype: torch.dtype, device: torch.device, alignment: int) -> Launcher:
+    batch, tokens, directions, channels = shape
+    rows = batch * tokens
+    return Launcher(sum_kernel, tile_grid(rows, channels), rows=rows, channels=channels, DIRECTIONS=directions, **TILE)
 
 
 def sum_blocks(blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous (blocks, ...) float32, summed over the first dimension in a fixed order and rounded once."""
-    out = torch.empty(blocks.shape[1:], dtype=dtype, device=blocks.device)
-    size = out.numel()
-    if size == 0:
-        return out
-    launch(
-        sum_blocks_kernel,
-        (cdiv(size, _SUM_BLOCK),),
-        (signature(blocks), dtype),
-        {"blocks": blocks, "out": out},
-        lambda: {"size": size, "count": len(blocks), "BLOCK": _SUM_BLOCK},
-    )
+    shape = blocks.shape
+    out = torch.empty(shape[1:], dtype=dtype, device=blocks.device)
+    if out.numel():
+        _block_sum_launcher(shape, dtype, blocks.device)(blocks, out)
     return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _block_sum_launcher(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Launcher:
+    size = math.prod(shape[1:])
+    return Launcher(sum_blocks_kernel, (cdiv(size, _SUM_BLOCK),), size=size, count=shape[0], BLOCK=_SUM_BLOCK)

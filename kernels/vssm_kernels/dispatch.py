@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 _forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
     """One implementation of an op.
 
@@ -25,6 +25,10 @@ class Backend:
     why_not(None) answers for the machine alone, without inputs.
     saves(arguments) is the shape and dtype of what the forward saves, or None.
     is_recorded(arguments) says whether the forward is made of torch's own operations, for autograd to record.
+
+    Where looking at the arguments takes as long as the kernels, a backend does that once for all arguments of a kind:
+    plan(arguments, save) returns a function of arguments that are like these in all but the numbers in their tensors,
+    and does what forward does; plan_backward(arguments, gradient) returns a function of both. Neither holds a tensor.
     """
 
     name: str
@@ -33,11 +37,26 @@ class Backend:
     why_not: Callable[[Any], str | None]
     saves: Callable[[Any], tuple[tuple[int, ...], torch.dtype] | None] = lambda arguments: None
     is_recorded: Callable[[Any], bool] = lambda arguments: False
+    plan: Callable[[Any, bool], Callable[[Any], tuple[torch.Tensor, torch.Tensor | None]]] | None = None
+    plan_backward: Callable[[Any, torch.Tensor], Callable[[Any, torch.Tensor], Any]] | None = None
+
+    def planned(self, arguments: Any, save: bool) -> Callable[[Any], tuple[torch.Tensor, torch.Tensor | None]]:
+        """The forward of arguments like these."""
+        return (lambda like: self.forward(like, save)) if self.plan is None else self.plan(arguments, save)
+
+    def planned_backward(self, arguments: Any, gradient: torch.Tensor) -> Callable[[Any, torch.Tensor], Any]:
+        """The backward of arguments and a gradient like these."""
+        return self.backward if self.plan_backward is None else self.plan_backward(arguments, gradient)
 
 
 def reference_backend(forward: Callable[..., Any], backward: Callable[..., Any]) -> Backend:
     """The backend in plain torch, which takes everything."""
     return Backend("reference", forward, backward, why_not=lambda args: None, is_recorded=lambda args: True)
+
+
+def forced_backend() -> str | None:
+    """The name that `use_backend` forces."""
+    return _forced.get()
 
 
 class BackendRegistry:
@@ -62,13 +81,22 @@ class BackendRegistry:
             refusals.append(f"  {backend.name}: {reason}")
         raise RuntimeError(f"no backend of {self.name} can run these inputs:\n" + "\n".join(refusals))
 
+    def forget(self) -> None:
+        """Choose anew for arguments of kinds that are known."""
+
 
 registries: list[BackendRegistry] = []  # what `use_backend` and the report know
 
 
+def forget() -> None:
+    """Let every op choose its backends anew, where what this depends on besides the arguments has changed."""
+    for registry in registries:
+        registry.forget()
+
+
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor has memory of its own that can be read by address: it is not fake, wrapped or on meta."""
-    return type(tensor) in _PLAIN and not tensor.is_meta
+    return type(tensor) in PLAIN_TENSORS and not tensor.is_meta
 
 
 def is_watched() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,96 +21,93 @@ else:
 
 
 def triton_backend(
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    plan: Callable[..., Any],
+    plan_backward: Callable[..., Any],
     why_not: Callable[[Any], str | None],
     saves: Callable[[Any], Any] = lambda args: None,
 ) -> Backend:
-    """A backend whose kernels run on the GPU that its inputs lie on."""
-    return Backend("triton", _on_the_gpu_of(forward), _on_the_gpu_of(backward), why_not, saves)
+    """A backend whose kernels run on the GPU that its inputs lie on, from its two plans: see `Backend`."""
+    plan, plan_backward = _on_the_gpu_of(plan), _on_the_gpu_of(plan_backward)
+
+    def forward(args: Any, save: bool) -> Any:
+        return plan(args, save)(args)
+
+    def backward(args: Any, gradient: Tensor) -> Any:
+        return plan_backward(args, gradient)(args, gradient)
+
+    return Backend("triton", forward, backward, why_not, saves, plan=plan, plan_backward=plan_backward)
 
 
-def _on_the_gpu_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """function(args, gradient or flag) on the GPU of the first tensor: Triton launches kernels on the current one."""
+def _on_the_gpu_of(plan: Callable[..., Any]) -> Callable[..., Any]:
+    """A plan that is made and followed on the GPU of its tensors: Triton launches kernels on the current one."""
 
-    def run(args: Any, more: Any) -> Any:
-        with on_gpu((more if isinstance(more, Tensor) else args).device):
-            return function(args, more)
+    def make(args: Any, more: Any) -> Any:
+        device = (more if isinstance(more, Tensor) else args).device
+        with on_gpu(device):
+            follow = plan(args, more)
 
-    return run
+        def run(*given: Any) -> Any:
+            if _is_current(device):
+                return follow(*given)
+            with torch.cuda.device(device):
+                return follow(*given)
+
+        return run
+
+    return make
 
 
 def on_gpu(device: torch.device) -> AbstractContextManager[Any]:
     """Makes a GPU the current one, on which Triton launches kernels."""
-    # No GPU where kernels are interpreted. Most often it is the current one, and making it that takes 0.02 ms.
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return _NOTHING
-    return torch.cuda.device(device)
+    return nullcontext() if _is_current(device) else torch.cuda.device(device)
 
 
-_NOTHING = nullcontext()
+def _is_current(device: torch.device) -> bool:
+    """Whether kernels can be launched on a GPU as it is; most often, and making it the current one takes 0.02 ms."""
+    return device.type != "cuda" or device.index == _current_device()  # not on a GPU: kernels are interpreted
 
 
-class _Prepared:
-    """A compiled kernel with all its arguments but tensors bound; a launch looks at none of them."""
-
-    def __init__(self, compiled: Any, grid: tuple[int, ...], names: list[str], arguments: Mapping[str, Any]):
-        self.compiled, self.grid = compiled, (*grid, 1, 1)[:3]
-        self.arguments = [arguments.get(name) for name in names]
-        self.places = [i for i, value in enumerate(self.arguments) if isinstance(value, Tensor)]
-        self.tensors = [names[i] for i in self.places]
-        self.device = triton.runtime.driver.active.get_current_device()
-
-    def launch(self, tensors: Mapping[str, Tensor | None]) -> None:
-        arguments = self.arguments[:]
-        for place, name in zip(self.places, self.tensors, strict=True):
-            arguments[place] = tensors[name].data_ptr()
-        compiled, stream = self.compiled, triton.runtime.driver.active.get_current_stream(self.device)
-        compiled.run(*self.grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)
+# torch.cuda.current_device without its look at whether CUDA is set up, which tensors on a GPU show.
+_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
-_prepared: dict[Hashable, _Prepared] = {}
-_PREPARED_MAX = 4096
-
-
-def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    key: Hashable,
-    tensors: Mapping[str, Tensor | None],
-    others: Callable[[], Mapping[str, Any]],
-) -> None:
-    """Launch a Triton kernel.
+class Launcher:
+    """A Triton kernel with its grid and all arguments but tensors bound.
 
     Triton looks at every argument of every launch to find the compiled kernel, which takes longer than most kernels
-    run. Here that is done once for each key: a launch with a known one takes a fourth of the time. Interpreted kernels,
-    and launches that a profiler of Triton's watches, go Triton's own way.
+    run. Here the first launch finds it, for later ones too: their tensors must have the same dtypes and alignments, and
+    None must stand at the same places. Interpreted kernels, and launches that a profiler of Triton's watches, go
+    Triton's own way.
 
     Args:
-        kernel: of Triton.
+        kernel: of Triton; its tensors are its first parameters.
         grid: numbers of programs.
-        key: whatever `others` depends on, `signature(*tensors)` among it.
-        tensors: by the kernel's names; None where a kernel takes that.
-        others: makes the rest of the arguments, and the launch options.
+        others: the rest of the arguments, and the launch options, by name.
     """
-    key = (id(kernel), grid, key)
-    known = _prepared.get(key)
-    if known is not None and not _is_watched_by_triton():
-        known.launch(tensors)
-        return
-    arguments = {**tensors, **others()}
-    compiled = kernel[grid](**arguments)
-    if hasattr(compiled, "packed_metadata"):
-        if len(_prepared) >= _PREPARED_MAX:
-            _prepared.clear()
-        _prepared[key] = _Prepared(compiled, grid, kernel.arg_names, arguments)
 
+    def __init__(self, kernel: Any, grid: tuple[int, ...], **others: Any):
+        self.kernel, self.grid, self.others = kernel, grid, others
+        self.compiled: Any = None
 
-def signature(*tensors: Tensor | None) -> tuple[Hashable, ...]:
-    """All that the launch of a kernel, and the choice of it, depends on in its tensors."""
-    found: list[Hashable] = [None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() & 63) for t in tensors]
-    found.append(tensors[0].get_device())
-    return tuple(found)
+    def __call__(self, *tensors: Tensor | None) -> None:
+        compiled = self.compiled
+        if compiled is None or _is_watched_by_triton():
+            self._as_triton_does(tensors)
+            return
+        stream = triton.runtime.driver.active.get_current_stream(self.device)
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        compiled.run(
+            *self.size, stream, self.function, self.metadata, None, None, None, *pointers, *self.bound
+        )  # fmt: skip
+
+    def _as_triton_does(self, tensors: tuple[Tensor | None, ...]) -> None:
+        compiled = self.kernel[self.grid](*tensors, **self.others)
+        if hasattr(compiled, "packed_metadata"):
+            self.device = triton.runtime.driver.active.get_current_device()
+            self.size = (*self.grid, 1, 1)[:3]
+            self.bound = [self.others[name] for name in self.kernel.arg_names[len(tensors) :]]
+            self.function, self.metadata = compiled.function, compiled.packed_metadata
+            self.compiled = compiled
 
 
 def _is_watched_by_triton() -> bool:

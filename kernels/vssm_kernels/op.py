@@ -1,6 +1,6 @@
 """One way for every op: what runs, how torch differentiates it, and what compilers see of it.
 
-An op is called with its arguments, a NamedTuple of checked values: first the tensors that can be differentiated, in
+An op is called with its arguments, a NamedTuple that can check itself: first the tensors that can be differentiated, in
 the order in which a backward returns their gradients, then everything else. It runs in one of three ways:
 
 - Eagerly, on plain tensors: a backend's forward, and where a gradient may be asked for an autograd function around it.
@@ -16,15 +16,16 @@ Second derivatives go through the reference in all three, which is slow and righ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vssm_kernels.dispatch import Backend, BackendRegistry, is_plain, registries
+from vssm_kernels.dispatch import Backend, BackendRegistry, forced_backend, registries
+from vssm_kernels.kinds import Latest, kind_of
 from vssm_kernels.orders import ScanTable, as_scan_table
 from vssm_kernels.standard import wants_standard
 
@@ -46,9 +47,10 @@ class Op(BackendRegistry):
 
     Args:
         name: its operators are vssm::<name> and vssm::<name>_backward.
-        arguments: a NamedTuple class. It has `tensors()`, the differentiable ones, `device`, `output_shape`,
-            `output_dtype`, and `for_backward(saved)`: the arguments that a backward receives, given what the forward
-            saved. In these the first tensor may be the sum over its directions, as one direction.
+        arguments: a NamedTuple class. It has `check()`, which raises for what no backend takes, `tensors()`, the
+            differentiable ones, `device`, `output_shape`, `output_dtype`, and `for_backward(saved)`: the arguments
+            that a backward receives, given what the forward saved. In these the first tensor may be the sum over its
+            directions, as one direction.
         backends: fastest first; the last one is the reference, which takes everything.
         fused: whether compilers make as good a kernel of the reference, so that they are given that; True where that
             holds for all arguments, and there are no operators then.
@@ -74,6 +76,10 @@ class Op(BackendRegistry):
         self.standard = standard or (lambda args: self.reference.forward(args, False)[0])
         self.fused = fused if callable(fused) else lambda args: fused
         kinds = {field: kind.__forward_arg__ for field, kind in arguments.__annotations__.items()}
+        # By kinds of arguments: how an eager call runs, and a backend's forward and backward.
+        self._runs: dict[Hashable, Callable[[Any], Tensor]] = Latest()
+        self._forwards: dict[Hashable, Callable[[Any], tuple[Tensor, Tensor | None]]] = Latest()
+        self._backwards: dict[Hashable, Callable[[Any, Tensor], Sequence[Tensor | None]]] = Latest()
         self.is_table = [kind.startswith("ScanTable") for kind in kinds.values()]
         self.tensor_count = sum(kind.startswith("Tensor") for kind in kinds.values())
         self.schema = ", ".join(part.format(field) for field, kind in kinds.items() for part in _SCHEMA[kind])
@@ -85,37 +91,63 @@ class Op(BackendRegistry):
         return self.backends[-1]
 
     def __call__(self, args: Any) -> Tensor:
-        """Run the op on checked arguments."""
-        if torch.compiler.is_compiling():
+        """Run the op. Arguments are checked, and a backend chosen, unless some of their kind have been before."""
+        if torch.compiler.is_dynamo_compiling():  # an export without dynamo runs in a mode
             return self._traced(args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            args.check()
             return self.reference.forward(args, False)[0]
         if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
             return self._traced(args)
-        needs_gradient = False
-        for tensor in args.tensors():
-            if tensor is not None:
-                if not is_plain(tensor):
-                    return self._traced(args)
-                needs_gradient |= tensor.requires_grad
-        if torch._C._is_any_autocast_enabled():
-            device = args.device.type
-            if torch.is_autocast_enabled(device):
-                # As `without_autocast`, with a tenth of the calls.
-                torch.set_autocast_enabled(device, False)
-                try:
-                    return self._eager(args, needs_gradient)
-                finally:
-                    torch.set_autocast_enabled(device, True)
-        return self._eager(args, needs_gradient)
+        kind = kind_of(args)
+        if kind is None:
+            return self._traced(args)
+        kind = torch.is_grad_enabled(), forced_backend(), *kind
+        run = self._runs.get(kind)
+        if run is None:
+            run = self._runs[kind] = self._plan(args)
+        return _without_autocast(args.device, run, args)
 
-    def _eager(self, args: Any, needs_gradient: bool) -> Tensor:
+    def forget(self) -> None:
+        for known in (self._runs, self._forwards, self._backwards):
+            known.clear()
+
+    def _plan(self, args: Any) -> Callable[[Any], Tensor]:
+        """How arguments of this kind are run."""
+        args.check()
+        if args.device.type == "meta":
+            return self._traced
         backend = self.choose(args)
-        if not (needs_gradient and torch.is_grad_enabled()) or backend.is_recorded(args):
-            return backend.forward(args, False)[0]
-        return _Eager.apply(self, backend, args, *args.tensors())[0]
+        if backend.is_recorded(args):
+            return lambda args: backend.forward(args, False)[0]
+        if not needs_gradient(args.tensors()):
+            forward = backend.planned(args, False)
+            return lambda args: forward(args)[0]
+        forward = backend.planned(args, True)
+        return lambda args: _Eager.apply(self, backend, forward, args, *args.tensors())[0]
+
+    def run_forward(self, backend: Backend, args: Any, save: bool) -> tuple[Tensor, Tensor | None]:
+        """The forward of a backend."""
+        kind = kind_of(args)
+        if kind is None:
+            return backend.forward(args, save)
+        run = self._forwards.get((backend, save, kind))
+        if run is None:
+            run = self._forwards[backend, save, kind] = backend.planned(args, save)
+        return run(args)
+
+    def run_backward(self, backend: Backend, args: Any, gradient: Tensor) -> Sequence[Tensor | None]:
+        """The backward of a backend, given what `for_backward` returned."""
+        kind = kind_of((*args, gradient))
+        if kind is None:
+            return backend.backward(args, gradient)
+        run = self._backwards.get((backend, kind))
+        if run is None:
+            run = self._backwards[backend, kind] = backend.planned_backward(args, gradient)
+        return run(args, gradient)
 
     def _traced(self, args: Any) -> Tensor:
+        args.check()
         if wants_standard():
             return self.standard(args)
         if self.fused(args):
@@ -157,20 +189,38 @@ def needs_gradient(tensors: Sequence[Tensor | None]) -> bool:
     return False
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off: kernels choose their dtypes themselves, and it would round the matrix products among them."""
-    if device.type != "meta" and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+def without_autocast(device: torch.device, function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args) with autocast off: kernels choose their dtypes themselves, and it would round the matrix products
+    among them.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     without_autocast(torch.device("cpu"), torch.mm, torch.ones(2, 3), torch.ones(3, 4)).dtype
+    torch.float32
+    """
+    if torch.compiler.is_compiling():
+        with torch.autocast(device.type, enabled=False):
+            return function(*args)
+    return _without_autocast(device, function, *args)
+
+
+def _without_autocast(device: torch.device, function: Callable[..., Any], *args: Any) -> Any:
+    """The same where no compiler looks on: torch's context manager takes ten times as many calls."""
+    if not torch._C._is_any_autocast_enabled() or device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return function(*args)
+    torch.set_autocast_enabled(device.type, False)
+    try:
+        return function(*args)
+    finally:
+        torch.set_autocast_enabled(device.type, True)
 
 
 class _Eager(torch.autograd.Function):
     """An op on plain tensors. Returns the output and what is saved: second derivatives pass through saved sums."""
 
     @staticmethod
-    def forward(ctx, op, backend, args, *tensors):  # the tensors are those of args, for autograd to see
-        output, saved = backend.forward(args, True)
-        ctx.run_backward = backend.backward
+    def forward(ctx, op, backend, forward, args, *tensors):  # the tensors are those of args, for autograd to see
+        output, saved = forward(args)
+        ctx.run_backward = partial(op.run_backward, backend)
         _save(ctx, op, args, saved)
         return output, saved
 
@@ -178,7 +228,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx, gradient, dsaved):
         if gradient is not None and not torch._C._has_storage(gradient):
             ctx.run_backward = ctx.op.reference.backward  # many gradients at once, as of a vectorized jacobian
-        return None, None, None, *_gradients(ctx, gradient, dsaved)
+        return None, None, None, None, *_gradients(ctx, gradient, dsaved)
 
 
 def _save(ctx: Any, op: Op, args: Any, saved: Tensor | None) -> None:
@@ -200,11 +250,7 @@ def _gradients(ctx: Any, gradient: Tensor | None, dsaved: Tensor | None) -> list
         gradients = [None] * len(args.tensors())
     else:
         backward = ctx.op.reference.backward if torch.is_grad_enabled() else ctx.run_backward
-        if torch._C._is_any_autocast_enabled():
-            with without_autocast(gradient.device):
-                gradients = list(backward(args, gradient))
-        else:
-            gradients = list(backward(args, gradient))
+        gradients = list(_without_autocast(gradient.device, backward, args, gradient))
     if dsaved is not None:
         gradients[0] = dsaved if gradients[0] is None else gradients[0] + dsaved
     if gradients[0] is not None:
@@ -227,11 +273,10 @@ def _define_operators(op: Op) -> tuple[Any, Any]:
         if order is not None:  # a compiler could not read its table, or a trace is run with another number of tokens
             order = order.table if order.tokens is None else order
             args = args._replace(order=as_scan_table(order, args.directions, args.tokens, args.device))
-        with without_autocast(args.device):
-            backend = op.choose(args)
-            if gradient is None:
-                return backend.forward(args, save)
-            return backend.backward(args, gradient.expand(args.output_shape))
+        backend = op.choose(args)
+        if gradient is None:
+            return _without_autocast(args.device, op.run_forward, backend, args, save)
+        return _without_autocast(args.device, op.run_backward, backend, args, gradient.expand(args.output_shape))
 
     def forward(*flat):
         output, saved = run(None, flat[:-1], flat[-1])

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vssm_kernels.directed_linear import side_by_side
-from vssm_kernels.dispatch import is_plain
-from vssm_kernels.gpu import cdiv, launch, on_gpu, why_no_triton
+from vssm_kernels.dispatch import is_plain, is_watched
+from vssm_kernels.gpu import Launcher, cdiv, on_gpu, why_no_triton
+from vssm_kernels.kinds import Latest, kind_of
 
 try:
     import triton
@@ -57,11 +59,13 @@ class Form(NamedTuple):
 CAST, RATES = Form(), Form(Layout.RATES)
 
 
-def read_parameters(parameters: Sequence[Tensor], forms: Sequence[Form], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def read_parameters(
+    parameters: Sequence[Tensor | None], forms: Sequence[Form], dtype: torch.dtype
+) -> tuple[Tensor | None, ...]:
     """The parameters in the forms in which kernels and matrix products read them.
 
     Args:
-        parameters: of any shapes that their forms take.
+        parameters: of any shapes that their forms take; None stays None.
         forms: one for each.
         dtype: of the matrix products.
 
@@ -71,43 +75,63 @@ def read_parameters(parameters: Sequence[Tensor], forms: Sequence[Form], dtype: 
     >>> rates[0, 0, 0], stacked.shape, stacked.dtype
     (tensor(-1.), torch.Size([10, 3]), torch.bfloat16)
     """
-    if not _in_one_kernel(parameters):
-        return tuple(_read(parameter, form, dtype) for parameter, form in zip(parameters, forms, strict=True))
-    # A parameter that is read as it is needs no kernel.
-    which = [
-        i
-        for i, (parameter, form) in enumerate(zip(parameters, forms, strict=True))
-        if form.layout != Layout.CAST or parameter.dtype != dtype
-    ]
+    parts = None
+    if parameters[0] is not None and parameters[0].is_cuda and not _is_watched():
+        kind = kind_of(parameters), tuple(forms), dtype, torch.is_grad_enabled()
+        parts = _parts.get(kind)
+        if parts is None and _in_one_kernel(parameters):
+            parts = _parts[kind] = _plan(parameters, forms, dtype)
+    if parts is None:
+        return tuple([_read(parameter, form, dtype) for parameter, form in zip(parameters, forms, strict=True)])
     found = list(parameters)
-    if torch.is_grad_enabled():  # of frozen parameters no gradient is computed
-        learned = [i for i in which if parameters[i].requires_grad]
-        groups = [learned, [i for i in which if not parameters[i].requires_grad]]
-    else:
-        groups = [which]
-    for part in (group[start : start + _MOST] for group in groups for start in range(0, len(group), _MOST)):
-        tensors, shapes = [parameters[i] for i in part], tuple([parameters[i].shape for i in part])
-        part_forms = tuple([forms[i] for i in part])
-        plan = _Plan.of(shapes, part_forms, dtype, tensors[0].device)
-        for i, tensor in zip(part, _Together.apply(plan, part_forms, *tensors), strict=True):
+    for places, read in parts:
+        for i, tensor in zip(places, read(*[parameters[i] for i in places]), strict=True):
             found[i] = tensor
     return tuple(found)
 
 
-def _in_one_kernel(parameters: Sequence[Tensor]) -> bool:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing() or not parameters[0].is_cuda:
-        return False
+# By kinds of parameters: which are read in one kernel, and how.
+_parts: dict[Hashable, list[tuple[list[int], Callable[..., tuple[Tensor, ...]]]]] = Latest()
+
+
+def _plan(
+    parameters: Sequence[Tensor | None], forms: Sequence[Form], dtype: torch.dtype
+) -> list[tuple[list[int], Callable[..., tuple[Tensor, ...]]]]:
+    which = [
+        i
+        for i, (parameter, form) in enumerate(zip(parameters, forms, strict=True))
+        # A parameter that is read as it is needs no kernel.
+        if parameter is not None and (form.layout != Layout.CAST or parameter.dtype != dtype)
+    ]
+    learned = [i for i in which if torch.is_grad_enabled() and parameters[i].requires_grad]
+    parts = []
+    # Of frozen parameters no gradient is computed.
+    for group, read in ((learned, _Together.apply), ([i for i in which if i not in learned], _read_together)):
+        for part in (group[start : start + _MOST] for start in range(0, len(group), _MOST)):
+            part_forms, shapes = tuple([forms[i] for i in part]), tuple([parameters[i].shape for i in part])
+            plan = _Plan.of(shapes, part_forms, dtype, parameters[part[0]].device)
+            parts.append((part, partial(read, plan, part_forms)))
+    return parts
+
+
+def _is_watched() -> bool:
+    return is_watched() or torch._C._are_functorch_transforms_active()
+
+
+def _in_one_kernel(parameters: Sequence[Tensor | None]) -> bool:
     dtype, device = parameters[0].dtype, parameters[0].device
     for tensor in parameters:
-        if not is_plain(tensor) or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+        if tensor is not None and (
+            not is_plain(tensor) or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous()
+        ):
             return False
     return dtype in _NARROW and why_no_triton(parameters[0]) is None
 
 
-def _read(parameter: Tensor, form: Form, dtype: torch.dtype) -> Tensor:
+def _read(parameter: Tensor | None, form: Form, dtype: torch.dtype) -> Tensor | None:
     """In plain torch, one parameter by itself."""
+    if parameter is None:
+        return None
     match form.layout:
         case Layout.CAST:
             return parameter.to(dtype)
@@ -132,17 +156,16 @@ class _Plan(NamedTuple):
     """
 
     dtype: torch.dtype
-    shapes: tuple[torch.Size, ...]
-    begins: tuple[int, ...]  # of the gradients in their buffer, and its size
+    gradients: tuple[tuple[torch.Size, tuple[int, ...], int], ...]  # shape, strides, begin
     outputs: tuple[tuple[bool, tuple[int, ...], tuple[int, ...], int], ...]  # whether wide, shape, strides, begin
-    sizes: tuple[int, int]  # of the buffers
+    sizes: tuple[int, int, int]  # of these two and of the gradients' buffer
     table: Tensor
-    blocks: int  # programs for the largest parameter, in either direction
+    grid: tuple[int, int]  # blocks of the largest parameter, in either direction, and parameters
 
     @staticmethod
     @functools.lru_cache(maxsize=1024)
     def of(shapes: tuple[torch.Size, ...], forms: tuple[Form, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
-        begin, begins, outputs, fields, largest = [0, 0], [0], [], [], 0
+        begin, gradients, outputs, fields, largest = [0, 0, 0], [], [], [], 0
         for shape, form in zip(shapes, forms, strict=True):
             wide = form.layout == Layout.RATES
             if form.layout == Layout.CAST:
@@ -159,20 +182,51 @@ class _Plan(NamedTuple):
                     made, strides, size = (directions * rows, width), (width, 1), directions * rows * width
             outputs.append((wide, made, strides, begin[wide]))
             numbers = math.prod(shape)
-            fields.append([form.layout, numbers, size, begin[wide], begins[-1], directions, rows, columns, form.last])
+            fields.append([form.layout, numbers, size, begin[wide], begin[2], directions, rows, columns, form.last])
+            gradients.append((shape, _row_major(shape), begin[2]))
             begin[wide] += cdiv(size, _ALIGN) * _ALIGN
-            begins.append(begins[-1] + cdiv(numbers, _ALIGN) * _ALIGN)
+            begin[2] += cdiv(numbers, _ALIGN) * _ALIGN
             largest = max(largest, size, numbers)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("run the model once before capturing a CUDA graph: its parameters are not yet laid out")
         with torch.inference_mode(False), torch.no_grad():
             table = torch.tensor(fields, dtype=torch.int32, device="cpu").to(device)
-        sizes = (begin[0], begin[1])
-        return _Plan(dtype, shapes, tuple(begins), tuple(outputs), sizes, table, cdiv(largest, _BLOCK))
+        grid = cdiv(largest, _BLOCK), len(shapes)
+        return _Plan(dtype, tuple(gradients), tuple(outputs), tuple(begin), table, grid)
 
 
 def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
+def _read_together(plan: _Plan, forms: tuple[Form, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
+    return _made_of(plan, parameters)[1]
+
+
+def _made_of(plan: _Plan, parameters: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The buffer in float32, and what is made of each parameter."""
+    device = parameters[0].device
+    narrow = torch.empty(plan.sizes[0], dtype=plan.dtype, device=device)
+    wide = torch.empty(plan.sizes[1], dtype=torch.float32, device=device)
+    _launch(read_kernel, plan, parameters, narrow, wide)
+    made = [
+        (wide if is_wide else narrow).as_strided(shape, strides, begin)
+        for is_wide, shape, strides, begin in plan.outputs
+    ]
+    return wide, tuple(made)
+
+
+def _launch(kernel: Any, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, second: Tensor) -> None:
+    """Pointers that are left over are those of the first tensor; no program follows them."""
+    pointers = tuple([(tensor.dtype, tensor.data_ptr() & 15) for tensor in tensors])
+    with on_gpu(first.device):
+        launch = _launcher(kernel, plan.grid, pointers, first.dtype, first.device)
+        launch(*tensors, *[tensors[0]] * (_MOST - len(tensors)), plan.table, first, second)
+
+
+@functools.lru_cache(maxsize=1024)
+def _launcher(kernel: Any, grid: tuple[int, int], *what_it_is_compiled_for: Hashable) -> Launcher:
+    return Launcher(kernel, grid, COUNT=grid[1], BLOCK=_BLOCK)
 
 
 class _Together(torch.autograd.Function):
@@ -180,18 +234,10 @@ class _Together(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, forms, *parameters):
-        device = parameters[0].device
-        narrow = torch.empty(plan.sizes[0], dtype=plan.dtype, device=device)
-        wide = torch.empty(plan.sizes[1], dtype=torch.float32, device=device)
-        _launch(read_kernel, plan, parameters, narrow, wide)
+        wide, made = _made_of(plan, parameters)
         ctx.plan, ctx.forms = plan, forms
         ctx.save_for_backward(wide, *parameters)
-        return tuple(
-            [
-                (wide if is_wide else narrow).as_strided(shape, strides, begin)
-                for is_wide, shape, strides, begin in plan.outputs
-            ]
-        )
+        return made
 
     @staticmethod
     def backward(ctx, *gradients):
@@ -226,26 +272,9 @@ def _gradients(plan: _Plan, parameter: Tensor, wide: Tensor, gradients: Sequence
                 shape, strides, dtype=gradient.dtype, device=gradient.device
             ).copy_(gradient)  # fmt: skip
         laid_out.append(gradient)
-    out = torch.empty(plan.begins[-1], dtype=parameter.dtype, device=parameter.device)
+    out = torch.empty(plan.sizes[2], dtype=parameter.dtype, device=parameter.device)
     _launch(gradient_kernel, plan, laid_out, out, wide)
-    return [
-        out.as_strided(shape, _row_major(shape), begin)
-        for shape, begin in zip(plan.shapes, plan.begins[:-1], strict=True)
-    ]
-
-
-def _launch(kernel, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, second: Tensor) -> None:
-    """Pointers that are left over are those of the first tensor; no program follows them."""
-    count = len(tensors)
-    pointers = [*tensors, *[tensors[0]] * (_MOST - count), plan.table, first, second]
-    with on_gpu(first.device):
-        launch(
-            kernel,
-            (plan.blocks, count),
-            (first.dtype, first.get_device(), tuple([(tensor.dtype, tensor.data_ptr() & 15) for tensor in tensors])),
-            dict(zip(kernel.arg_names, pointers, strict=False)),
-            lambda: {"COUNT": count, "BLOCK": _BLOCK},
-        )
+    return [out.as_strided(*place) for place in plan.gradients]
 
 
 if triton is not None:

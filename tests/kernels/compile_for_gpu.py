@@ -101,8 +101,8 @@ def run_scan(
     table = torch.zeros(4, tokens) if repeats else torch.arange(tokens).expand(4, -1)
     args = ScanArguments(**given, order=ScanTable.of(table, tokens), segment=4 if repeats else 0)
     for save in (False, True):
-        y, saved = scan.scan(args, save)
-        scan.scan_backward(args.for_backward(saved), y)
+        y, saved = scan.BACKEND.forward(args, save)
+        scan.BACKEND.backward(args.for_backward(saved), y)
 
 
 def main() -> None:
@@ -119,26 +119,26 @@ def main() -> None:
     order = ScanTable.of(torch.arange(9).expand(2, -1), 9)
     for silu, offset in ((True, bias), (False, None)):
         args = ConvArguments(x, weight, offset, order, silu)
-        conv.conv_backward(args, conv.conv(args)[0])
+        conv.BACKEND.backward(args, conv.BACKEND.forward(args, False)[0])
     y, z = torch.randn(2, 9, 3, 96).bfloat16(), torch.randn(2, 9, 96).bfloat16()
     for z_or_none in (z, None):
         for save in (True, False):
             args = GateArguments(y, z_or_none, 0.5)
-            out, summed = gate.gate(args, save)
-            gate.gate_backward(args.for_backward(summed), out)
+            out, summed = gate.BACKEND.forward(args, save)
+            gate.BACKEND.backward(args.for_backward(summed), out)
     for shape, center in (((2, 9, 4, 96), True), ((2, 9, 1, 768), False)):
         for bias in (torch.ones(shape[-1]), None):
             args = NormArguments(
                 torch.randn(shape).bfloat16(), torch.ones(shape[-1]), bias, 1e-5, center, z.dtype, True
             )
-            out, sums = norm.norm(args, True)
-            norm.norm_backward(args.for_backward(sums), out)
+            out, sums = norm.BACKEND.forward(args, True)
+            norm.BACKEND.backward(args.for_backward(sums), out)
     for height, width in ((56, 56), (7, 5), (1, 1)):
         x = torch.randn(2, height, width, 160).bfloat16()
-        tree, _ = grid.tree(MapArguments(x))
+        tree, _ = grid.BACKEND.forward(MapArguments(x), False)
         rates = torch.ones(160)
         args = TreeScanArguments(x.flatten(1, 2), x.flatten(1, 2), -rates, x[..., 0].flatten(1, 2), rates, tree)
-        tree_scan.scan_backward(args, tree_scan.scan(args)[0])
+        tree_scan.BACKEND.backward(args, tree_scan.BACKEND.forward(args, False)[0])
     for name, variants in compiled.items():
         print(name, len(variants))
 

@@ -70,7 +70,11 @@ def test_one_kernel_each_way_and_hooks_are_heard(as_on_a_gpu):
 def test_other_dtypes_inside_are_read_anew(as_on_a_gpu):
     layer = Linear(4, 3)
     x = torch.randn(2, 4)
-    with torch.autocast("cpu", torch.bfloat16), ReadTogether(torch.nn.Sequential(layer)).for_input(x):
+
+    def check(x):
         assert layer(x).dtype == torch.bfloat16
         with torch.autocast("cpu", enabled=False):
             assert layer(x).dtype == torch.float32
+
+    with torch.autocast("cpu", torch.bfloat16):
+        ReadTogether(torch.nn.Sequential(layer)).run(check, x)

@@ -63,14 +63,15 @@ class StateFusion(nn.Module):
         """(batch, height, width, channels) in and out, float32."""
         # official: in evaluation the three kernels are merged into one, at the first image, and never again. Here: the
         # same mathematics with the parameters of the moment.
-        states = states.permute(0, 3, 1, 2)
+        return without_autocast(states.device, self._fused, states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _fused(self, states: Tensor) -> Tensor:
         fused = torch.zeros_like(states)
-        with without_autocast(states.device):
-            for kernel, alpha, dilation in zip(self.kernels, self.alpha, _DILATIONS, strict=True):
-                padded = F.pad(states, [dilation] * 4, mode="replicate")
-                weight = (alpha * kernel).to(states.dtype)
-                fused = fused + F.conv2d(padded, weight, dilation=dilation, groups=len(kernel))
-        return fused.permute(0, 2, 3, 1)
+        for kernel, alpha, dilation in zip(self.kernels, self.alpha, _DILATIONS, strict=True):
+            padded = F.pad(states, [dilation] * 4, mode="replicate")
+            weight = (alpha * kernel).to(states.dtype)
+            fused = fused + F.conv2d(padded, weight, dilation=dilation, groups=len(kernel))
+        return fused
 
 
 @register_notrace_module

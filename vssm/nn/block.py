@@ -84,12 +84,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *grid: int) -> Tensor:
         """(batch, height, width, dim) in and out; or (batch, tokens, dim) and the height and width of the grid."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._forward(x, *grid)
         if self._reads is None:
             self._reads = ReadTogether(self)
-        with self._reads.for_input(x):
-            return self._forward(x, *grid)
+        return self._reads.run(self._forward, x, *grid)
 
     def _forward(self, x: Tensor, *grid: int) -> Tensor:
         if self.position is not None:

@@ -179,8 +179,10 @@ class VimMixer(nn.Module):
 
     def convolved(self, x: Tensor, order: ScanTable) -> Tensor:
         """(batch, tokens, channels) along each direction, with SiLU: (batch, tokens, directions, channels)."""
-        weight = self.conv_weight.expand(self.directions, -1, -1)
-        return causal_conv1d(x, weight, self.conv_bias.expand(self.directions, -1), order, silu=True)
+        weight, bias = self.conv_weight, self.conv_bias
+        if len(weight) < self.directions:
+            weight, bias = weight.expand(self.directions, -1, -1), bias.expand(self.directions, -1)
+        return causal_conv1d(x, weight, bias, order, silu=True)
 
     def gate(self, total: Tensor, z: Tensor) -> Tensor:
         """The mean over the directions, from their sum, times silu(z); (batch, tokens, channels) all."""

@@ -35,11 +35,11 @@ class OrderTable:
         self._add_constant = _constant_maker(order, self._constants)
 
     def __call__(self, height: int, width: int, device: torch.device) -> ScanTable:
+        if not torch.compiler.is_compiling():
+            return _scan_table(self.order, concrete(height), concrete(width), device)
         place = concrete(height), concrete(width), device
-        if torch.compiler.is_compiling():
-            self._add_constant(*place)
-            return self._constants[place]
-        return _scan_table(self.order, *place)
+        self._add_constant(*place)
+        return self._constants[place]
 
     def __reduce__(self):
         return OrderTable, (self.order,)
@@ -50,6 +50,8 @@ def concrete(size: int) -> int:
 
     Raises ValueError where torch.export is told that the size is dynamic: the program would be right for one alone.
     """
+    if type(size) is int:
+        return size
     if torch.compiler.is_exporting():
         from torch.fx.experimental.symbolic_shapes import has_static_value  # here: it takes a second to import
 

@@ -141,15 +141,16 @@ class SelectiveScan(ReadsParameters):
         else:
             weight, *_ = self.read_as(self._to_read(tokens.is_cuda, own_inputs), tokens)
         if weight.dim() == 3:
-            delta, BC = directed_linear(tokens, weight).split([self.rank, 2 * self.state], dim=-1)
+            delta, BC = directed_linear(tokens, weight).split_with_sizes([self.rank, 2 * self.state], -1)
         else:  # one matrix product for all directions
             rows = F.linear(tokens.flatten(2) if own_inputs and sets > 1 else tokens, weight)
-            BC, delta = rows.split([sets * 2 * self.state, sets * self.rank], dim=-1)
+            BC, delta = rows.split_with_sizes([sets * 2 * self.state, sets * self.rank], -1)
             if not own_inputs or sets > 1:
-                BC, delta = (part.unflatten(-1, (sets, -1)) for part in (BC, delta))
+                batch, count = tokens.shape[:2]
+                BC, delta = BC.view(batch, count, sets, -1), delta.view(batch, count, sets, -1)
                 if sets < self.directions:
                     BC, delta = (part.expand(-1, -1, self.directions, -1) for part in (BC, delta))
-        B, C = BC.split(self.state, dim=-1)
+        B, C = BC.chunk(2, -1)
         return delta, B, C
 
     def to_read(self, on_gpu: bool) -> dict[str, Form]:

@@ -18,11 +18,12 @@ from vssm_kernels import (
     sum_norm,
     tree_scan,
 )
-from vssm_kernels.dispatch import is_plain, is_watched
+from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
 from vssm_kernels.op import without_autocast
 
 __all__ = [
     "CAST",
+    "PLAIN_TENSORS",
     "RATES",
     "Form",
     "Layout",
@@ -30,7 +31,6 @@ __all__ = [
     "causal_conv1d",
     "directed_linear",
     "grid_tree",
-    "is_plain",
     "is_watched",
     "noncausal_ssd",
     "read_parameters",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vssm_kernels.causal_conv1d import native_cpu, reference, standard, triton_fused
-from vssm_kernels.causal_conv1d.arguments import ConvArguments, check_tensors
+from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.op import Op
 from vssm_kernels.orders import ScanTable, as_scan_table
 
@@ -53,6 +53,8 @@ def causal_conv1d(
     tensor([[0., 1., 2.],
             [2., 3., 0.]])
     """
-    check_tensors(x, weight, bias)
-    order = as_scan_table(order, weight.shape[0], x.shape[1], x.device)
-    return OP(ConvArguments(x, weight, bias, order, silu))
+    args = ConvArguments(x, weight, bias, order, silu)
+    if isinstance(order, Tensor):
+        args.check()
+        args = args._replace(order=as_scan_table(order, args.directions, x.shape[1], x.device))
+    return OP(args)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vssm_kernels.orders import ScanTable
+from vssm_kernels.orders import ScanTable, as_scan_table
 
 
 class ConvArguments(NamedTuple):
@@ -51,19 +51,20 @@ class ConvArguments(NamedTuple):
     def for_backward(self, saved: None) -> ConvArguments:
         return self
 
-
-def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError, with got and expected, for anything that the backends could not read."""
-    if x.dim() != 3 or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats (batch, tokens, channels)")
-    channels = x.shape[2]
-    if weight.dim() != 3 or weight.shape[1] != channels or weight.shape[2] < 1:
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}; expected (directions, channels, width) = "
-            f"(directions, {channels}, width), as x has {channels} channels"
-        )
-    if bias is not None and bias.shape != weight.shape[:2]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(weight.shape[:2])}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
+    def check(self) -> None:
+        """Raise with got, expected and what to do, for anything that the backends could not read."""
+        x, weight, bias = self.tensors()
+        if x.dim() != 3 or not x.is_floating_point():
+            raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats (batch, tokens, channels)")
+        channels = x.shape[2]
+        if weight.dim() != 3 or weight.shape[1] != channels or weight.shape[2] < 1:
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}; expected (directions, channels, width) = "
+                f"(directions, {channels}, width), as x has {channels} channels"
+            )
+        if bias is not None and bias.shape != weight.shape[:2]:
+            raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(weight.shape[:2])}")
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.device != x.device:
+                raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
+        as_scan_table(self.order, self.directions, x.shape[1], x.device)

@@ -8,14 +8,14 @@ float32 in a fixed order, so two runs are bit-equal.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.direction_sum import sum_directions
-from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.orders import output_rows
 
 try:
@@ -190,51 +190,54 @@ if triton is not None:
         tl.store(shares + directions * channels * WIDTH + own, dbias_row, mask=c < channels)
 
 
-def conv(args: ConvArguments, save: bool = False) -> tuple[Tensor, None]:
-    x = _contiguous_rows(args.x)
-    y = output_rows(args.order, args.output_shape, x.dtype, x.device)
-    groups = cdiv(args.order.steps, _FORWARD["STEPS"])
-    tensors, key = _tensors(args, x)
-    launch(forward_kernel, _grid(args, _FORWARD, groups), key, tensors | {"y": y}, lambda: _numbers(args, x) | _FORWARD)
-    return y, None
+def plan_conv(args: ConvArguments, save: bool) -> Callable[[ConvArguments], tuple[Tensor, None]]:
+    shape, dtype, device = args.output_shape, args.x.dtype, args.x.device
+    grid = _grid(args, _FORWARD, cdiv(args.order.steps, _FORWARD["STEPS"]))
+    launch = Launcher(forward_kernel, grid, **_numbers(args), **_FORWARD)
+
+    def run(args: ConvArguments) -> tuple[Tensor, None]:
+        y = output_rows(args.order, shape, dtype, device)
+        launch(*_tensors(args), y)
+        return y, None
+
+    return run
 
 
-def conv_backward(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    x = _contiguous_rows(args.x)
-    batch, _, directions, channels = args.output_shape
+def plan_conv_backward(args: ConvArguments, gradient: Tensor) -> Callable[[ConvArguments, Tensor], tuple]:
+    batch, _, directions, channels = shape = args.output_shape
     groups = cdiv(args.order.steps, _BACKWARD["STEPS"])
     parts = min(groups, cdiv(_PROGRAMS, max(1, _grid(args, _BACKWARD, 1)[0])))
-    taps = args.weight.numel()
-    shares = torch.empty(batch * parts, taps + directions * channels, dtype=torch.float32, device=x.device)
-    dx = output_rows(args.order, args.output_shape, x.dtype, x.device)
-    tensors, key = _tensors(args, x)
-    launch(
-        backward_kernel,
-        _grid(args, _BACKWARD, parts),
-        key,
-        tensors | {"dy": gradient.contiguous(), "dx": dx, "shares": shares},
-        lambda: _numbers(args, x) | _BACKWARD | {"parts": parts},
-    )
-    total = shares.sum(0)  # of all taps, then of the biases
-    dweight = total[:taps].view(args.weight.shape).to(args.weight.dtype)
-    dbias = None if args.bias is None else total[taps:].view(args.bias.shape).to(args.bias.dtype)
-    return sum_directions(dx), dweight, dbias
+    taps, dtype, device = args.weight.numel(), args.x.dtype, args.x.device
+    launch = Launcher(
+        backward_kernel, _grid(args, _BACKWARD, parts), **_numbers(args), **_BACKWARD, parts=parts
+    )  # fmt: skip
+
+    def run(args: ConvArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        shares = torch.empty((batch * parts, taps + directions * channels), dtype=torch.float32, device=device)
+        dx = output_rows(args.order, shape, dtype, device)
+        launch(*_tensors(args), gradient.contiguous(), dx, shares)
+        total, weight, bias = shares.sum(0), args.weight, args.bias  # of all taps, then of the biases
+        dweight = total[:taps].view(weight.shape).to(weight.dtype)
+        dbias = None if bias is None else total[taps:].view(bias.shape).to(bias.dtype)
+        return sum_directions(dx), dweight, dbias
+
+    return run
 
 
 def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _tensors(args: ConvArguments, x: Tensor) -> tuple[dict[str, Tensor], tuple[Hashable, ...]]:
-    """What both kernels take, and the key of their launches. Without bias its pointer is not followed."""
+def _tensors(args: ConvArguments) -> tuple[Tensor, ...]:
+    """What both kernels take. Without bias its pointer is not followed."""
     weight = args.weight.contiguous()
     bias = weight if args.bias is None else args.bias.contiguous()
-    tensors = {"x": x, "weight": weight, "bias": bias, "order": args.order.table}
-    return tensors, (*signature(*tensors.values()), args.bias is None, args.silu)
+    return _contiguous_rows(args.x), weight, bias, args.order.table
 
 
-def _numbers(args: ConvArguments, x: Tensor) -> dict[str, int]:
+def _numbers(args: ConvArguments) -> dict[str, int]:
     _, tokens, directions, channels = args.output_shape
+    x = _contiguous_rows(args.x)
     return {
         "tokens": tokens,
         "directions": directions,
@@ -260,4 +263,4 @@ def _why_not(args: ConvArguments | None) -> str | None:
     return reason
 
 
-BACKEND = triton_backend(conv, conv_backward, _why_not)
+BACKEND = triton_backend(plan_conv, plan_conv_backward, _why_not)

@@ -41,6 +41,4 @@ def grid_tree(x: Tensor) -> Tensor:
     tensor([[ 0,  1,  3,  2],
             [-1,  0,  1,  3]], dtype=torch.int32)
     """
-    args = MapArguments(x.detach())
-    args.check()
-    return OP(args)
+    return OP(MapArguments(x.detach()))

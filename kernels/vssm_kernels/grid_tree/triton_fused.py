@@ -7,10 +7,12 @@ program hand numbers to each other through global memory that stays in their cac
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.grid_tree.arguments import ROWS, MapArguments, no_gradient
 
 try:
@@ -29,7 +31,7 @@ if triton is not None:
 
     @triton.jit
     def edges_kernel(
-        x, weights, tokens, height, width, channels, VERTICES: tl.constexpr, CHANNELS: tl.constexpr
+        x, weights, tokens, width, channels, VERTICES: tl.constexpr, CHANNELS: tl.constexpr
     ):  # fmt: skip
         """exp(-cosine) of every vertex with the one below and the one to the right."""
         blocks = tl.cdiv(tokens, VERTICES)
@@ -181,46 +183,39 @@ if triton is not None:
             end = last
 
 
-def tree(args: MapArguments, save: bool = False) -> tuple[Tensor, None]:
-    """(batch, 4, tokens) int32."""
-    x = args.x.contiguous()
-    batch, height, width, channels = x.shape
+def plan_tree(args: MapArguments, save: bool) -> Callable[[MapArguments], tuple[Tensor, None]]:
+    (batch, height, width, channels), shape, device = args.x.shape, args.output_shape, args.device
     tokens = height * width
-    weights = torch.empty(batch, 2, tokens, dtype=torch.float32, device=x.device)
-    lowest = torch.empty(batch, tokens, dtype=torch.int64, device=x.device)
-    scratch = torch.empty(batch, _NUMBERS, tokens, dtype=torch.int32, device=x.device)
-    table = torch.empty(args.output_shape, dtype=torch.int32, device=x.device)
-    if batch == 0:
-        return table, None
-    key = signature(x)
     sizes = {"tokens": tokens, "width": width}
-    launch(
-        edges_kernel,
-        (batch * cdiv(tokens, _EDGES["VERTICES"]),),
-        key,
-        {"x": x, "weights": weights},
-        lambda: {**sizes, "height": height, "channels": channels, **_EDGES},
-    )
     block = min(_BLOCK_MAX, 1 << (tokens - 1).bit_length())
-    launch(
-        spanning_kernel,
-        (batch,),
-        key,
-        {"weights": weights, "lowest": lowest, "scratch": scratch},
-        lambda: {**sizes, "NUMBERS": _NUMBERS, "BLOCK": block, "num_warps": max(1, min(32, block // 32))},
+    warps = max(1, min(32, block // 32))
+    find_edges = Launcher(
+        edges_kernel, (batch * cdiv(tokens, _EDGES["VERTICES"]),), **sizes, channels=channels, **_EDGES
     )
-    launch(
-        walk_kernel,
-        (batch,),
-        key,
-        {"scratch": scratch, "table": table},
-        lambda: {**sizes, "NUMBERS": _NUMBERS, "ROWS": ROWS, **_WALK},
-    )
-    return table, None
+    span = Launcher(spanning_kernel, (batch,), **sizes, NUMBERS=_NUMBERS, BLOCK=block, num_warps=warps)
+    walk = Launcher(walk_kernel, (batch,), **sizes, NUMBERS=_NUMBERS, ROWS=ROWS, **_WALK)
+
+    def run(args: MapArguments) -> tuple[Tensor, None]:
+        table = torch.empty(shape, dtype=torch.int32, device=device)
+        if batch == 0:
+            return table, None
+        weights = torch.empty((batch, 2, tokens), dtype=torch.float32, device=device)
+        lowest = torch.empty((batch, tokens), dtype=torch.int64, device=device)
+        scratch = torch.empty((batch, _NUMBERS, tokens), dtype=torch.int32, device=device)
+        find_edges(args.x.contiguous(), weights)
+        span(weights, lowest, scratch)
+        walk(scratch, table)
+        return table, None
+
+    return run
+
+
+def plan_no_gradient(args: MapArguments, gradient: Tensor) -> Callable[[MapArguments, Tensor], tuple[None]]:
+    return no_gradient
 
 
 def _why_not(args: MapArguments | None) -> str | None:
     return why_no_triton() if args is None else why_no_triton(args.x)
 
 
-BACKEND = triton_backend(tree, no_gradient, _why_not)
+BACKEND = triton_backend(plan_tree, plan_no_gradient, _why_not)

@@ -47,6 +47,4 @@ def noncausal_ssd(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: 
     >>> noncausal_ssd(u, delta, torch.ones(4), B, C, D=torch.ones(4), delta_bias=torch.zeros(4)).shape
     torch.Size([2, 6, 4, 8])
     """
-    args = SSDArguments(u, delta, A, B, C, D, delta_bias)
-    args.check()
-    return OP(args)
+    return OP(SSDArguments(u, delta, A, B, C, D, delta_bias))

@@ -79,9 +79,9 @@ def selective_scan(
         raise ValueError(
             f"segment is {segment}; expected a number of steps of at least 1, or None to never reset the state"
         )
-    args = ScanArguments(u, delta, A, B, C, D, delta_bias, delta_weight, segment=segment or 0)
-    args.check()
-    if order is not None:
+    args = ScanArguments(u, delta, A, B, C, D, delta_bias, delta_weight, None, order, segment or 0)
+    if isinstance(order, Tensor):
+        args.check()
         args = args._replace(order=as_scan_table(order, args.directions, args.tokens, u.device))
     y = OP(args)
     if not merge:

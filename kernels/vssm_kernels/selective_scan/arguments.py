@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vssm_kernels.orders import ScanTable
+from vssm_kernels.orders import ScanTable, as_scan_table
 
 
 class ScanArguments(NamedTuple):
@@ -147,3 +147,5 @@ class ScanArguments(NamedTuple):
                 raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
             if tensor.device != delta.device:
                 raise ValueError(f"{name} is on {tensor.device} but delta on {delta.device}; move both to one device")
+        if self.order is not None:
+            as_scan_table(self.order, directions, tokens, delta.device)

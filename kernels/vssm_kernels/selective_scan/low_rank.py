@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from torch import Tensor
 
 from vssm_kernels.directed_linear import directed_linear, directed_linear_backward
@@ -17,19 +20,36 @@ def with_low_rank(backend: Backend) -> Backend:
     """
 
     def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor | None]:
-        return backend.forward(args if args.delta_weight is None else _multiplied(args), save)
+        return backend.forward(_multiplied(args), save)
 
     def backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if args.delta_weight is None:
-            return backend.backward(args, gradient)
-        du, dproduct, *others, _ = backend.backward(_multiplied(args), gradient)
-        weight = args.delta_weight.to(args.delta.dtype)
-        ddelta, dweight = directed_linear_backward(dproduct, args.delta, weight)
-        return du, ddelta, *others, dweight.to(args.delta_weight.dtype)
+        return _through(backend.backward, args, gradient)
 
-    return Backend(backend.name, forward, backward, backend.why_not, backend.saves, backend.is_recorded)
+    def plan(args: ScanArguments, save: bool) -> Callable[[ScanArguments], tuple[Tensor, Tensor | None]]:
+        run = backend.planned(_multiplied(args), save)
+        return run if args.delta_weight is None else lambda args: run(_multiplied(args))
+
+    def plan_backward(args: ScanArguments, gradient: Tensor) -> Callable[..., tuple[Tensor | None, ...]]:
+        run = backend.planned_backward(_multiplied(args), gradient)
+        return run if args.delta_weight is None else lambda args, gradient: _through(run, args, gradient)
+
+    return replace(backend, forward=forward, backward=backward, plan=plan, plan_backward=plan_backward)
+
+
+def _through(
+    backward: Callable[[ScanArguments, Tensor], tuple[Tensor | None, ...]], args: ScanArguments, gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of all arguments from those of the whole step sizes."""
+    if args.delta_weight is None:
+        return backward(args, gradient)
+    du, dproduct, *others, _ = backward(_multiplied(args), gradient)
+    weight = args.delta_weight.to(args.delta.dtype)
+    ddelta, dweight = directed_linear_backward(dproduct, args.delta, weight)
+    return du, ddelta, *others, dweight.to(args.delta_weight.dtype)
 
 
 def _multiplied(args: ScanArguments) -> ScanArguments:
-    delta = directed_linear(args.delta, args.delta_weight.to(args.delta.dtype))
-    return args._replace(delta=delta, delta_weight=None)
+    if args.delta_weight is None:
+        return args
+    u, delta, A, B, C, D, bias, weight, *others = args
+    return ScanArguments(u, directed_linear(delta, weight.to(delta.dtype)), A, B, C, D, bias, None, *others)

@@ -12,13 +12,14 @@ the inputs have, and 22 bits for float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vssm_kernels.direction_sum import sum_blocks, sum_directions
-from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.orders import output_rows
 from vssm_kernels.saturation import saturate
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -107,9 +108,8 @@ def _chunks(args: ScanArguments, tile: _Tile) -> _Chunks:
 
 
 class _Checkpoints(NamedTuple):
-    """States that a walk forwards saves for the one back; see `checkpoint_tile` of triton_kernels.py."""
+    """How the states lie that a walk forwards saves for the one back; see `checkpoint_tile` of triton_kernels.py."""
 
-    states: Tensor
     every: int  # steps; 0 for none
     groups: int
     units: int
@@ -124,10 +124,6 @@ def _checkpoint_shape(args: ScanArguments, forward: _Tile, back: _Tile) -> tuple
     return args.batch, args.directions, groups, units, back.block_n * back.block_c
 
 
-def _checkpoints(states: Tensor, back: _Tile) -> _Checkpoints:
-    return _Checkpoints(states, back.unroll, *states.shape[2:4], back.block_c)
-
-
 def saves(args: ScanArguments) -> tuple[tuple[int, ...], torch.dtype] | None:
     """States of few numbers are saved for the backward, which computes others once more."""
     if args.state > FEW_STATES:
@@ -136,221 +132,210 @@ def saves(args: ScanArguments) -> tuple[tuple[int, ...], torch.dtype] | None:
     return _checkpoint_shape(args, *launches), torch.float32
 
 
-def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+def plan_scan(args: ScanArguments, save: bool) -> Callable[[ScanArguments], tuple[Tensor, Tensor | None]]:
     """The output, and the states that are saved for the backward; see `saves`."""
-    args = _with_contiguous_rows(args)
-    # Rows visited twice are summed in float32.
-    dtype = torch.float32 if args.repeats else args.u.dtype
-    y = output_rows(args.order, args.output_shape, dtype, args.u.device)
+    operands = _Operands(args)
     tile, back = _launches(args.channels, args.state, args.batch * args.directions)
-    shape_and_dtype = saves(args) if save else None
-    if shape_and_dtype is None:
-        saved = None
-        checkpoints = _Checkpoints(args.delta, every=0, groups=0, units=0, unit=tile.block_c)  # never written
+    saved_states = saves(args) if save else None
+    shape_of_saved = None if saved_states is None else saved_states[0]
+    if shape_of_saved is None:
+        checkpoints = _Checkpoints(every=0, groups=0, units=0, unit=tile.block_c)
     else:
-        shape, dtype = shape_and_dtype
-        saved = torch.empty(shape, dtype=dtype, device=args.u.device)
-        checkpoints = _checkpoints(saved, back)
-    _run_forward(args, _Operands(args), tile, _chunks(args, tile), checkpoints, y=y, add=args.repeats)
-    return saturate(y, args.u.dtype), saved
+        checkpoints = _Checkpoints(back.unroll, *shape_of_saved[2:4], back.block_c)
+    walk = _plan_walk(args, operands, tile, _chunks(args, tile), checkpoints, again=False)
+    shape, dtype, device, repeats = args.output_shape, args.u.dtype, args.u.device, args.repeats
+    summed = torch.float32 if repeats else dtype  # rows visited twice
+
+    def run(args: ScanArguments) -> tuple[Tensor, Tensor | None]:
+        tensors, _ = operands.of(args)
+        y = output_rows(args.order, shape, summed, device)
+        unused = tensors[1]  # a pointer that the kernel does not follow
+        saved = None
+        if shape_of_saved is not None:
+            saved = torch.empty(shape_of_saved, dtype=torch.float32, device=device)
+        walk(tensors, y, unused, unused, unused if saved is None else saved)
+        return saturate(y, dtype) if repeats else y, saved
+
+    return run
 
 
-def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def plan_scan_backward(
+    args: ScanArguments, gradient: Tensor
+) -> Callable[[ScanArguments, Tensor], tuple[Tensor | None, ...]]:
     """Gradients, with the states that `scan` saved, or by walking twice."""
-    args = _with_contiguous_rows(args)
-    batch, tokens, directions, channels = args.row_shape
-    again, tile = _launches(channels, args.state, batch * directions)
-    device, pitch = args.u.device, _pitch(channels)
-    if args.C is None or gradient.stride(-1) != 1:  # states are read as rows of channels times state
-        gradient = gradient.contiguous()
-    blocks, again_blocks = cdiv(channels, tile.block_c), cdiv(channels, again.block_c)
-
-    def floats(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=device)
-
-    def rows(*shape: int, like: Tensor | None = None) -> Tensor:
-        dtype = torch.float32 if args.repeats or like is None else like.dtype
-        return output_rows(args.order, shape, dtype, device)
-
-    operands, chunks = _Operands(args, gradient), _chunks(args, again)
+    batch, _, directions, channels = row_shape = args.row_shape
+    state, device, repeats, shared_input = args.state, args.u.device, args.repeats, args.shared_input
+    again, tile = _launches(channels, state, batch * directions)
+    operands, chunks, pitch = _Operands(args, gradient), _chunks(args, again), _pitch(channels)
     shape = _checkpoint_shape(args, again, tile)
     walk_again = args.states is None or args.states.shape != shape  # saved by another backend: ignored
-    checkpoints = _checkpoints(floats(*shape) if walk_again else args.states, tile)
-    dC = rows(again_blocks if walk_again else blocks, batch, tokens, directions, args.state)
-    if walk_again:
-        _run_forward(args, operands, again, chunks, checkpoints, dC=dC, add=args.repeats)
-
-    du, ddelta = (rows(batch, tokens, directions, channels, like=like) for like in (args.u, args.delta))
-    dB = rows(blocks, batch, tokens, directions, args.state)
-    rates, per_channel = directions * args.state * pitch, directions * channels
-    shares = floats(batch * chunks.count, rates + 2 * per_channel)
-    carried = _carried(args, operands, again, chunks, adjoint=True) if chunks.count > 1 else args.delta
-    launch(
+    checkpoints = _Checkpoints(tile.unroll, *shape[2:4], tile.block_c)
+    walk = _plan_walk(args, operands, again, chunks, checkpoints, again=True) if walk_again else None
+    carry = _plan_carry(args, operands, again, chunks, adjoint=True) if chunks.count > 1 else None
+    blocks = cdiv(channels, tile.block_c)
+    shape_of_dC = (cdiv(channels, again.block_c) if walk_again else blocks, *row_shape[:3], state)
+    rates, per_channel = directions * state * pitch, directions * channels
+    launch = Launcher(
         kernels.backward_kernel,
         (batch * directions * chunks.count * blocks,),
-        (operands.key, tile, chunks, walk_again, args.repeats),
-        {
-            **operands.tensors,
-            "checkpoints": checkpoints.states,
-            "carried": carried,
-            "du": du,
-            "ddelta": ddelta,
-            "dB": dB,
-            "dC": dC,
-            "shares": shares,
-        },
-        lambda: {
-            **operands.numbers(),
-            "zero": 0.0,
-            "blocks": blocks,
-            "pitch": pitch // tile.vector,
-            "groups": checkpoints.groups,
-            "units": checkpoints.units,
-            "unit_size": tile.block_n * tile.block_c // tile.vector,
-            "chunk": chunks.steps,
-            "chunks": chunks.count,
-            "ADD": args.repeats,
-            "CHUNKED": chunks.count > 1,
-            "WITH_C": args.C is not None and not walk_again,
-            **tile.options(),
-        },
+        **operands.numbers,
+        zero=0.0,
+        blocks=blocks,
+        pitch=pitch // tile.vector,
+        groups=checkpoints.groups,
+        units=checkpoints.units,
+        unit_size=tile.block_n * tile.block_c // tile.vector,
+        chunk=chunks.steps,
+        chunks=chunks.count,
+        ADD=repeats,
+        CHUNKED=chunks.count > 1,
+        WITH_C=args.C is not None and not walk_again,
+        **tile.options(),
     )
-    if args.shared_input:
-        du = sum_directions(du)
-    total = shares.sum(0)
-    dA = total[:rates].view(directions, args.state, pitch)[..., :channels].transpose(1, 2)
-    dD, dbias = total[rates:].view(2, directions, channels)
-    dB, dC = sum_blocks(dB, args.B.dtype), None if args.C is None else sum_blocks(dC, args.C.dtype)
-    return args.cast(du, ddelta, dA, dB, dC, dD, dbias)
+
+    def rows(args: ScanArguments, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return output_rows(args.order, shape, torch.float32 if repeats else dtype, device)
+
+    def run(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, dy = operands.of(args, gradient)
+        states = args.states if walk is None else torch.empty(shape, dtype=torch.float32, device=device)
+        dC = rows(args, *shape_of_dC)
+        if walk is not None:
+            walk(tensors, tensors[1], dy, dC, states)
+        du, ddelta = rows(args, *row_shape, dtype=args.u.dtype), rows(args, *row_shape, dtype=args.delta.dtype)
+        dB = rows(args, blocks, *row_shape[:3], state)
+        shares = torch.empty((batch * chunks.count, rates + 2 * per_channel), dtype=torch.float32, device=device)
+        carried = tensors[1] if carry is None else carry(tensors, dy)
+        launch(*tensors, states, carried, dy, du, ddelta, dB, dC, shares)
+        if shared_input:
+            du = sum_directions(du)
+        total = shares.sum(0)
+        dA = total[:rates].view(directions, state, pitch)[..., :channels].transpose(1, 2)
+        dD, dbias = total[rates:].view(2, directions, channels)
+        dB, dC = sum_blocks(dB, args.B.dtype), None if args.C is None else sum_blocks(dC, args.C.dtype)
+        return args.cast(du, ddelta, dA, dB, dC, dD, dbias)
+
+    return run
 
 
-def _run_forward(
-    args: ScanArguments,
-    operands: _Operands,
-    tile: _Tile,
-    chunks: _Chunks,
-    checkpoints: _Checkpoints,
-    *,
-    y: Tensor | None = None,
-    dC: Tensor | None = None,
-    add: bool,
-) -> None:
-    """The outputs into y, or for the backward the gradient of C into dC; and the states of the checkpoints."""
-    unused = args.delta  # a pointer that the kernel does not follow
+def _plan_walk(
+    args: ScanArguments, operands: _Operands, tile: _Tile, chunks: _Chunks, checkpoints: _Checkpoints, *, again: bool
+) -> Callable[[_Tensors, Tensor, Tensor, Tensor, Tensor], None]:
+    """The walk forwards: the outputs into y, or `again` for the backward, the gradient of C into dC; and the states."""
     blocks = cdiv(args.channels, tile.block_c)
-    carried = _carried(args, operands, tile, chunks) if chunks.count > 1 else checkpoints.states
-    launch(
+    carry = _plan_carry(args, operands, tile, chunks) if chunks.count > 1 else None
+    launch = Launcher(
         kernels.forward_kernel,
         (args.batch * args.directions * chunks.count * blocks,),
-        (operands.key, tile, chunks, checkpoints[1:], checkpoints.states.dtype, y is None, add),
-        {
-            **operands.tensors,
-            "y": unused if y is None else y,
-            "dC": unused if dC is None else dC,
-            "checkpoints": checkpoints.states,
-            "carried": carried,
-        },
-        lambda: {
-            **operands.numbers(),
-            "blocks": blocks,
-            "pitch": _pitch(args.channels) // tile.vector,
-            "groups": checkpoints.groups,
-            "units": checkpoints.units,
-            "unit_size": tile.block_n * checkpoints.unit // tile.vector,
-            "chunk": chunks.steps,
-            "chunks": chunks.count,
-            "ADD": add,
-            "CHUNKED": chunks.count > 1,
-            "CHECKPOINT": checkpoints.every,
-            "AGAIN": y is None,
-            "UNIT": checkpoints.unit,
-            **tile.options(),
-        },
+        **operands.numbers,
+        blocks=blocks,
+        pitch=_pitch(args.channels) // tile.vector,
+        groups=checkpoints.groups,
+        units=checkpoints.units,
+        unit_size=tile.block_n * checkpoints.unit // tile.vector,
+        chunk=chunks.steps,
+        chunks=chunks.count,
+        ADD=args.repeats,
+        CHUNKED=chunks.count > 1,
+        CHECKPOINT=checkpoints.every,
+        AGAIN=again,
+        UNIT=checkpoints.unit,
+        **tile.options(),
     )
 
+    def run(tensors: _Tensors, y: Tensor, dy: Tensor, dC: Tensor, states: Tensor) -> None:
+        launch(*tensors, y, dy, dC, states, states if carry is None else carry(tensors))
 
-def _carried(
+    return run
+
+
+def _plan_carry(
     args: ScanArguments, operands: _Operands, tile: _Tile, chunks: _Chunks, *, adjoint: bool = False
-) -> Tensor:
+) -> Callable[..., Tensor]:
     """The state that every chunk receives from those before it; adjoint, the state's gradient from those after it."""
-    kernel = chunk_kernels.ends_kernel
-    # Adjoint it is the same walk, from the end, of the output's gradient in place of u and C in place of B.
-    read_as = {"u": "dy", "B": "C"} if adjoint else {}
-    tensors = {name: operands.tensors[read_as.get(name, name)] for name in operands.tensors if name in kernel.arg_names}
-    blocks, pitch = cdiv(args.channels, tile.block_c), _pitch(args.channels)
+    kernel, numbers = chunk_kernels.ends_kernel, dict(operands.numbers)
+    if adjoint:  # the same walk, from the end, of the output's gradient in place of u and C in place of B
+        for name, other in (("u", "dy"), ("B", "C")):
+            for part in ("_batch", "_token", "_direction"):
+                numbers[name + part] = numbers[other + part]
+    blocks, pitch, device = cdiv(args.channels, tile.block_c), _pitch(args.channels), args.u.device
     size = args.state * pitch
     shape = (args.batch, chunks.count, args.directions, size)
-    ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=args.u.device) for _ in range(3))
-
-    def numbers() -> dict[str, int | None]:
-        of_operands = operands.numbers()
-        for name, other in read_as.items():
-            for part in ("_batch", "_token", "_direction"):
-                of_operands[name + part] = of_operands[other + part]
-        return {
-            **{name: number for name, number in of_operands.items() if name in kernel.arg_names},
-            "blocks": blocks,
-            "pitch": pitch // tile.vector,
-            "chunk": chunks.steps,
-            "chunks": chunks.count,
-            "ADJOINT": adjoint,
-            **tile.options(),
-        }
-
-    launch(
+    find_ends = Launcher(
         kernel,
         (args.batch * chunks.count * args.directions * blocks,),
-        (operands.key, tile, chunks, adjoint),
-        tensors | {"ends": ends, "decays": decays},
-        numbers,
+        **{name: number for name, number in numbers.items() if name in kernel.arg_names},
+        blocks=blocks,
+        pitch=pitch // tile.vector,
+        chunk=chunks.steps,
+        chunks=chunks.count,
+        ADJOINT=adjoint,
+        **tile.options(),
     )
     count = 1 << (chunks.count - 1).bit_length()
     block = CARRY_TILE // count
-    launch(
+    carry = Launcher(
         chunk_kernels.carry_kernel,
         (args.batch * args.directions * cdiv(size, block),),
-        (shape, block, adjoint, args.u.get_device()),
-        {"ends": ends, "decays": decays, "carried": carried},
-        lambda: {
-            "directions": args.directions,
-            "size": size,
-            "chunks": chunks.count,
-            "ADJOINT": adjoint,
-            "CHUNKS": count,
-            "BLOCK": block,
-        },
+        directions=args.directions,
+        size=size,
+        chunks=chunks.count,
+        ADJOINT=adjoint,
+        CHUNKS=count,
+        BLOCK=block,
     )
-    return carried
+
+    def run(tensors: _Tensors, dy: Tensor | None = None) -> Tensor:
+        u, delta, A, B, C, _, bias, order = tensors
+        if dy is not None:
+            u, B = dy, C
+        ends, decays, carried = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(3))
+        find_ends(u, delta, A, B, bias, order, ends, decays)
+        carry(ends, decays, carried)
+        return carried
+
+    return run
+
+
+# u, delta, A, B, C, D, the bias and the order's table, which every kernel takes first. Where one is absent its pointer
+# is that of another, which the kernel does not follow.
+_Tensors = tuple[Tensor, ...]
 
 
 class _Operands:
-    """What every kernel takes of the arguments, by the kernels' names: tensors, and numbers that depend on `key`.
-
-    Where a tensor is absent its pointer is that of another, which the kernel does not follow.
-    """
+    """What kernels take of arguments of one kind: their tensors, and `numbers`, their sizes, strides and switches."""
 
     def __init__(self, args: ScanArguments, gradient: Tensor | None = None):
-        self.args = args
-        D, bias = (args.A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
-        self.tensors = {
-            "u": args.u,
-            "delta": args.delta,
-            "B": args.B,
-            "C": args.B if args.C is None else args.C,
-            "dy": args.delta if gradient is None else gradient,
-            "A": _rates(args),
-            "D": D,
-            "bias": bias,
-            "order": args.A if args.order is None else args.order.table,
-        }
-        absent = [tensor is None for tensor in (args.C, args.D, args.delta_bias, args.order, gradient)]
-        self.key = (*signature(*self.tensors.values()), *absent, args.segment)
+        rows = (args.u, args.delta, args.B, args.C)
+        self.has_contiguous_rows = all(t is None or t.stride(-1) == 1 or t.shape[-1] == 1 for t in rows)
+        self.rates_as_they_are = not args.channels % 2 and args.A.dtype == torch.float32
+        self.rates_as_they_are &= args.A.transpose(1, 2).is_contiguous()
+        self.numbers = self._numbers(args, gradient)
 
-    def numbers(self) -> dict[str, int | bool]:
-        """Sizes, strides and switches."""
-        args, strides = self.args, {}
-        for name in ("u", "delta", "B", "C", "dy"):
-            tensor = self.tensors[name]
+    def of(self, args: ScanArguments, gradient: Tensor | None = None) -> tuple[_Tensors, Tensor | None]:
+        """The tensors, and the output's gradient with rows that kernels read."""
+        if not self.has_contiguous_rows:
+            args = _with_contiguous_rows(args)
+        u, delta, A, B, C, D, bias, *_ = args
+        if gradient is not None and (C is None or gradient.stride(-1) != 1):
+            gradient = gradient.contiguous()  # states are read as rows of channels times state
+        tensors = (
+            u,
+            delta,
+            A if self.rates_as_they_are else _rates(args),
+            B,
+            B if C is None else C,
+            A if D is None else D.float().contiguous(),
+            A if bias is None else bias.float().contiguous(),
+            A if args.order is None else args.order.table,
+        )
+        return tensors, gradient
+
+    def _numbers(self, args: ScanArguments, gradient: Tensor | None) -> dict[str, int | bool]:
+        (u, delta, _, B, C, *_), dy = self.of(args, gradient)
+        dy = delta if dy is None else dy
+        args, strides = _with_contiguous_rows(args), {}
+        for name, tensor in (("u", u), ("delta", delta), ("B", B), ("C", C), ("dy", dy)):
             direction = 0 if name == "u" and args.shared_input else tensor.stride(2)
             batch_stride, token_stride = tensor.stride()[:2]
             strides |= {f"{name}_batch": batch_stride, f"{name}_token": token_stride, f"{name}_direction": direction}
@@ -363,7 +348,7 @@ class _Operands:
             "steps": args.steps,
             "segment": max(1, args.segment),
             **strides,
-            **_switches(args, self.tensors["dy"], list(strides.values())),
+            **_switches(args, dy, list(strides.values())),
         }
 
 
@@ -423,4 +408,4 @@ def _why_not(args: ScanArguments | None) -> str | None:
     return why_no_triton(*(() if args is None else args.tensors()))
 
 
-BACKEND = triton_backend(scan, scan_backward, _why_not, saves)
+BACKEND = triton_backend(plan_scan, plan_scan_backward, _why_not, saves)

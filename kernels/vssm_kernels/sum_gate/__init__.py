@@ -40,6 +40,4 @@ def sum_gate(y: Tensor, z: Tensor | None, scale: float = 1.0) -> Tensor:
     >>> sum_gate(torch.ones(1, 3, 2, 4), torch.zeros(1, 3, 4)).shape
     torch.Size([1, 3, 4])
     """
-    args = GateArguments(y, z, float(scale))
-    args.check()
-    return OP(args)
+    return OP(GateArguments(y, z, float(scale)))

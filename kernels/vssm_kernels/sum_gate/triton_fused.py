@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from vssm_kernels.direction_sum import TILE, sum_directions, tile_grid
-from vssm_kernels.gpu import launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, triton_backend, why_no_triton
 from vssm_kernels.sum_gate.arguments import GateArguments
 
 try:
@@ -51,53 +53,64 @@ if triton is not None:
         tl.store(dz + place, (dout * total * slope).to(dz.dtype.element_ty), mask=mask)
 
 
-def gate(args: GateArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+def plan_gate(args: GateArguments, save: bool) -> Callable[[GateArguments], tuple[Tensor, Tensor | None]]:
     """The output, and the sum over directions, both in y's dtype."""
-    y, z, scale = args.y.contiguous(), args.z, args.scale
-    if z is None:
-        total = sum_directions(y)
-        return total if scale == 1.0 else total * scale, None
-    z = _even_rows(z)
-    batch, tokens, directions, channels = y.shape
-    out = torch.empty(z.shape, dtype=y.dtype, device=y.device)
-    summed = None
-    if save and directions > 1:
-        summed = torch.empty(batch, tokens, 1, channels, dtype=y.dtype, device=y.device)
+    scale = args.scale
+    if args.z is None:
+        return lambda args: (_scaled(sum_directions(args.y.contiguous()), scale), None)
+    batch, tokens, directions, channels = args.y.shape
+    shape, dtype, device, saves = args.z.shape, args.y.dtype, args.y.device, save and directions > 1
     rows = batch * tokens
-    launch(
+    launch = Launcher(
         forward_kernel,
         tile_grid(rows, channels),
-        (*signature(y, z, summed), scale),
-        {"y": y, "z": z, "out": out, "summed": summed},
-        lambda: {
-            "scale": scale,
-            "rows": rows,
-            "channels": channels,
-            "z_token": z.stride(1),
-            "DIRECTIONS": directions,
-            **TILE,
-        },
+        scale=scale,
+        rows=rows,
+        channels=channels,
+        z_token=_even_rows(args.z).stride(1),
+        DIRECTIONS=directions,
+        **TILE,
     )
-    return out, summed
+
+    def run(args: GateArguments) -> tuple[Tensor, Tensor | None]:
+        out, summed = torch.empty(shape, dtype=dtype, device=device), None
+        if saves:
+            summed = torch.empty((batch, tokens, 1, channels), dtype=dtype, device=device)
+        launch(args.y.contiguous(), _even_rows(args.z), out, summed)
+        return out, summed
+
+    return run
 
 
-def gate_backward(args: GateArguments, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+def plan_gate_backward(args: GateArguments, gradient: Tensor) -> Callable[[GateArguments, Tensor], tuple]:
     """The gradients of the sum over the directions, (batch, tokens, 1, channels), and of z."""
+    scale = args.scale
     if args.z is None:
-        return (gradient if args.scale == 1.0 else gradient * args.scale).unsqueeze(2), None
-    z, summed = _even_rows(args.z), args.y.contiguous()
-    dsum = torch.empty(summed.shape, dtype=summed.dtype, device=summed.device)
-    dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    rows, channels = z[..., 0].numel(), z.shape[2]
-    gradient = gradient.contiguous()
-    launch(
+        return lambda args, gradient: (_scaled(gradient, scale).unsqueeze(2), None)
+    batch, tokens, channels = shape = args.z.shape
+    rows, z_token, device = batch * tokens, _even_rows(args.z).stride(1), args.z.device
+    launch = Launcher(
         backward_kernel,
         tile_grid(rows, channels),
-        (*signature(gradient, summed, z), args.scale),
-        {"gradient": gradient, "summed": summed, "z": z, "dsum": dsum, "dz": dz},
-        lambda: {"scale": args.scale, "rows": rows, "channels": channels, "z_token": z.stride(1), **TILE},
+        scale=scale,
+        rows=rows,
+        channels=channels,
+        z_token=z_token,
+        **TILE,
     )
-    return dsum, dz
+
+    def run(args: GateArguments, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        z, summed = _even_rows(args.z), args.y.contiguous()
+        dsum = torch.empty((batch, tokens, 1, channels), dtype=summed.dtype, device=device)
+        dz = torch.empty(shape, dtype=z.dtype, device=device)
+        launch(gradient.contiguous(), summed, z, dsum, dz)
+        return dsum, dz
+
+    return run
+
+
+def _scaled(total: Tensor, scale: float) -> Tensor:
+    return total if scale == 1.0 else total * scale
 
 
 def _even_rows(z: Tensor) -> Tensor:
@@ -111,4 +124,4 @@ def _why_not(args: GateArguments | None) -> str | None:
     return why_no_triton(*(() if args is None else args.tensors()))
 
 
-BACKEND = triton_backend(gate, gate_backward, _why_not, lambda args: args.saved(args.y.dtype))
+BACKEND = triton_backend(plan_gate, plan_gate_backward, _why_not, lambda args: args.saved(args.y.dtype))

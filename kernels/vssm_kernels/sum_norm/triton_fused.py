@@ -9,11 +9,13 @@ bit-equal.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 try:
@@ -104,62 +106,66 @@ if triton is not None:
             tl.store(shares + CHANNELS, tl.sum(dbias, 0), mask=c < CHANNELS)
 
 
-def norm(args: NormArguments, save: bool = False) -> tuple[Tensor, Tensor | None]:
+def plan_norm(args: NormArguments, save: bool) -> Callable[[NormArguments], tuple[Tensor, Tensor | None]]:
     """The output in args.dtype and, where there are several directions, their sum in x's dtype."""
     x, row_stride, direction_stride = _rows(args.x, args.directions)
-    channels = x.shape[-1]
-    y = torch.empty(args.output_shape, dtype=args.dtype, device=x.device)
-    sums = None
-    if save and args.directions > 1:
-        sums = torch.empty(*args.x.shape[:-2], 1, channels, dtype=x.dtype, device=x.device)
-    rows, tile = y.numel() // channels, _tile(channels)
-    launch(
+    channels, directions, shape, dtype, device = x.shape[-1], args.directions, args.output_shape, args.dtype, x.device
+    shape_of_sums = (*args.x.shape[:-2], 1, channels) if save and directions > 1 else None
+    rows, tile, contiguous = math.prod(shape) // channels, _tile(channels), args.x.is_contiguous()
+    launch = Launcher(
         forward_kernel,
         (cdiv(rows, tile["ROWS"]),),
-        (*signature(x, args.weight, args.bias, sums), *args[3:]),
-        {"x": x, "weight": args.weight, "bias": args.bias, "y": y, "merged": sums},
-        lambda: {
-            "rows": rows,
-            "row_stride": row_stride,
-            "direction_stride": direction_stride,
-            "eps": args.eps,
-            "DIRECTIONS": args.directions,
-            "CENTER": args.center,
-            **tile,
-        },
+        rows=rows,
+        row_stride=row_stride,
+        direction_stride=direction_stride,
+        eps=args.eps,
+        DIRECTIONS=directions,
+        CENTER=args.center,
+        **tile,
     )
-    return y, sums
+
+    def run(args: NormArguments) -> tuple[Tensor, Tensor | None]:
+        x = args.x if contiguous else _rows(args.x, directions)[0]
+        y, sums = torch.empty(shape, dtype=dtype, device=device), None
+        if shape_of_sums is not None:
+            sums = torch.empty(shape_of_sums, dtype=x.dtype, device=device)
+        launch(x, args.weight, args.bias, y, sums)
+        return y, sums
+
+    return run
 
 
-def norm_backward(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def plan_norm_backward(args: NormArguments, gradient: Tensor) -> Callable[[NormArguments, Tensor], tuple]:
     """The gradients of x, of one direction where it has any, and of weight and bias."""
-    gradient, (x, row_stride, _) = gradient.contiguous(), _rows(args.x, 1)
-    has_bias, channels = args.bias is not None, x.shape[-1]
-    rows, tile = gradient.numel() // channels, _tile(channels)
+    x, row_stride, _ = _rows(args.x, 1)
+    has_bias, channels, shape, device = args.bias is not None, x.shape[-1], args.x.shape, x.device
+    rows, tile, contiguous = gradient.numel() // channels, _tile(channels), args.x.is_contiguous()
     tiles = cdiv(rows, tile["ROWS"])
     turns = max(1, cdiv(tiles, _SHARES_MAX))
     programs = cdiv(tiles, turns)
-    dx = torch.empty(args.x.shape, dtype=x.dtype, device=x.device)
-    shares = torch.empty(programs, 1 + has_bias, channels, dtype=torch.float32, device=x.device)
-    launch(
+    launch = Launcher(
         backward_kernel,
         (programs,),
-        (*signature(gradient, x, args.weight), *args[3:], has_bias, turns),
-        {"dy": gradient, "x": x, "weight": args.weight, "dx": dx, "shares": shares},
-        lambda: {
-            "rows": rows,
-            "turns": turns,
-            "row_stride": row_stride,
-            "eps": args.eps,
-            "CENTER": args.center,
-            "HAS_BIAS": has_bias,
-            "STAGES": _STAGES,
-            **tile,
-        },
+        rows=rows,
+        turns=turns,
+        row_stride=row_stride,
+        eps=args.eps,
+        CENTER=args.center,
+        HAS_BIAS=has_bias,
+        STAGES=_STAGES,
+        **tile,
     )
-    sums = shares.sum(0)
-    dweight = None if args.weight is None else sums[0].to(args.weight.dtype)
-    return dx, dweight, sums[1].to(args.bias.dtype) if has_bias else None
+
+    def run(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = args.x if contiguous else _rows(args.x, 1)[0], args.weight
+        dx = torch.empty(shape, dtype=x.dtype, device=device)
+        shares = torch.empty((programs, 1 + has_bias, channels), dtype=torch.float32, device=device)
+        launch(gradient.contiguous(), x, weight, dx, shares)
+        sums = shares.sum(0)
+        dweight = None if weight is None else sums[0].to(weight.dtype)
+        return dx, dweight, sums[1].to(args.bias.dtype) if has_bias else None
+
+    return run
 
 
 def _rows(x: Tensor, directions: int) -> tuple[Tensor, int, int]:
@@ -188,4 +194,4 @@ def _why_not(args: NormArguments | None) -> str | None:
     return why_no_triton(*args.tensors())
 
 
-BACKEND = triton_backend(norm, norm_backward, _why_not, lambda args: args.saved(args.x.dtype))
+BACKEND = triton_backend(plan_norm, plan_norm_backward, _why_not, lambda args: args.saved(args.x.dtype))

@@ -48,6 +48,4 @@ def tree_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, delta_bias: Tensor
     >>> tree_scan(u, delta, -torch.ones(8), B, torch.zeros(8), tree).shape
     torch.Size([2, 15, 8])
     """
-    args = TreeScanArguments(u, delta, A, B, delta_bias, tree)
-    args.check()
-    return OP(args)
+    return OP(TreeScanArguments(u, delta, A, B, delta_bias, tree))

@@ -8,14 +8,14 @@ nothing for it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vssm_kernels.direction_sum import sum_blocks
-from vssm_kernels.gpu import cdiv, launch, signature, triton_backend, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.grid_tree.arguments import ROWS
 from vssm_kernels.tree_scan.arguments import TreeScanArguments
 
@@ -207,55 +207,63 @@ if triton is not None:
         tl.store(dbias + share, tl.sum(dbias_lanes, 0)[None, :], mask=c < channels)
 
 
-def scan(args: TreeScanArguments, save: bool = False) -> tuple[Tensor, None]:
-    """(batch, tokens, channels) float32."""
-    sums, h = (torch.empty(args.output_shape, dtype=torch.float32, device=args.device) for _ in range(2))
-    _launch(forward_kernel, args, {"sums": sums, "h": h}, _FORWARD)
-    return h, None
+def plan_scan(args: TreeScanArguments, save: bool) -> Callable[[TreeScanArguments], tuple[Tensor, None]]:
+    shape, device = args.output_shape, args.device
+    launch = _launcher(forward_kernel, args, _FORWARD)
+
+    def run(args: TreeScanArguments) -> tuple[Tensor, None]:
+        sums, h = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
+        if h.numel():
+            launch(*_tensors(args), sums, h)
+        return h, None
+
+    return run
 
 
-def scan_backward(args: TreeScanArguments, gradient: Tensor) -> tuple[Tensor, ...]:
-    batch, tokens, channels = args.u.shape
-    wide = {"dtype": torch.float32, "device": args.device}
+def plan_scan_backward(
+    args: TreeScanArguments, gradient: Tensor
+) -> Callable[[TreeScanArguments, Tensor], tuple[Tensor, ...]]:
+    (batch, tokens, channels), device = args.u.shape, args.device
     blocks = cdiv(channels, _BACKWARD["CHANNELS"])
-    buffers = {name: torch.empty(args.output_shape, **wide) for name in ("sums", "dsums", "h", "dh")}
-    buffers |= {name: torch.empty(batch, channels, **wide) for name in ("dA", "dbias")}
-    buffers["dB"] = torch.empty(batch, blocks, tokens, **wide)
-    buffers["du"] = torch.empty(args.u.shape, dtype=args.u.dtype, device=args.device)
-    buffers["ddelta"] = torch.empty(args.u.shape, dtype=args.delta.dtype, device=args.device)
-    buffers["gradient"] = gradient.contiguous()
-    _launch(backward_kernel, args, buffers, _BACKWARD)
-    dB = buffers["dB"].sum(1).to(args.B.dtype)
-    dA, dbias = sum_blocks(buffers["dA"], args.A.dtype), sum_blocks(buffers["dbias"], args.delta_bias.dtype)
-    return buffers["du"], buffers["ddelta"], dA, dB, dbias
+    launch = _launcher(backward_kernel, args, _BACKWARD)
+
+    def wide(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=device)
+
+    def run(args: TreeScanArguments, gradient: Tensor) -> tuple[Tensor, ...]:
+        sums, dsums, h, dh = (wide(batch, tokens, channels) for _ in range(4))
+        dA, dB, dbias = wide(batch, channels), wide(batch, blocks, tokens), wide(batch, channels)
+        du, ddelta = (torch.empty(h.shape, dtype=each.dtype, device=device) for each in (args.u, args.delta))
+        if h.numel():
+            gradient = gradient.contiguous()
+            launch(*_tensors(args), gradient, sums, dsums, h, dh, du, ddelta, dA, dB, dbias)
+        dA, dbias = sum_blocks(dA, args.A.dtype), sum_blocks(dbias, args.delta_bias.dtype)
+        return du, ddelta, dA, dB.sum(1).to(args.B.dtype), dbias
+
+    return run
 
 
-def _launch(kernel: Any, args: TreeScanArguments, buffers: Mapping[str, Tensor], how: Mapping[str, int]) -> None:
+def _tensors(args: TreeScanArguments) -> tuple[Tensor, ...]:
+    """What both kernels take."""
+    u, delta = (each if each.stride(2) == 1 else each.contiguous() for each in (args.u, args.delta))
+    return u, delta, args.A.contiguous(), args.B, args.delta_bias.contiguous(), args.tree.contiguous()
+
+
+def _launcher(kernel: Any, args: TreeScanArguments, how: Mapping[str, int]) -> Launcher:
     """A program for each image and block of channels."""
     batch, tokens, channels = args.u.shape
-    if batch == 0:
-        return
-    u, delta = (tensor if tensor.stride(2) == 1 else tensor.contiguous() for tensor in (args.u, args.delta))
-    tensors = {
-        **{"u": u, "delta": delta, "A": args.A.contiguous(), "B": args.B, "delta_bias": args.delta_bias.contiguous()},
-        "tree": args.tree.contiguous(),
-        **buffers,
+    u, delta, _, B, *_ = _tensors(args)
+    strides = {
+        f"{name}_{of}": tensor.stride(dim)
+        for name, tensor in (("u", u), ("delta", delta), ("B", B))
+        for dim, of in enumerate(("batch", "token"))
     }
-    key: Hashable = signature(*tensors.values())
-
-    def others() -> dict[str, Any]:
-        strides = {
-            f"{name}_{of}": tensors[name].stride(dim)
-            for name in ("u", "delta", "B")
-            for dim, of in enumerate(("batch", "token"))
-        }
-        return {"tokens": tokens, "channels": channels, **strides, "ROWS": ROWS, **how}
-
-    launch(kernel, (batch * cdiv(channels, how["CHANNELS"]),), key, tensors, others)
+    grid = (batch * cdiv(channels, how["CHANNELS"]),)
+    return Launcher(kernel, grid, tokens=tokens, channels=channels, **strides, ROWS=ROWS, **how)
 
 
 def _why_not(args: TreeScanArguments | None) -> str | None:
     return why_no_triton() if args is None else why_no_triton(*args.tensors())
 
 
-BACKEND = triton_backend(scan, scan_backward, _why_not)
+BACKEND = triton_backend(plan_scan, plan_scan_backward, _why_not)
