@@ -97,4 +97,7 @@ class TreeMixer(GatedMixer):
     def mix(self, x: Tensor) -> Tensor:
         x = F.silu(self.conv(x))
         states, C = self.scan(x.flatten(1, 2), grid_tree(x))
-        return self.norm((self.state_norm(states) * C).view_as(x) + self.scan.D[0] * x)
+        normed = self.state_norm(states).view_as(x)
+        # D is as narrow as what it multiplies: in float32 the sum would take twice the memory, to be normed then.
+        D = self.scan.D[0].to(x.dtype)
+        return self.norm(torch.addcmul(normed * C.view(*x.shape[:3], 1), x, D))

@@ -8,7 +8,7 @@ nothing for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,9 +28,8 @@ try:
 except ImportError:  # why_no_triton reports it
     triton = None
 
-# Vertices and channels of a program's tile. Most levels have some ten vertices.
-_FORWARD = {"VERTICES": 16, "CHANNELS": 32, "num_warps": 1}
-_BACKWARD = {"VERTICES": 16, "CHANNELS": 32, "num_warps": 2}
+_CHANNELS = 32  # of a program
+_LARGE = 784  # tokens from which on levels are wide: some 12 vertices of 56 x 56, where 14 x 14 have 4
 
 if triton is not None:
     LOG2_E = tl.constexpr(1.4426950408889634)
@@ -209,7 +208,7 @@ if triton is not None:
 
 def plan_scan(args: TreeScanArguments, save: bool) -> Callable[[TreeScanArguments], tuple[Tensor, None]]:
     shape, device = args.output_shape, args.device
-    launch = _launcher(forward_kernel, args, _FORWARD)
+    launch = _launcher(forward_kernel, args)
 
     def run(args: TreeScanArguments) -> tuple[Tensor, None]:
         sums, h = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
@@ -224,8 +223,8 @@ def plan_scan_backward(
     args: TreeScanArguments, gradient: Tensor
 ) -> Callable[[TreeScanArguments, Tensor], tuple[Tensor, ...]]:
     (batch, tokens, channels), device = args.u.shape, args.device
-    blocks = cdiv(channels, _BACKWARD["CHANNELS"])
-    launch = _launcher(backward_kernel, args, _BACKWARD)
+    blocks = cdiv(channels, _CHANNELS)
+    launch = _launcher(backward_kernel, args)
 
     def wide(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
@@ -249,8 +248,8 @@ def _tensors(args: TreeScanArguments) -> tuple[Tensor, ...]:
     return u, delta, args.A.contiguous(), args.B, args.delta_bias.contiguous(), args.tree.contiguous()
 
 
-def _launcher(kernel: Any, args: TreeScanArguments, how: Mapping[str, int]) -> Launcher:
-    """A program for each image and block of channels."""
+def _launcher(kernel: Any, args: TreeScanArguments) -> Launcher:
+    """A program for each image and block of channels; its tile has about as many vertices as a level."""
     batch, tokens, channels = args.u.shape
     u, delta, _, B, *_ = _tensors(args)
     strides = {
@@ -258,8 +257,10 @@ def _launcher(kernel: Any, args: TreeScanArguments, how: Mapping[str, int]) -> L
         for name, tensor in (("u", u), ("delta", delta), ("B", B))
         for dim, of in enumerate(("batch", "token"))
     }
-    grid = (batch * cdiv(channels, how["CHANNELS"]),)
-    return Launcher(kernel, grid, tokens=tokens, channels=channels, **strides, ROWS=ROWS, **how)
+    tile = {"VERTICES": 16, "num_warps": 2} if tokens > _LARGE else {"VERTICES": 8, "num_warps": 1}
+    grid = (batch * cdiv(channels, _CHANNELS),)
+    sizes = {"tokens": tokens, "channels": channels, "ROWS": ROWS, "CHANNELS": _CHANNELS}
+    return Launcher(kernel, grid, **sizes, **strides, **tile)
 
 
 def _why_not(args: TreeScanArguments | None) -> str | None:
