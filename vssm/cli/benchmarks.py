@@ -24,12 +24,14 @@ import yaml
 
 from vssm.bench import (
     KERNEL_CASES,
+    TREE_CASES,
     Ceilings,
     Execution,
     benchmark_host,
     benchmark_kernel,
     benchmark_model,
     benchmark_orders,
+    benchmark_tree,
     environment,
     print_table,
     write_csv,
@@ -54,15 +56,16 @@ def benchmark_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    kernels = commands.add_parser("kernels", help="the selective scan at the shapes of real models")
-    kernels.add_argument("--cases", nargs="+", choices=KERNEL_CASES, default=list(KERNEL_CASES), metavar="CASE",
-                         help=f"of: {', '.join(KERNEL_CASES)} (default: all)")  # fmt: skip
+    kernels = commands.add_parser("kernels", help="scans along orders and trees at the shapes of real models")
+    cases = [*KERNEL_CASES, *TREE_CASES]
+    kernels.add_argument("--cases", nargs="+", choices=cases, default=list(KERNEL_CASES), metavar="CASE",
+                         help=f"of: {', '.join(cases)} (default: all of the selective scan)")  # fmt: skip
     kernels.add_argument(
         "--backends",
         nargs="+",
         type=known_backend,
         metavar="NAME",
-        help="default: triton on a GPU, native and grouped on a CPU",
+        help="default: triton on a GPU, native on a CPU, and grouped for the selective scan",
     )
     kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
                          help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
@@ -151,15 +154,18 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
 
 
 def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
-    backends = arguments.backends or (["triton"] if device.type == "cuda" else ["native", "grouped"])
     ceilings = Ceilings.measure(device)
     print(f"ceilings: {ceilings}")
     for name in arguments.cases:
-        case = KERNEL_CASES[name]
+        case = KERNEL_CASES.get(name) or TREE_CASES[name]
         if arguments.batch:
             case = replace(case, batch=arguments.batch)
+        on_cpu = ["native", "grouped"] if name in KERNEL_CASES else ["native"]
+        backends = arguments.backends or (["triton"] if device.type == "cuda" else on_cpu)
         how = (device, DTYPES[arguments.dtype], ceilings, backends)
-        if arguments.orders:
+        if name in TREE_CASES:
+            yield from benchmark_tree(case, *how)
+        elif arguments.orders:
             orders = order_names() if arguments.orders == ["all"] else arguments.orders
             yield from benchmark_orders(case, orders, *how)
         else:
