@@ -1,5 +1,5 @@
-/* Shared by the C kernels: vectors of floats by the extension of gcc and clang, which builds for any processor; 2^x and
- * sigmoid on them; and the loop over all cores. */
+/* Shared by the C kernels: vectors of floats by the extension of gcc and clang, which builds for any processor; 2^x,
+ * sigmoid and softplus on them; and the loop over all cores. */
 #ifndef VSSM_VECTOR_H
 #define VSSM_VECTOR_H
 
@@ -57,6 +57,22 @@ static inline vec exp2_vec(vec x) {
 #endif
 
 static inline vec sigmoid_vec(vec x) { return 1.0f / (1.0f + exp2_vec(x * -1.44269504f)); }
+
+/* log(1 + exp(x)) = max(x, 0) + log1p(e), e = exp(-|x|), log1p(e) = 2 artanh(e / (2 + e)): exact for tiny e too. */
+static inline vec softplus_vec(vec x) {
+    const vec magnitude = select_vec(x < 0.0f, -x, x);
+    const vec e = exp2_vec(magnitude * -1.44269504f);
+    const vec s = e / (e + 2.0f), s2 = s * s;
+    vec p = splat(1.0f / 15.0f);
+    p = p * s2 + 1.0f / 13.0f;
+    p = p * s2 + 1.0f / 11.0f;
+    p = p * s2 + 1.0f / 9.0f;
+    p = p * s2 + 1.0f / 7.0f;
+    p = p * s2 + 1.0f / 5.0f;
+    p = p * s2 + 1.0f / 3.0f;
+    p = p * s2 + 1.0f;
+    return select_vec(x < 0.0f, splat(0.0f), x) + 2.0f * s * p;
+}
 
 /* Lanes of a vector whose first channel is c, where channels end at `end`. */
 static inline int lanes_before(int64_t c, int64_t end) { return end - c < LANES ? (int)(end - c) : LANES; }

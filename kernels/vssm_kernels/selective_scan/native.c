@@ -25,22 +25,6 @@ typedef struct {
     float *dB, *dC;          /* (bands, batch, tokens, directions, state), zeroed */
 } scan_args;
 
-/* log(1 + exp(x)) = max(x, 0) + log1p(e), e = exp(-|x|), log1p(e) = 2 artanh(e / (2 + e)): exact for tiny e too. */
-static inline vec softplus_vec(vec x) {
-    const vec magnitude = select_vec(x < 0.0f, -x, x);
-    const vec e = exp2_vec(magnitude * -1.44269504f);
-    const vec s = e / (e + 2.0f), s2 = s * s;
-    vec p = splat(1.0f / 15.0f);
-    p = p * s2 + 1.0f / 13.0f;
-    p = p * s2 + 1.0f / 11.0f;
-    p = p * s2 + 1.0f / 9.0f;
-    p = p * s2 + 1.0f / 7.0f;
-    p = p * s2 + 1.0f / 5.0f;
-    p = p * s2 + 1.0f / 3.0f;
-    p = p * s2 + 1.0f;
-    return select_vec(x < 0.0f, splat(0.0f), x) + 2.0f * s * p;
-}
-
 /* One channel block of one (batch, direction): its constants. */
 typedef struct {
     int64_t c; /* its first channel */

@@ -1,4 +1,4 @@
-"""The scan of a tree on a CPU: the sweeps in C (native.c), what stands before and after them in torch."""
+"""The scan of a tree on a CPU in C (native.c)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssm_kernels.buffers import address
-from vssm_kernels.compiler import channel_bands, load_library, run_tasks, why_no_library
+from vssm_kernels.buffers import address, floats
+from vssm_kernels.compiler import Strides, channel_bands, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
+from vssm_kernels.grid_tree.arguments import ROWS
 from vssm_kernels.tree_scan.arguments import TreeScanArguments
-from vssm_kernels.tree_scan.reference import added_and_weight, gradients
 
 _SOURCE = Path(__file__).with_name("native.c")
 
@@ -21,40 +21,59 @@ class _CArguments(ctypes.Structure):
     """tree_args of native.c."""
 
     _fields_ = [
-        *((n, ctypes.c_int64) for n in ("tokens", "channels", "bands")),
-        *((n, ctypes.c_void_p) for n in ("tree", "weight", "h", "dh", "dexponent")),
+        *((n, ctypes.c_int64) for n in ("batch", "tokens", "channels", "bands")),
+        *((n, ctypes.c_void_p) for n in ("u", "delta", "A", "B", "bias", "tree")),
+        *((n, Strides) for n in ("su", "sdelta")),
+        *((n, ctypes.c_void_p) for n in ("h", "dh", "du", "ddelta", "dA", "dbias", "dB")),
     ]
 
 
 def scan(args: TreeScanArguments, save: bool = False) -> tuple[Tensor, None]:
-    added, weight = added_and_weight(args)
-    h = added.contiguous()
-    _sweep(args.tree, weight, h)
+    h = floats(*args.u.shape)
+    _run(args, h=h)
     return h, None
 
 
 def scan_backward(args: TreeScanArguments, gradient: Tensor) -> tuple[Tensor, ...]:
-    added, weight = added_and_weight(args)
-    dh = gradient.clone(memory_format=torch.contiguous_format)
-    dexponent = torch.zeros_like(dh)
-    _sweep(args.tree, weight, added.contiguous(), dh=dh, dexponent=dexponent)
-    return gradients(args, dh, dexponent)
+    batch, tokens, channels = shape = args.u.shape
+    dh = floats(*shape).copy_(gradient)
+    h, du, ddelta = (floats(*shape) for _ in range(3))
+    dA, dbias = floats(2, batch, channels, zero=True)
+    dB = floats(_bands(args), batch, tokens)
+    _run(args, h=h, dh=dh, du=du, ddelta=ddelta, dA=dA, dbias=dbias, dB=dB)
+    found = du, ddelta, dA.sum(0), dB.sum(0), dbias.sum(0)
+    return tuple(each.to(tensor.dtype) for each, tensor in zip(found, args.tensors(), strict=True))
 
 
-def _sweep(tree: Tensor, weight: Tensor, h: Tensor, **more: Tensor) -> None:
-    """Both sweeps in place, over all channels of all images."""
-    batch, tokens, channels = h.shape
-    bands = channel_bands(channels, max(1, batch))
-    buffers = {"weight": weight.contiguous(), "h": h, **more}
-    tree = tree.contiguous()
+def _bands(args: TreeScanArguments) -> int:
+    batch, _, channels = args.u.shape
+    return channel_bands(channels, max(1, batch))
+
+
+def _run(args: TreeScanArguments, **buffers: Tensor) -> None:
+    """Call the C function over all tasks: the channel bands of all images."""
+    batch, tokens, channels = args.u.shape
+    size, bands = args.u.numel(), _bands(args)
+    u, delta = float_rows(args.u), float_rows(args.delta)
+    A, bias = args.A.float().contiguous(), args.delta_bias.float().contiguous()
+    B, tree = args.B.float().contiguous(), args.tree.contiguous()
+    sizes = {"dA": batch * channels, "dbias": batch * channels, "dB": bands * batch * tokens}
     c_args = _CArguments(
+        batch=batch,
         tokens=tokens,
         channels=channels,
         bands=bands,
-        tree=address("tree", tree, tree.numel(), torch.int32),
-        **{name: address(name, buffer, h.numel()) for name, buffer in buffers.items()},
+        u=address("u", u, size, rows=True),
+        delta=address("delta", delta, size, rows=True),
+        A=address("A", A, channels),
+        B=address("B", B, batch * tokens),
+        bias=address("delta_bias", bias, channels),
+        tree=address("tree", tree, batch * ROWS * tokens, torch.int32),
+        su=Strides(u.stride(0), u.stride(1)),
+        sdelta=Strides(delta.stride(0), delta.stride(1)),
+        **{name: address(name, buffer, sizes.get(name, size)) for name, buffer in buffers.items()},
     )
-    run_tasks(load_library(_SOURCE), "vssm_tree_sweeps", c_args, tasks=batch * bands)
+    run_tasks(load_library(_SOURCE), "vssm_tree_scan", c_args, tasks=batch * bands)
 
 
 def _why_not(args: TreeScanArguments | None) -> str | None:
