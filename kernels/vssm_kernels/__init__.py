@@ -23,13 +23,14 @@ from types import ModuleType
 from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
+from vssm_kernels.gelu import gelu_again
 from vssm_kernels.grid_tree import grid_tree
 from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.standard import standard_operations
-from vssm_kernels.sum_gate import sum_gate
+from vssm_kernels.sum_gate import sum_gate, sum_gate_again
 from vssm_kernels.sum_norm import sum_norm
 from vssm_kernels.tree_scan import tree_scan
 
@@ -43,6 +44,7 @@ __all__ = [
     "backend_report",
     "causal_conv1d",
     "directed_linear",
+    "gelu_again",
     "grid_tree",
     "noncausal_ssd",
     "read_parameters",
@@ -50,6 +52,7 @@ __all__ = [
     "side_by_side",
     "standard_operations",
     "sum_gate",
+    "sum_gate_again",
     "sum_norm",
     "tree_scan",
     "use_backend",

@@ -27,7 +27,7 @@ def triton_backend(
     saves: Callable[[Any], Any] = lambda args: None,
 ) -> Backend:
     """A backend whose kernels run on the GPU that its inputs lie on, from its two plans: see `Backend`."""
-    plan, plan_backward = _on_the_gpu_of(plan), _on_the_gpu_of(plan_backward)
+    plan, plan_backward = on_the_gpu_of(plan), on_the_gpu_of(plan_backward)
 
     def forward(args: Any, save: bool) -> Any:
         return plan(args, save)(args)
@@ -38,7 +38,7 @@ def triton_backend(
     return Backend("triton", forward, backward, why_not, saves, plan=plan, plan_backward=plan_backward)
 
 
-def _on_the_gpu_of(plan: Callable[..., Any]) -> Callable[..., Any]:
+def on_the_gpu_of(plan: Callable[..., Any]) -> Callable[..., Any]:
     """A plan that is made and followed on the GPU of its tensors: Triton launches kernels on the current one."""
 
     def make(args: Any, more: Any) -> Any:

@@ -143,7 +143,7 @@ def test_bfloat16_in_pairs_only_where_it_lies_so(offset, state):
         wider = torch.nn.functional.pad(inputs[name].bfloat16(), (offset, 2 - offset))
         inputs[name] = wider[..., offset : offset + inputs[name].shape[-1]]
     args = ScanArguments(**inputs, order=permuted(2, 13, DEVICE))
-    switches = triton_fused._Operands(args).numbers()
+    switches = triton_fused._Operands(args).numbers
     assert (switches["ROW_ALIGN"] % 2 == 0) == (offset == 0)
     assert (switches["STATE_ALIGN"] % 2 == 0) == (offset == 0 and state == 16)
     check_backend(triton_fused.BACKEND, args)
@@ -159,7 +159,7 @@ def test_a_storage_that_begins_at_any_place(start, aligned):
     inputs |= {"B": B.view_as(inputs["B"]), "C": inputs["C"].bfloat16()}
     args = ScanArguments(**inputs)
     assert args.B.storage_offset() == 0
-    assert triton_fused._Operands(args).numbers()["STATE_ALIGN"] == aligned
+    assert triton_fused._Operands(args).numbers["STATE_ALIGN"] == aligned
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2])
@@ -170,7 +170,7 @@ def test_one_state_of_B_beside_that_of_C(offset):
     joined = torch.nn.functional.pad(torch.cat([inputs["B"], inputs["C"]], -1).flatten(2), (offset, 2 - offset))
     inputs["B"], inputs["C"] = joined[..., offset : offset + 4].unflatten(2, (2, 2)).split(1, dim=-1)
     args = ScanArguments(**inputs, order=permuted(2, 13, DEVICE))
-    assert triton_fused._Operands(args).numbers()["BESIDE"] == (offset != 1)
+    assert triton_fused._Operands(args).numbers["BESIDE"] == (offset != 1)
     check_backend(triton_fused.BACKEND, args)
 
 

@@ -17,9 +17,9 @@ from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
-from vssm.nn.recompute import product_of_recomputed, saves_activations
+from vssm.nn.recompute import Gate, product_of_recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
-from vssm.ops import ScanTable, causal_conv1d, sum_gate
+from vssm.ops import ScanTable, causal_conv1d
 from vssm.scan import OrderFunction, bidirectional, cross
 from vssm.values import widened
 
@@ -161,6 +161,7 @@ class VimMixer(nn.Module):
         self.conv_bias = nn.Parameter(torch.empty(sets, inner, **dd))
         self.scan = self.scan_class(inner, self.directions, state, math.ceil(dim / 16), shared, own_inputs=True, **dd)
         self.out_proj = Linear(inner, dim, bias=False, **dd)
+        self.gate = Gate(1 / self.directions)  # a mean
         for parameter in (self.conv_weight, self.conv_bias):
             nn.init.uniform_(parameter, -(conv_width**-0.5), conv_width**-0.5)
         # official: only the forward direction's step-size bias gets Mamba's initialisation; the others start at zero.
@@ -183,7 +184,3 @@ class VimMixer(nn.Module):
         if len(weight) < self.directions:
             weight, bias = weight.expand(self.directions, -1, -1), bias.expand(self.directions, -1)
         return causal_conv1d(x, weight, bias, order, silu=True)
-
-    def gate(self, total: Tensor, z: Tensor) -> Tensor:
-        """The mean over the directions, from their sum, times silu(z); (batch, tokens, channels) all."""
-        return sum_gate(total.unsqueeze(2), z, 1 / self.directions)

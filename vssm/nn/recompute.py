@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vssm.nn.linear import Linear
+from vssm.ops import gelu_again, sum_gate, sum_gate_again
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -29,16 +31,67 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """layer(function(*inputs)), with the inputs saved for the backward and not what the layer is given.
 
-    The function has no parameters; its operations are cheap beside the layer's product, which is not run again.
+    The function has no parameters; its operations are cheap beside the layer's product, which is not run again. A GELU
+    or a `Gate` is computed again in the kernel that computes its gradients.
 
     >>> layer, x = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     >>> product_of_recomputed(layer, torch.relu, x).sum().backward()
     """
     if not _recomputes():
         return layer(function(*inputs))
-    if type(layer) is not Linear or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+    if type(layer) is not Linear or _has_hooks(layer):
         return recomputed(lambda *saved: layer(function(*saved)), *inputs)  # torch's own, which stops at the product
-    return _ProductOfRecomputed.apply(function, *layer.read(inputs[0]), *inputs)
+    return _ProductOfRecomputed.apply(function, _again(function), *layer.read(inputs[0]), *inputs)
+
+
+class Gate:
+    """The sum over a scan's directions, (batch, tokens, channels), times scale * silu(z).
+
+    >>> Gate(0.5)(torch.ones(1, 3, 4), torch.zeros(1, 3, 4)).shape
+    torch.Size([1, 3, 4])
+    """
+
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def __call__(self, total: Tensor, z: Tensor) -> Tensor:
+        return sum_gate(total.unsqueeze(2), z, self.scale)
+
+    def again(self, gradient: Tensor, total: Tensor, z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """What a call returned, and the gradients of the inputs given that of it."""
+        value, *gradients = sum_gate_again(total, z, self.scale, gradient)
+        return value, tuple(gradients)
+
+
+def _again(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]:
+    """(gradient, *inputs) to what the function returned for the inputs, and their gradients."""
+    if isinstance(function, Gate):
+        return function.again
+    if function is F.gelu or (
+        type(function) is nn.GELU and function.approximate == "none" and not _has_hooks(function)
+    ):
+        return _gelu_again
+    return partial(_differentiated, function)
+
+
+def _gelu_again(gradient: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+    value, dx = gelu_again(x, gradient)
+    return value, (dx,)
+
+
+def _differentiated(
+    function: Callable[..., Tensor], gradient: Tensor, *inputs: Tensor
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+    with torch.enable_grad():
+        value = function(*leaves)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    found = iter(torch.autograd.grad(value, wanted, gradient.to(value.dtype)) if wanted else ())
+    return value.detach(), tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 def _recomputes() -> bool:
@@ -59,8 +112,8 @@ class _ProductOfRecomputed(torch.autograd.Function):
     """Far less of Python than torch's checkpointing, whose hooks take longer than the kernels."""
 
     @staticmethod
-    def forward(ctx, function, weight, bias, *inputs):
-        ctx.function = function
+    def forward(ctx, function, again, weight, bias, *inputs):
+        ctx.function, ctx.again = function, again
         ctx.save_for_backward(weight, bias, *inputs)
         return F.linear(function(*inputs), weight, bias)
 
@@ -72,16 +125,17 @@ class _ProductOfRecomputed(torch.autograd.Function):
                 output = F.linear(ctx.function(*inputs), weight, bias)
             wanted = [t for t in (weight, bias, *inputs) if t is not None and t.requires_grad]
             found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=torch.is_grad_enabled()))
-            return None, *(next(found) if t is not None and t.requires_grad else None for t in (weight, bias, *inputs))
-        leaves = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
-        with torch.enable_grad():
-            given = ctx.function(*leaves)
-        rows, drows = given.detach().flatten(0, -2), gradient.flatten(0, -2)
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(given, wanted, (gradient @ weight).to(given.dtype)) if wanted else ())
+            return (
+                None,
+                None,
+                *(next(found) if t is not None and t.requires_grad else None for t in (weight, bias, *inputs)),
+            )
+        given, gradients = ctx.again(gradient @ weight, *inputs)
+        rows, drows = given.flatten(0, -2), gradient.flatten(0, -2)
         return (
             None,
-            drows.T @ rows.to(drows.dtype) if ctx.needs_input_grad[1] else None,
-            drows.sum(0) if ctx.needs_input_grad[2] else None,
-            *(next(found) if leaf.requires_grad else None for leaf in leaves),
+            None,
+            drows.T @ rows.to(drows.dtype) if ctx.needs_input_grad[2] else None,
+            drows.sum(0) if ctx.needs_input_grad[3] else None,
+            *gradients,
         )

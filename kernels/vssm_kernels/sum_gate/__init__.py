@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 from torch import Tensor
 
+from vssm_kernels.gpu import on_the_gpu_of
+from vssm_kernels.kinds import Latest, kind_of
 from vssm_kernels.op import Op
 from vssm_kernels.sum_gate import native_cpu, reference, triton_fused
 from vssm_kernels.sum_gate.arguments import GateArguments
@@ -41,3 +45,32 @@ def sum_gate(y: Tensor, z: Tensor | None, scale: float = 1.0) -> Tensor:
     torch.Size([1, 3, 4])
     """
     return OP(GateArguments(y, z, float(scale)))
+
+
+def sum_gate_again(total: Tensor, z: Tensor, scale: float, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For a backward that has not saved what `sum_gate` returned: this, and the gradients of the sum and of z.
+
+    Args:
+        total: (batch, tokens, channels), the sum over the directions.
+        z, scale: as for `sum_gate`.
+        gradient: of the output, (batch, tokens, channels).
+
+    >>> import torch
+    >>> value, dtotal, dz = sum_gate_again(torch.ones(1, 3, 4), torch.zeros(1, 3, 4), 1.0, torch.ones(1, 3, 4))
+    >>> value[0, 0, 0].item(), dtotal[0, 0, 0].item(), dz[0, 0, 0].item()
+    (0.0, 0.0, 0.5)
+    """
+    args = GateArguments(total.unsqueeze(2), z, float(scale))
+    backend = OP.choose(args)
+    if backend is triton_fused.BACKEND:
+        kind = kind_of((*args, gradient))
+        run = _again.get(kind)
+        if run is None:
+            run = _again[kind] = on_the_gpu_of(triton_fused.plan_gate_again)(args, gradient)
+        value, dsum, dz = run(args, gradient)
+    else:
+        value, (dsum, dz) = OP.run_forward(backend, args, False)[0], OP.run_backward(backend, args, gradient)
+    return value, dsum.squeeze(2).to(total.dtype), dz
+
+
+_again: dict[Hashable, Callable[[GateArguments, Tensor], tuple[Tensor, Tensor, Tensor]]] = Latest()

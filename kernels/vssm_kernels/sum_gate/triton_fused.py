@@ -37,10 +37,10 @@ if triton is not None:
 
     @triton.jit
     def backward_kernel(
-        gradient, summed, z, dsum, dz, scale, rows, channels, z_token,
+        gradient, summed, z, dsum, dz, out, scale, rows, channels, z_token,
         ROWS: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        """dsum, the gradient of the sum over directions, and dz."""
+        """dsum, the gradient of the sum over directions, and dz; and the gate's output once more."""
         row, c, mask = tile(rows, channels, ROWS, CHANNELS)
         place = row * channels + c
         dout = tl.load(gradient + place, mask=mask, other=0.0).to(tl.float32) * scale
@@ -48,6 +48,8 @@ if triton is not None:
         total = tl.load(summed + place, mask=mask, other=0.0).to(tl.float32)
         opened = sigmoid(gate)
         silu = gate * opened
+        if out is not None:
+            tl.store(out + place, saturate(scale * total * silu, out.dtype.element_ty), mask=mask)
         tl.store(dsum + place, (dout * silu).to(dsum.dtype.element_ty), mask=mask)
         slope = opened + silu * (1.0 - opened)
         tl.store(dz + place, (dout * total * slope).to(dz.dtype.element_ty), mask=mask)
@@ -87,24 +89,33 @@ def plan_gate_backward(args: GateArguments, gradient: Tensor) -> Callable[[GateA
     scale = args.scale
     if args.z is None:
         return lambda args, gradient: (_scaled(gradient, scale).unsqueeze(2), None)
+    run = plan_gate_again(args, gradient, with_output=False)
+    return lambda args, gradient: run(args, gradient)[1:]
+
+
+def plan_gate_again(
+    args: GateArguments, gradient: Tensor, with_output: bool = True
+) -> Callable[[GateArguments, Tensor], tuple[Tensor | None, Tensor, Tensor]]:
+    """The output once more, from the sum over the directions, and both gradients."""
     batch, tokens, channels = shape = args.z.shape
     rows, z_token, device = batch * tokens, _even_rows(args.z).stride(1), args.z.device
     launch = Launcher(
         backward_kernel,
         tile_grid(rows, channels),
-        scale=scale,
+        scale=args.scale,
         rows=rows,
         channels=channels,
         z_token=z_token,
         **TILE,
     )
 
-    def run(args: GateArguments, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def run(args: GateArguments, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         z, summed = _even_rows(args.z), args.y.contiguous()
+        out = torch.empty(shape, dtype=summed.dtype, device=device) if with_output else None
         dsum = torch.empty((batch, tokens, 1, channels), dtype=summed.dtype, device=device)
         dz = torch.empty(shape, dtype=z.dtype, device=device)
-        launch(gradient.contiguous(), summed, z, dsum, dz)
-        return dsum, dz
+        launch(gradient.contiguous(), summed, z, dsum, dz, out)
+        return out, dsum, dz
 
     return run
 
