@@ -13,7 +13,7 @@ from on_backends import DEVICE, device_of, require
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vssm_kernels import grid_tree, use_backend
+from vssm_kernels import grid_tree, standard_operations, use_backend
 from vssm_kernels.grid_tree import OP, native_cpu, reference, triton_fused
 from vssm_kernels.grid_tree.arguments import MapArguments
 
@@ -182,6 +182,24 @@ def test_compiles_exports_and_has_shapes_on_the_meta_device(device):
     assert torch.equal(torch.compile(grid_tree, fullgraph=True, backend="aot_eager")(x), grid_tree(x))
     assert grid_tree(torch.empty(2, 3, 4, 5, device="meta")).shape == (2, 4, 12)
     torch.library.opcheck(OP.operator, (x, False))
+
+
+class Tree(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return grid_tree(x)
+
+
+def test_exports_of_any_size_and_of_one_in_standard_operations():
+    dynamic, x = torch.export.Dim.DYNAMIC, make_map(3, 4)
+    exported = torch.export.export(Tree(), (x,), dynamic_shapes=({1: dynamic, 2: dynamic},)).module()
+    larger = make_map(5, 7)
+    assert torch.equal(exported(larger), grid_tree(larger))
+    with standard_operations():
+        fixed = torch.export.export(Tree(), (x,), dynamic_shapes=({0: dynamic},))
+        with pytest.raises(ValueError, match="made for one height and width: declare only the batch dynamic"):
+            torch.export.export(Tree(), (x,), dynamic_shapes=({1: dynamic, 2: dynamic},))
+    assert not any("vssm" in str(node.target) for node in fixed.graph.nodes)
+    assert torch.equal(fixed.module()(x[:1].repeat(3, 1, 1, 1)), grid_tree(x[:1].repeat(3, 1, 1, 1)))
 
 
 def test_images_are_mapped_over():

@@ -8,7 +8,12 @@ from vssm_kernels.grid_tree import native_cpu, reference, triton_fused
 from vssm_kernels.grid_tree.arguments import MapArguments
 from vssm_kernels.op import Op
 
-OP = Op("grid_tree", MapArguments, [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
+OP = Op(
+    "grid_tree",
+    MapArguments,
+    [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND],
+    standard=reference.standard_tree,
+)
 
 
 def grid_tree(x: Tensor) -> Tensor:

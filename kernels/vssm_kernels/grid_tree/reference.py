@@ -16,12 +16,25 @@ from vssm_kernels.grid_tree.arguments import MapArguments, no_gradient
 
 _SIDES = 4  # up, right, down, left: clockwise, so that the opposite of a side is two on
 _EPS = 1e-8  # of the cosine
+# Weights are float32 numbers from exp(-1) to exp(1), so multiples of 2^-26, and float64 tells multiples of 2^-51 apart.
+# This much for each edge, up to a million of them, orders those of equal weight and no others.
+_TIE = 2.0**-46
 
 
 def tree(args: MapArguments, save: bool = False) -> tuple[Tensor, None]:
     """(batch, 4, tokens) int32."""
     _, height, width, _ = args.x.shape
     return table(spanning_tree(edge_weights(args.x), height, width), height, width), None
+
+
+def standard_tree(args: MapArguments) -> Tensor:
+    """For files that run without vssm: rounds are unrolled, so that they serve one size of map."""
+    if any(isinstance(size, torch.SymInt) for size in args.x.shape[1:3]):
+        raise ValueError(
+            "a tree in standard operations is made for one height and width: declare only the batch dynamic, and "
+            "export once for each size"
+        )
+    return tree(args)[0]
 
 
 def edge_weights(x: Tensor) -> Tensor:
@@ -31,7 +44,7 @@ def edge_weights(x: Tensor) -> Tensor:
 
     def weight(first: tuple[slice, ...], second: tuple[slice, ...]) -> Tensor:
         cosine = (x[first] * x[second]).sum(-1) / (length[first] * length[second])
-        return torch.exp(-cosine).flatten(1)
+        return torch.exp(-cosine).float().flatten(1)
 
     every, but_last, but_first = slice(None), slice(None, -1), slice(1, None)
     down = weight((every, but_last), (every, but_first))
@@ -50,14 +63,15 @@ def spanning_tree(weights: Tensor, height: int, width: int) -> Tensor:
     grid = vertex.view(height, width)
     first = torch.cat([grid[:-1].flatten(), grid[:, :-1].flatten()])
     second = torch.cat([grid[1:].flatten(), grid[:, 1:].flatten()])
-    by_rank = weights.sort(dim=1, stable=True)[1]
+    number = torch.arange(edges, device=weights.device)
+    by_rank = (weights.double() + _TIE * number).sort(dim=1)[1]  # ONNX has no stable sort
     rank = by_rank.sort(dim=1)[1]
     component = vertex.expand(len(weights), tokens)
     taken = torch.zeros_like(rank, dtype=torch.bool)
     if edges == 0:
         return taken
     none = torch.full_like(component, edges)
-    for _ in range(rounds(tokens)):
+    for doublings in range(rounds(tokens), 0, -1):
         one, other = component[:, first], component[:, second]
         crossing = torch.where(one == other, edges, rank)
         lowest = none.scatter_reduce(1, one, crossing, "amin").scatter_reduce(1, other, crossing, "amin")
@@ -70,7 +84,7 @@ def spanning_tree(weights: Tensor, height: int, width: int) -> Tensor:
         joined = torch.where(lowest < edges, beyond, vertex)
         stays = (joined.gather(1, joined) == vertex) & (vertex < joined)
         joined = torch.where(stays, vertex, joined)
-        for _ in range(rounds(tokens)):
+        for _ in range(doublings):  # there are fewer components in every round, half as many at most
             joined = joined.gather(1, joined)
         component = joined.gather(1, component)
     return taken
