@@ -66,7 +66,7 @@ def spanning_tree(weights: Tensor, height: int, width: int) -> Tensor:
     number = torch.arange(edges, device=weights.device)
     by_rank = (weights.double() + _TIE * number).sort(dim=1)[1]  # ONNX has no stable sort
     rank = by_rank.sort(dim=1)[1]
-    component = vertex.expand(len(weights), tokens)
+    component = vertex.expand(weights.shape[0], tokens)  # len() would be a constant of exports
     taken = torch.zeros_like(rank, dtype=torch.bool)
     if edges == 0:
         return taken
