@@ -7,12 +7,12 @@ import math
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
-from torch import Tensor
+from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import Linear
-from vssm.nn.mixer import GatedMixer
 from vssm.nn.norm import BranchLayerNorm
+from vssm.nn.recompute import Gate, product_of_recomputed
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import grid_tree, tree_scan
 from vssm.values import widened
@@ -61,7 +61,7 @@ class TreeScan(SelectiveScan):
 
 
 @register_notrace_module
-class TreeMixer(GatedMixer):
+class TreeMixer(nn.Module):
     """Projection, depthwise convolution, SiLU, a tree's states, norm, readout, norm, gate, projection.
 
     GrootVL's mixer, later called MambaTree's (arXiv 2406.02395): neighbours that are most alike after the convolution
@@ -74,8 +74,6 @@ class TreeMixer(GatedMixer):
     >>> TreeMixer(8)(torch.randn(2, 3, 5, 8)).shape
     torch.Size([2, 3, 5, 8])
     """
-
-    gated = True
 
     def __init__(
         self,
@@ -92,12 +90,15 @@ class TreeMixer(GatedMixer):
         self.scan = TreeScan(inner, rank=math.ceil(dim / 16), **dd)
         self.state_norm = BranchLayerNorm(inner, **dd)
         self.norm = BranchLayerNorm(inner, **dd)
+        self.gate = Gate(1.0)
         self.out_proj = Linear(inner, dim, bias=False, **dd)
 
-    def mix(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, dim) in and out."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)
         x = F.silu(self.conv(x))
         states, C = self.scan(x.flatten(1, 2), grid_tree(x))
-        normed = self.state_norm(states).view_as(x)
         # D is as narrow as what it multiplies: in float32 the sum would take twice the memory, to be normed then.
-        D = self.scan.D[0].to(x.dtype)
-        return self.norm(torch.addcmul(normed * C.view(*x.shape[:3], 1), x, D))
+        y = torch.addcmul(self.state_norm(states) * C, x.flatten(1, 2), self.scan.D[0].to(x.dtype))
+        y = product_of_recomputed(self.out_proj, self.gate, self.norm(y), z.flatten(1, 2))
+        return y.unflatten(1, x.shape[1:3])
