@@ -16,7 +16,7 @@ from vssm_kernels.grid_tree.arguments import MapArguments, no_gradient
 
 _SIDES = 4  # up, right, down, left: clockwise, so that the opposite of a side is two on
 _EPS = 1e-8  # of the cosine
-# Weights are float32 numbers from exp(-1) to exp(1), so multiples of 2^-26, and float64 tells multiples of 2^-51 apart.
+# Weights are float32 numbers from exp(-1) to exp(1), so multiples of 2^-25, and float64 tells multiples of 2^-51 apart.
 # This much for each edge, up to a million of them, orders those of equal weight and no others.
 _TIE = 2.0**-46
 
