@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
-_forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None)
+forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None)  # by `use_backend`
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +54,6 @@ def reference_backend(forward: Callable[..., Any], backward: Callable[..., Any])
     return Backend("reference", forward, backward, why_not=lambda args: None, is_recorded=lambda args: True)
 
 
-def forced_backend() -> str | None:
-    """The name that `use_backend` forces."""
-    return _forced.get()
-
-
 class BackendRegistry:
     """The backends of one op, fastest first."""
 
@@ -71,8 +66,8 @@ class BackendRegistry:
 
         Raises RuntimeError with every backend's reason where none accepts.
         """
-        forced = _forced.get()
-        candidates = [backend for backend in self.backends if backend.name == forced] if forced else self.backends
+        name = forced.get()
+        candidates = [backend for backend in self.backends if backend.name == name] if name else self.backends
         refusals = []
         for backend in candidates or self.backends:
             reason = backend.why_not(arguments)
@@ -131,11 +126,11 @@ def use_backend(name: str) -> Iterator[None]:
     known = {backend.name for registry in registries for backend in registry.backends}
     if name not in known:
         raise ValueError(f"unknown kernel backend {name!r}; known: {', '.join(sorted(known))}")
-    token = _forced.set(name)
+    token = forced.set(name)
     try:
         yield
     finally:
-        _forced.reset(token)
+        forced.reset(token)
 
 
 def backend_report() -> list[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm_kernels.gpu import Launcher, cdiv, on_gpu, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, why_no_triton
 
 try:
     import triton
@@ -36,9 +36,8 @@ def gelu_again(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return F.gelu(x), torch.ops.aten.gelu_backward(gradient.to(x.dtype), x)
     x, gradient = x.contiguous(), gradient.contiguous()
     value, dx = torch.empty_like(x), torch.empty_like(x)
-    with on_gpu(x.device):
-        alignment = (x.data_ptr() | gradient.data_ptr()) & 15
-        _launcher(x.numel(), x.dtype, gradient.dtype, x.device, alignment)(x, gradient, value, dx)
+    alignment = (x.data_ptr() | gradient.data_ptr()) & 15
+    _launcher(x.numel(), x.dtype, gradient.dtype, x.device, alignment)(x, gradient, value, dx)
     return value, dx
 
 

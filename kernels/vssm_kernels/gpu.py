@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +27,6 @@ def triton_backend(
     saves: Callable[[Any], Any] = lambda args: None,
 ) -> Backend:
     """A backend whose kernels run on the GPU that its inputs lie on, from its two plans: see `Backend`."""
-    plan, plan_backward = on_the_gpu_of(plan), on_the_gpu_of(plan_backward)
 
     def forward(args: Any, save: bool) -> Any:
         return plan(args, save)(args)
@@ -38,46 +37,13 @@ def triton_backend(
     return Backend("triton", forward, backward, why_not, saves, plan=plan, plan_backward=plan_backward)
 
 
-def on_the_gpu_of(plan: Callable[..., Any]) -> Callable[..., Any]:
-    """A plan that is made and followed on the GPU of its tensors: Triton launches kernels on the current one."""
-
-    def make(args: Any, more: Any) -> Any:
-        device = (more if isinstance(more, Tensor) else args).device
-        with on_gpu(device):
-            follow = plan(args, more)
-
-        def run(*given: Any) -> Any:
-            if _is_current(device):
-                return follow(*given)
-            with torch.cuda.device(device):
-                return follow(*given)
-
-        return run
-
-    return make
-
-
-def on_gpu(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a GPU the current one, on which Triton launches kernels."""
-    return nullcontext() if _is_current(device) else torch.cuda.device(device)
-
-
-def _is_current(device: torch.device) -> bool:
-    """Whether kernels can be launched on a GPU as it is; most often, and making it the current one takes 0.02 ms."""
-    return device.type != "cuda" or device.index == _current_device()  # not on a GPU: kernels are interpreted
-
-
-# torch.cuda.current_device without its look at whether CUDA is set up, which tensors on a GPU show.
-_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
-
-
 class Launcher:
     """A Triton kernel with its grid and all arguments but tensors bound.
 
     Triton looks at every argument of every launch to find the compiled kernel, which takes longer than most kernels
     run. Here the first launch finds it, for later ones too: their tensors must have the same dtypes and alignments, and
-    None must stand at the same places. Interpreted kernels, and launches that a profiler of Triton's watches, go
-    Triton's own way.
+    None must stand at the same places. They are on the GPU of the first launch's; it need not be the current one.
+    Interpreted kernels, and launches that a profiler of Triton's watches, go Triton's own way.
 
     Args:
         kernel: of Triton; its tensors are its first parameters.
@@ -91,23 +57,27 @@ class Launcher:
 
     def __call__(self, *tensors: Tensor | None) -> None:
         compiled = self.compiled
-        if compiled is None or _is_watched_by_triton():
-            self._as_triton_does(tensors)
+        if compiled is None or _is_watched_by_triton() or _current_device() != self.device:
+            self._launch_elsewhere(tensors)
             return
         stream = triton.runtime.driver.active.get_current_stream(self.device)
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        compiled.run(
-            *self.size, stream, self.function, self.metadata, None, None, None, *pointers, *self.bound
-        )  # fmt: skip
+        compiled.run(*self.size, stream, self.function, self.metadata, None, None, None, *pointers, *self.bound)
 
-    def _as_triton_does(self, tensors: tuple[Tensor | None, ...]) -> None:
-        compiled = self.kernel[self.grid](*tensors, **self.others)
-        if hasattr(compiled, "packed_metadata"):
-            self.device = triton.runtime.driver.active.get_current_device()
-            self.size = (*self.grid, 1, 1)[:3]
-            self.bound = [self.others[name] for name in self.kernel.arg_names[len(tensors) :]]
-            self.function, self.metadata = compiled.function, compiled.packed_metadata
-            self.compiled = compiled
+    def _launch_elsewhere(self, tensors: tuple[Tensor | None, ...]) -> None:
+        """As Triton does, which launches on the current GPU."""
+        device = tensors[0].device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            compiled = self.kernel[self.grid](*tensors, **self.others)
+            if hasattr(compiled, "packed_metadata"):
+                self.device, self.size = device.index, (*self.grid, 1, 1)[:3]
+                self.bound = [self.others[name] for name in self.kernel.arg_names[len(tensors) :]]
+                self.function, self.metadata = compiled.function, compiled.packed_metadata
+                self.compiled = compiled
+
+
+# torch.cuda.current_device without its look at whether CUDA is set up, which tensors on a GPU show.
+_current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 
 
 def _is_watched_by_triton() -> bool:

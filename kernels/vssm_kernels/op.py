@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vssm_kernels.dispatch import Backend, BackendRegistry, forced_backend, registries
+from vssm_kernels.dispatch import Backend, BackendRegistry, forced, registries
 from vssm_kernels.kinds import Latest, kind_of
 from vssm_kernels.orders import ScanTable, as_scan_table
 from vssm_kernels.standard import wants_standard
@@ -102,7 +102,7 @@ class Op(BackendRegistry):
         kind = kind_of(args)
         if kind is None:
             return self._traced(args)
-        kind = torch.is_grad_enabled(), forced_backend(), *kind
+        kind = torch.is_grad_enabled(), forced.get(), *kind
         run = self._runs.get(kind)
         if run is None:
             run = self._runs[kind] = self._plan(args)

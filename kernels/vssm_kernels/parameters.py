@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vssm_kernels.directed_linear import side_by_side
 from vssm_kernels.dispatch import is_plain, is_watched
-from vssm_kernels.gpu import Launcher, cdiv, on_gpu, why_no_triton
+from vssm_kernels.gpu import Launcher, cdiv, why_no_triton
 from vssm_kernels.kinds import Latest, kind_of
 
 try:
@@ -219,9 +219,8 @@ def _made_of(plan: _Plan, parameters: Sequence[Tensor]) -> tuple[Tensor, tuple[T
 def _launch(kernel: Any, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, second: Tensor) -> None:
     """Pointers that are left over are those of the first tensor; no program follows them."""
     pointers = tuple([(tensor.dtype, tensor.data_ptr() & 15) for tensor in tensors])
-    with on_gpu(first.device):
-        launch = _launcher(kernel, plan.grid, pointers, first.dtype, first.device)
-        launch(*tensors, *[tensors[0]] * (_MOST - len(tensors)), plan.table, first, second)
+    launch = _launcher(kernel, plan.grid, pointers, first.dtype, first.device)
+    launch(*tensors, *[tensors[0]] * (_MOST - len(tensors)), plan.table, first, second)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -26,7 +26,7 @@ class Kernel:
             arguments |= dict(zip(self.arg_names, tensors, strict=False))
             bound = [arguments[name] for name in self.arg_names]
             compiled = SimpleNamespace(function="function", packed_metadata="packed", run=self.run)
-            self.run(*grid, 1, 1, "stream 0", "function", "packed", None, None, None, *bound)
+            self.run(*grid, 1, 1, "stream None", "function", "packed", None, None, None, *bound)
             return compiled
 
         return launch
@@ -37,8 +37,9 @@ class Kernel:
 
 @pytest.fixture
 def kernel(monkeypatch):
-    driver = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: f"stream {device}")
+    driver = SimpleNamespace(get_current_stream=lambda device: f"stream {device}")
     monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=driver))
+    monkeypatch.setattr(gpu, "_current_device", lambda: None)  # that of tensors on the CPU
     return Kernel()
 
 
@@ -53,9 +54,17 @@ def test_the_second_launch_is_the_first_with_other_tensors(kernel):
         launch(a, b, None)
     first, second = kernel.launched
     assert kernel.looked_at == 1
-    assert second[:9] == first[:9] == [7, 1, 1, "stream 0", "function", "packed", None, None, None]
+    assert second[:9] == first[:9] == [7, 1, 1, "stream None", "function", "packed", None, None, None]
     assert first[9:] == [x.data_ptr(), y.data_ptr(), None, 3, 16]
     assert second[9:] == [y.data_ptr(), x.data_ptr(), None, 3, 16]
+
+
+def test_another_gpu_is_made_the_current_one(kernel, monkeypatch):
+    x, launch = torch.ones(3), launcher_of(kernel)
+    launch(x, x, None)
+    monkeypatch.setattr(gpu, "_current_device", lambda: 1)
+    launch(x, x, None)
+    assert kernel.looked_at == 2  # there, as Triton launches
 
 
 def test_no_launch_keeps_a_tensor_alive(kernel):

@@ -1,6 +1,7 @@
 """All families on a GPU: the CPU's numbers, compiled and not, forwards and backwards, in every precision."""
 
 import copy
+import math
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ import torch
 from families import CLASSES, KINDS
 
 from vssm.nn import compile_module
+from vssm_kernels import use_backend
 from vssm_kernels.testing import assert_close, relative_error
 
 pytestmark = pytest.mark.gpu
@@ -38,15 +40,22 @@ def logits_and_gradients(model, inputs, scale=1.0):
     return logits.detach(), {name: parameter.grad / scale for name, parameter in model.named_parameters()}
 
 
-def assert_gradients_close(actual, expected, tolerance):
-    """Each parameter's gradient, relative to its largest number, or to a millionth of the model's largest: GroupMamba's
-    skip of the class token has a gradient of zero but for rounding."""
+def errors(actual, expected):
+    """Of each parameter's gradient, relative to its size, or to a millionth of the largest number in the model's:
+    GroupMamba's skip of the class token has a gradient of zero but for rounding."""
     least = 1e-6 * max(gradient.abs().max() for gradient in expected.values())
+    found = {}
     for name, gradient in expected.items():
         if gradient.abs().max() < least:
-            assert actual[name].abs().max() < 1e3 * least, name
+            found[name] = 0.0 if actual[name].abs().max() < 1e3 * least else math.inf
         else:
-            assert_close(actual[name].to(gradient.device), gradient, name, tolerance)
+            found[name] = relative_error(actual[name].to(gradient.device), gradient)
+    return found
+
+
+def assert_gradients_close(actual, expected, tolerance):
+    far = {name: float(error) for name, error in errors(actual, expected).items() if not error <= tolerance}
+    assert not far, f"relative errors above {tolerance}: {far}"
 
 
 def test_agrees_with_the_cpu(model):
@@ -114,7 +123,13 @@ def test_autocast_agrees_with_float32(model, dtype):
             narrow, narrow_gradients = logits_and_gradients(model, inputs, scale)
     tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     assert_close(narrow.float(), logits, "logits", tolerance)
-    assert_gradients_close(narrow_gradients, gradients, 5 * tolerance)
+    found = errors(narrow_gradients, gradients)
+    if not max(found.values()) <= 5 * tolerance:
+        # Some of MHS-VM's gradients are sums that nearly cancel: plain torch rounds them as far.
+        with torch.autocast("cuda", dtype), use_backend("reference"):
+            plain = errors(logits_and_gradients(model, inputs, scale)[1], gradients)
+        far = {name: float(error) for name, error in found.items() if not error <= 5 * tolerance + plain[name]}
+        assert not far, f"relative errors further than plain torch's: {far}"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -29,19 +29,11 @@ from vssm.nn import (
     LeanMlp,
     Linear,
     OrderTable,
-    SelectiveScan,
+    TwiceBiasedScan,
     initialise_linear_layers,
 )
 from vssm.scan import OrderFunction, raster
 from vssm.values import widened
-
-
-class TwiceBiasedScan(SelectiveScan):
-    """A selective scan that adds the bias of its step sizes twice."""
-
-    def step_bias(self) -> Tensor:
-        # official: the bias is part of dt_proj and is handed to the scan as well; the weights were trained with that.
-        return 2 * super().step_bias()
 
 
 @register_notrace_module  # reads shapes

@@ -27,7 +27,7 @@ from vssm.nn import (
     Linear,
     OrderTable,
     PaddedPatchConv,
-    SelectiveScan,
+    TwiceBiasedScan,
     initialise_linear_layers,
 )
 from vssm.ops import ScanTable, sum_gate
@@ -84,7 +84,7 @@ class StepOfToken:
         return ScanOrder(made.table.argsort(1), made.tokens)
 
 
-class DirectionAwareScan(SelectiveScan):
+class DirectionAwareScan(TwiceBiasedScan):
     """A scan with the same parameters in all directions, whose B also depends on the move that led to a step.
 
     Args:
@@ -119,10 +119,6 @@ class DirectionAwareScan(SelectiveScan):
         met = tokens[:, walks]
         y = self._scan(met, delta, B + self.B_of_move[moves.table.T.long()], C, self._each(self.D), order=None)
         return y[:, step_of_token.table.T.long(), torch.arange(count, device=y.device)]
-
-    def step_bias(self) -> Tensor:
-        # official: the bias of the step sizes is added twice. Here: the same, for the weights' sake.
-        return 2 * super().step_bias()
 
 
 @register_notrace_module

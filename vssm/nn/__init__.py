@@ -16,7 +16,7 @@ from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_position
 from vssm.nn.recompute import product_of_recomputed, recomputed
 from vssm.nn.ssd import NoncausalSSD
-from vssm.nn.ssm import SelectiveScan
+from vssm.nn.ssm import SelectiveScan, TwiceBiasedScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
 from vssm.nn.tree import TreeMixer, TreeScan
 from vssm.nn.upsample import PatchExpanding
@@ -54,6 +54,7 @@ __all__ = [
     "StreamLayerNorm",
     "TreeMixer",
     "TreeScan",
+    "TwiceBiasedScan",
     "VimMixer",
     "compile_module",
     "concrete",

@@ -181,6 +181,16 @@ class SelectiveScan(ReadsParameters):
         return f"channels={channels}, directions={self.directions}, state={self.state}, rank={self.rank}"
 
 
+class TwiceBiasedScan(SelectiveScan):
+    """A selective scan that adds the bias of its step sizes twice, as PlainMamba and MambaVision do.
+
+    official: the bias is part of dt_proj and is handed to the scan as well. Here: the same, for the weights' sake.
+    """
+
+    def step_bias(self) -> Tensor:
+        return 2 * super().step_bias()
+
+
 def _wide(parameter: Tensor) -> Tensor:
     if parameter.dtype == torch.float32:
         return parameter

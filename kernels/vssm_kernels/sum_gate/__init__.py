@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable
 
 from torch import Tensor
 
-from vssm_kernels.gpu import on_the_gpu_of
 from vssm_kernels.kinds import Latest, kind_of
 from vssm_kernels.op import Op
 from vssm_kernels.sum_gate import native_cpu, reference, triton_fused
@@ -66,7 +65,7 @@ def sum_gate_again(total: Tensor, z: Tensor, scale: float, gradient: Tensor) -> 
         kind = kind_of((*args, gradient))
         run = _again.get(kind)
         if run is None:
-            run = _again[kind] = on_the_gpu_of(triton_fused.plan_gate_again)(args, gradient)
+            run = _again[kind] = triton_fused.plan_gate_again(args, gradient)
         value, dsum, dz = run(args, gradient)
     else:
         value, (dsum, dz) = OP.run_forward(backend, args, False)[0], OP.run_backward(backend, args, gradient)
