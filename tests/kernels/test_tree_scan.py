@@ -82,8 +82,11 @@ def on(backend, inputs: list[Tensor]) -> list[Tensor]:
 
 
 @BACKENDS
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize(
+    ("grid", "dtype"),
+    [(grid, dtype) for grid in GRIDS for dtype in TOLERANCE if dtype.itemsize > 2 or grid == (4, 7)],
+    ids=str,
+)
 def test_output_and_every_gradient_are_sums_over_paths(grid, dtype, backend):
     if dtype == torch.float64 and backend is not reference.BACKEND:
         pytest.skip("computes in float32")
@@ -121,12 +124,16 @@ def test_official_states(case, backend):
 
 
 @BACKENDS
-def test_more_channels_and_vertices_than_a_tile(backend):
-    inputs = on(backend, make_inputs(3, 40, channels=70, batch=1))
+def test_more_channels_and_vertices_than_a_tile(backend, monkeypatch):
+    monkeypatch.setattr(triton_fused, "_NARROW", {"VERTICES": 2, "num_warps": 1})
+    OP.forget()
+    inputs = on(backend, make_inputs(4, 4, channels=34, batch=1))
+    inputs[-1] = grid_tree(torch.ones(1, 4, 4, 1)).to(inputs[-1])  # levels of up to four
     with use_backend(backend.name):
         found = output_and_gradients(tree_scan, inputs)
     with use_backend("reference"):
         expected = output_and_gradients(tree_scan, inputs)
+    OP.forget()
     for name, one, want in zip(("output", *NAMES), found, expected, strict=True):
         assert_close(one, want, name)
 
@@ -135,7 +142,7 @@ def test_more_channels_and_vertices_than_a_tile(backend):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strided_inputs_and_nothing_left_unwritten(dtype, backend, poisoned_memory):
     """B and delta as parts of one projection's rows, u with channels apart."""
-    plain = on(backend, make_inputs(channels=8, dtype=dtype))
+    plain = on(backend, make_inputs(3, 4, channels=8, dtype=dtype))
     u, delta, A, B, bias, tree = plain
     rows = torch.cat([delta, B[..., None], B[..., None]], -1).detach()
     strided = [u.detach().mT.contiguous().mT, rows[..., :8], A, rows[..., 8], bias]
@@ -149,7 +156,7 @@ def test_strided_inputs_and_nothing_left_unwritten(dtype, backend, poisoned_memo
 
 @BACKENDS
 def test_two_runs_are_bit_equal_and_batches_do_not_mix(backend):
-    inputs = [each.detach() for each in on(backend, make_inputs(channels=33))]
+    inputs = [each.detach() for each in on(backend, make_inputs(3, 4))]
     args = TreeScanArguments(*inputs)
     gradient = torch.linspace(-1, 1, args.u.numel(), device=args.device).view(args.u.shape)
     first, second = (run_backend(backend, args, gradient) for _ in range(2))

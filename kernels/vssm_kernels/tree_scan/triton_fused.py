@@ -29,7 +29,8 @@ except ImportError:  # why_no_triton reports it
     triton = None
 
 _CHANNELS = 32  # of a program
-_LARGE = 784  # tokens from which on levels are wide: some 12 vertices of 56 x 56, where 14 x 14 have 4
+# Of a tile as many vertices as a level has: some 12 of 56 x 56, and 4 of 14 x 14.
+_LARGE, _WIDE, _NARROW = 784, {"VERTICES": 16, "num_warps": 2}, {"VERTICES": 8, "num_warps": 1}
 
 if triton is not None:
     LOG2_E = tl.constexpr(1.4426950408889634)
@@ -249,7 +250,7 @@ def _tensors(args: TreeScanArguments) -> tuple[Tensor, ...]:
 
 
 def _launcher(kernel: Any, args: TreeScanArguments) -> Launcher:
-    """A program for each image and block of channels; its tile has about as many vertices as a level."""
+    """A program for each image and block of channels."""
     batch, tokens, channels = args.u.shape
     u, delta, _, B, *_ = _tensors(args)
     strides = {
@@ -257,7 +258,7 @@ def _launcher(kernel: Any, args: TreeScanArguments) -> Launcher:
         for name, tensor in (("u", u), ("delta", delta), ("B", B))
         for dim, of in enumerate(("batch", "token"))
     }
-    tile = {"VERTICES": 16, "num_warps": 2} if tokens > _LARGE else {"VERTICES": 8, "num_warps": 1}
+    tile = _WIDE if tokens > _LARGE else _NARROW
     grid = (batch * cdiv(channels, _CHANNELS),)
     sizes = {"tokens": tokens, "channels": channels, "ROWS": ROWS, "CHANNELS": _CHANNELS}
     return Launcher(kernel, grid, **sizes, **strides, **tile)
