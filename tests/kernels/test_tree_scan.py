@@ -265,3 +265,13 @@ def test_wrong_dtypes_and_devices_are_named():
         tree_scan(u, delta, A, B, bias, tree.long())
     with pytest.raises(ValueError, match="delta is on meta but u on cpu; move both to one device"):
         tree_scan(u, delta.to("meta"), A, B, bias, tree)
+
+
+@pytest.mark.parametrize(("row", "name"), [(0, "vertices"), (1, "parents")])
+@pytest.mark.parametrize("entry", [-5, 28])
+def test_a_table_that_leaves_the_map_is_refused(row, name, entry):
+    *inputs, tree = make_inputs()
+    tree = tree.clone()
+    tree[1, row, 3] = entry
+    with pytest.raises(ValueError, match=f"tree has {name} from .* to .*; expected 0 to 27, as grid_tree makes it"):
+        tree_scan(*inputs, tree)

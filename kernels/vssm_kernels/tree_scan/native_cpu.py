@@ -57,6 +57,7 @@ def _run(args: TreeScanArguments, **buffers: Tensor) -> None:
     u, delta = float_rows(args.u), float_rows(args.delta)
     A, bias = args.A.float().contiguous(), args.delta_bias.float().contiguous()
     B, tree = args.B.float().contiguous(), args.tree.contiguous()
+    _check(tree)
     sizes = {"dA": batch * channels, "dbias": batch * channels, "dB": bands * batch * tokens}
     c_args = _CArguments(
         batch=batch,
@@ -74,6 +75,17 @@ def _run(args: TreeScanArguments, **buffers: Tensor) -> None:
         **{name: address(name, buffer, sizes.get(name, size)) for name, buffer in buffers.items()},
     )
     run_tasks(load_library(_SOURCE), "vssm_tree_scan", c_args, tasks=batch * bands)
+
+
+def _check(tree: Tensor) -> None:
+    """C would write wherever a table says."""
+    tokens = tree.shape[2]
+    for name, entries in (("vertices", tree[:, 0]), ("parents", tree[:, 1, 1:])):
+        if entries.numel() and not 0 <= entries.min() <= entries.max() < tokens:
+            raise ValueError(
+                f"tree has {name} from {entries.min()} to {entries.max()}; expected 0 to {tokens - 1}, as grid_tree "
+                f"makes it for a map of {tokens} positions"
+            )
 
 
 def _why_not(args: TreeScanArguments | None) -> str | None:
