@@ -50,8 +50,6 @@ def concrete(size: int) -> int:
 
     Raises ValueError where torch.export is told that the size is dynamic: the program would be right for one alone.
     """
-    if type(size) is int:
-        return size
     if torch.compiler.is_exporting():
         from torch.fx.experimental.symbolic_shapes import has_static_value  # here: it takes a second to import
 
