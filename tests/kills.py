@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,12 +72,11 @@ class Counts:
         )
 
 
-def start(config: Path, work: Path) -> subprocess.Popen:
-    """Start or continue a training."""
-    command = [sys.executable, str(ROOT / "tools/train.py"), str(config), "--work-dir", str(work), "--resume"]
-    log = (work.parent / f"{work.name}.log").open("a")
+def start(*options: object, log: Path) -> subprocess.Popen:
+    """Start tools/train.py, which prints into a file."""
+    command = [sys.executable, str(ROOT / "tools/train.py"), *map(str, options)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ)
+    return subprocess.Popen(command, stdout=log.open("a"), stderr=subprocess.STDOUT, env=environ)
 
 
 def descendants(process: int) -> list[int]:
@@ -135,25 +135,30 @@ def kill_once(process: subprocess.Popen, signum: int, counts: Counts, work: Path
 
 
 def kill_test(
-    task: str,
+    task: tuple[str, int, str],
     folder: Path,
     kills: int,
     random_moments: random.Random,
     signals: tuple[int, ...] = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM),
+    start: Callable[..., subprocess.Popen] = start,
 ) -> Counts:
     """Kill a training of a task a number of times, from its first import to its end, with these signals in turn."""
-    base, size, changes = TASKS[task]
+
+    def train(work: Path) -> subprocess.Popen:
+        return start(config, "--work-dir", work, "--resume", log=folder / f"{work.name}.log")
+
+    base, size, changes = task
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "small.py"
     text = CONFIG.format(base=str(ROOT / "configs" / base), data=str(folder / "data"), size=size, changes=changes)
     config.write_text(text)
     began = time.monotonic()
-    if start(config, folder / "whole").wait(600):
+    if train(folder / "whole").wait(600):
         raise SystemExit((folder / "whole.log").read_text())
     duration, expected = time.monotonic() - began, outcome(folder / "whole")
     counts, work = Counts(), folder / "killed"
     while True:
-        process = start(config, work)
+        process = train(work)
         if sum(counts.kills.values()) < kills:
             try:
                 process.wait(random_moments.uniform(0, duration))
@@ -181,7 +186,7 @@ def main() -> None:
     for task in arguments.tasks:
         moments = random.Random(f"{arguments.seed} {task}")
         shutil.rmtree(arguments.work_dir / task, ignore_errors=True)
-        counts = kill_test(task, arguments.work_dir / task, arguments.kills, moments)
+        counts = kill_test(TASKS[task], arguments.work_dir / task, arguments.kills, moments)
         sys.stdout.write(f"{task}: {counts}\n")
         sys.stdout.flush()
         failed |= bool(counts.left_over or counts.unreadable or counts.different)

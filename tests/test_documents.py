@@ -1,17 +1,15 @@
 """The documents are true: their code runs, their commands, paths and links exist, their numbers are the models'."""
 
 import importlib
-import multiprocessing
 import re
 import shlex
 import shutil
 from pathlib import Path
 
-import example
 import pytest
-import timm
 import yaml
 from families import ROOT
+from forked import run_code
 
 from vssm.bench import write_csv
 from vssm.cli import arguments
@@ -22,10 +20,6 @@ DOCUMENTS = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGEL
 for pattern in ("kernels/**/*.md", "model_cards/*.md", "docs/*.md"):
     DOCUMENTS += sorted(ROOT.glob(pattern))
 RESULTS = yaml.safe_load((ROOT / "model_cards" / "results.yaml").read_text())
-
-# Processes that begin with timm imported, which takes most of an example's time; not with vssm.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["timm"])
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 MODELS = {name: model for entry in RESULTS["families"].values() for name, model in entry["models"].items()}
@@ -44,12 +38,8 @@ def examples() -> list:
 
 @pytest.mark.parametrize(("code", "expected"), examples())
 def test_example_runs_and_prints_what_it_says(code, expected, tmp_path):
-    process = FORKS.Process(target=example.run, args=(code, tmp_path))
-    process.start()
-    process.join()
-    failed, printed = tmp_path / "failed", tmp_path / "printed"
-    assert process.exitcode == 0 and not failed.exists(), failed.read_text()
-    assert expected is None or printed.read_text() == expected
+    printed = run_code(code, tmp_path)
+    assert expected is None or printed == expected
 
 
 def test_readme_begins_with_the_two_commands():
@@ -230,12 +220,6 @@ def test_card_has_the_front_matter_of_the_hub(family):
     assert front_matter["pipeline_tag"] == "image-classification"
     assert front_matter["license"] == family.license
     assert front_matter["datasets"] == [family.data.hub]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_size_is_the_official_one(name):
-    model = timm.create_model(name, device="meta")
-    assert sum(parameter.numel() for parameter in model.parameters()) == MODELS[name]["parameters"]
 
 
 def test_every_parity_record_is_claimed_and_every_claim_has_its_record():

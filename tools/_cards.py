@@ -13,7 +13,6 @@ from typing import Any
 
 import _recipes
 import timm
-import torch
 import yaml
 from timm.data import IMAGENET_DEFAULT_MEAN
 
@@ -262,9 +261,10 @@ def use(family: Family) -> str:
     variant = family.variants[0]
     name = (*variant.aliases, variant.name)[0]
     weights = "pretrained=True takes the authors' weights" if variant.downloadable else "for weights see below"
-    backbone = timm.create_model(name, features_only=True, device="meta").eval()
-    maps = backbone(torch.empty(1, 3, 224, 160, device="meta"))
-    return USE.format(name=name, weights=weights, shapes="\n".join(str(tuple(each.shape)) for each in maps))
+    info = timm.create_model(name, features_only=True, device="meta").feature_info
+    maps = zip(info.channels(), info.reduction(), strict=True)
+    shapes = "\n".join(f"(1, {channels}, {224 // stride}, {160 // stride})" for channels, stride in maps)
+    return USE.format(name=name, weights=weights, shapes=shapes)
 
 
 def parts(family: Family) -> str:

@@ -114,7 +114,7 @@ def checked(table: Tensor, tokens: int) -> ScanTable:
         return ScanTable.of(table, tokens)
     key = (table.data_ptr(), table.device, table.shape, table.stride(), table._version, tokens)
     if (found := _checked.get(key)) is not None:
-        return found[1]
+        return kept_for_graphs(found[1])
     if table.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("run the model once before capturing a CUDA graph: its scan order is not yet checked")
     made = ScanTable.of(table, tokens)
@@ -122,6 +122,17 @@ def checked(table: Tensor, tokens: int) -> ScanTable:
     if len(_checked) > _CHECKED_MAX:
         _checked.popitem(last=False)
     return made
+
+
+def kept_for_graphs(table: ScanTable) -> ScanTable:
+    """The table itself. One that a CUDA graph is captured with is kept for good, as replays read its memory: caches of
+    tables may let go of it."""
+    if table.table.is_cuda and torch.cuda.is_current_stream_capturing():
+        _of_graphs.add(table)
+    return table
+
+
+_of_graphs: set[ScanTable] = set()
 
 
 def output_rows(

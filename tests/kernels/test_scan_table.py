@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vssm_kernels import ScanTable, causal_conv1d
+from vssm_kernels import ScanTable, causal_conv1d, orders
 from vssm_kernels.orders import checked
 
 
@@ -100,3 +100,13 @@ def test_every_op_is_a_module_too():
 
     assert vssm_kernels.selective_scan.reference is reference
     assert vssm_kernels.sum_norm.native_cpu.BACKEND.name == "native" and vssm_kernels.sum_norm is sum_norm
+
+
+def test_a_table_in_a_graph_outlives_the_caches(monkeypatch):
+    table = ScanTable.of(torch.arange(3)[None], tokens=3)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    for capturing in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        assert orders.kept_for_graphs(table) is table
+        assert (table in orders._of_graphs) == capturing
+    orders._of_graphs.remove(table)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from quick_configs import quick_configs  # noqa: F401
 from small_training import write_config
 
 from vssm.mm.runtime.config import load_config

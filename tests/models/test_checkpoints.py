@@ -183,8 +183,13 @@ def test_official_layout_goes_out_and_comes_back(tmp_path: Path, name: str, argu
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("name", "arguments"), KINDS)
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "module.model."])
+@pytest.mark.parametrize(
+    ("name", "arguments", "prefix"),
+    [
+        *((*kind, "") for kind in KINDS),
+        *((*KINDS[0], prefix) for prefix in ("module.", "model.", "backbone.", "module.model.")),
+    ],
+)
 def test_own_checkpoints_come_back(tmp_path: Path, name: str, arguments: dict, prefix: str) -> None:
     model, other = timm.create_model(name, **arguments), timm.create_model(name, **arguments)
     state = {prefix + key: value for key, value in model.state_dict().items()}

@@ -31,7 +31,6 @@ from vssm.models import FAMILIES, Plain
 
 # Every name that timm should know, with the family and the variant behind it.
 DECLARED = {name: (family, variant) for family in FAMILIES.values() for name, variant in family.models.items()}
-VARIANTS = [variant.name for family in FAMILIES.values() for variant in family.variants]
 SIZES = {model_class(name): sizes for name, sizes in CLASSES}
 
 
@@ -45,7 +44,7 @@ def small(name: str) -> dict[str, Any]:
 def architectures() -> dict[str, dict[str, Any]]:
     """Variants made small. Of those that are then the same, the first."""
     found: dict[str, tuple] = {}
-    for name in VARIANTS:
+    for name in (variant.name for family in FAMILIES.values() for variant in family.variants):
         same = (model_class(name), DECLARED[name][1].cfg, small(name))
         if same not in found.values():
             found[name] = same
@@ -56,9 +55,9 @@ SMALL = architectures()
 PLAIN = [name for name in SMALL if issubclass(model_class(name), Plain)]
 PYRAMIDS = [name for name in SMALL if name not in PLAIN]
 
-# One test runs every variant as it is published. What the others say does not depend on width and depth.
+# What they say does not depend on width and depth. Published sizes run in tests/bench/test_flops.py.
 SELECTION = {
-    "test_model_forward": VARIANTS,
+    "test_model_forward": SMALL,
     "test_model_backward": SMALL,
     "test_model_default_cfgs": PYRAMIDS,
     "test_model_default_cfgs_non_std": PLAIN,
@@ -134,9 +133,8 @@ def parametrised(function: Callable, argument: str) -> list:
 @pytest.mark.parametrize(("test", "model"), CASES)
 def test_timm(timm_tests: ModuleType, monkeypatch: pytest.MonkeyPatch, test: str, model: str) -> None:
     function = getattr(timm_tests, test)
-    if SELECTION[test] is not VARIANTS:
-        made_small = partial(timm.create_model, **SMALL[model])  # what timm's test asks for has priority
-        monkeypatch.setattr(timm_tests, "create_model", made_small)
+    made_small = partial(timm.create_model, **SMALL[model])  # what timm's test asks for has priority
+    monkeypatch.setattr(timm_tests, "create_model", made_small)
     arguments = {"model_name": model, "cfg_device": "meta"}
     arguments["batch_size"] = next(iter(parametrised(function, "batch_size")), 1)
     wanted = inspect.signature(function).parameters

@@ -2,12 +2,17 @@
 
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
-from kills import kill_test
+from forked import Command
+from kills import TASKS, kill_test
 
 
 def test_a_training_killed_at_random_moments(tmp_path: Path) -> None:
-    counts = kill_test("classification", tmp_path, 2, random.Random(1), (signal.SIGKILL, signal.SIGTERM))
+    signals, train = (signal.SIGKILL, signal.SIGTERM), partial(Command, "train")
+    config, _, changes = TASKS["classification"]
+    small = (config, 32, changes + "model = dict(backbone=dict(embed_dim=16, depth=2))")
+    counts = kill_test(small, tmp_path, 2, random.Random(1), signals, train)
     assert counts.completed and sum(counts.kills.values()) == 2
     assert (counts.left_over, counts.unreadable, counts.different) == (0, 0, 0), counts

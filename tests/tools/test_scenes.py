@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from forked import Command
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.mask import decode
@@ -274,11 +276,17 @@ def test_classes_of_another_number_are_one_sentence(task, config_of, tmp_path, c
     assert "classes, but the model" in capfd.readouterr().err
 
 
-def test_two_processes(run, config_of, tmp_path):
+def test_two_processes(config_of, tmp_path):
     """A detector, one batch each; validation joins what both have found."""
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "tools/train.py")
-    options = ("--launcher", "pytorch", "--cfg-options", "train_cfg.max_epochs=1")
-    done = run(*launch, config_of("detection"), "--work-dir", tmp_path / "two", *options, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr
+    options = (config_of("detection"), "--work-dir", tmp_path / "two", "--launcher", "pytorch")
+    options += ("--cfg-options", "train_cfg.max_epochs=1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "CUDA_VISIBLE_DEVICES": ""}
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    processes = [
+        Command("train", *options, log=log, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, **place)
+        for rank, log in enumerate(logs)
+    ]
+    assert [process.wait(300) for process in processes] == [0, 0], [log.read_text() for log in logs]
     assert (tmp_path / "two/epoch_1.pth").is_file()
     assert "coco/bbox_mAP" in validated(tmp_path / "two")

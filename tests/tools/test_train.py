@@ -1,6 +1,7 @@
 """tools/train.py and tools/test.py, as a user calls them."""
 
 import re
+import resource
 from pathlib import Path
 
 import torch
@@ -31,20 +32,18 @@ def test_train_then_evaluate(train, run, config, tmp_path):
     tested = float(re.findall(r"accuracy/top1: ([\d.]+)", done.stdout + done.stderr)[-1])
     assert tested == validated
 
-    _a_full_disk_loses_nothing(run, config, work)
+    _a_full_disk_loses_nothing(train, work)
 
 
-def _a_full_disk_loses_nothing(run, config, work):
+def _a_full_disk_loses_nothing(train, work):
     """A limit on file sizes simulates a full disk: the next checkpoint cannot be written."""
-    limited = (
-        "import resource, runpy, sys; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({10**6}, resource.RLIM_INFINITY)); "
-        "sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); "
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
     before = sorted(path.name for path in work.glob("*.pth"))
-    done = run("-c", limited, ROOT / "tools/train.py", config, "--work-dir", work, "--resume")
-    told = sentence(done)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, unlimited[1]))
+    try:
+        told = sentence(train("--work-dir", work, "--resume"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert "cannot write the checkpoint" in told and "epoch_3.pth" in told and "intact" in told
     assert sorted(path.name for path in work.glob("*.pth")) == before
     torch.load(work / "epoch_2.pth", weights_only=True)

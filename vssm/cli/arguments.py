@@ -60,6 +60,17 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace results that exist already; inputs never are")
 
 
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of what runs the model."""
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        choices=("on", "off"),
+        const="on",
+        help="on, or no value: torch.compile; off: eager; default: CUDA graphs where the steps allow it",
+    )
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the configuration file and the options of both tools."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file, such as configs/.../x.py")
@@ -81,7 +92,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="what started the processes; pytorch means torchrun (default: %(default)s)",
     )
     parser.add_argument("--seed", type=seed, help="seed of every random number (default: the config's)")
-    parser.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+    add_compile(parser)
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -160,6 +171,7 @@ def predict_parser() -> argparse.ArgumentParser:
         help="images that are read and predicted together; fewer take less memory (default: %(default)s)",
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
+    add_compile(parser)
     add_overwrite(parser)
     return parser
 

@@ -18,7 +18,7 @@ SENTENCES = {
     ),
     r"CUDA out of memory|CUDA error: out of memory": (
         "the memory of the GPU is full: use a smaller train_dataloader.batch_size (with accumulative_counts for the "
-        "same total), --amp bf16, or smaller images"
+        "same total), --amp bf16, smaller images, or --compile off, which keeps no memory for CUDA graphs"
     ),
     r"can't allocate memory|Cannot allocate memory|MemoryError|bad_alloc|unable to mmap|can't start new thread": (
         "the memory is full, or a limit on it is reached (ulimit -v, a container's): use a smaller batch_size, or "

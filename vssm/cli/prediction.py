@@ -25,6 +25,7 @@ from vssm.data.folders import is_hidden, walk_files
 from vssm.errors import ConfigError, UserError
 from vssm.files import check_outputs, make_directory, replace_atomically
 from vssm.inference.predictor import Predictor, predictor_of, read_labels, resolve_device
+from vssm.nn import run_fast
 from vssm.viz import draw_predictions
 from vssm.viz.predictions import PORTRAIT
 from vssm.viz.style import picture_format
@@ -51,6 +52,10 @@ def run_prediction(arguments: argparse.Namespace) -> None:
     others = (arguments.checkpoint, arguments.labels, config)
     check_out(arguments.out, paths, overwrite=arguments.overwrite, others=others)
     predictor = load_predictor(arguments.model, arguments.checkpoint, arguments.labels, arguments.device)
+    model = (
+        predictor.model if isinstance(predictor, Predictor) else getattr(predictor.model, "backbone", predictor.model)
+    )
+    run_fast(model, None if arguments.compile is None else arguments.compile == "on", _tell)
     bad = []
     try:
         with progress_line(len(paths)) as done:
@@ -67,6 +72,10 @@ def run_prediction(arguments: argparse.Namespace) -> None:
             + "; ".join(bad[:10])
             + (f"; and {len(bad) - 10} more, see the JSON" if len(bad) > 10 else "")
         )
+
+
+def _tell(sentence: str) -> None:
+    sys.stderr.write(f"{sentence}\n")
 
 
 def find_images(given: Sequence[str | Path]) -> list[Path]:

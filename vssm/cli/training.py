@@ -76,8 +76,8 @@ def prepare_config(arguments: argparse.Namespace) -> Config:
         config.work_dir = str(Path("work_dirs") / arguments.config.stem)
     if arguments.seed is not None:
         config.randomness = {**config.get("randomness", {}), "seed": arguments.seed}
-    if arguments.compile:
-        config.compile = config.get("compile") or True
+    if arguments.compile is not None:
+        config.compile = arguments.compile == "on" and (config.get("compile") or True)
     make_directory(Path(config.work_dir), "--work-dir")
     config.launcher = arguments.launcher
     start_processes(arguments.launcher, config)

@@ -2,11 +2,12 @@
 
 from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block
-from vssm.nn.compilation import compile_module
+from vssm.nn.compilation import compile_module, run_fast
 from vssm.nn.conv import ChannelsLastBatchNorm, ChannelsLastConv2d
 from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
+from vssm.nn.graphs import graph_module
 from vssm.nn.init import initialise_linear_layers
 from vssm.nn.linear import Linear
 from vssm.nn.mixer import SS2D, GatedMixer, VimMixer
@@ -59,9 +60,11 @@ __all__ = [
     "compile_module",
     "concrete",
     "cut_windows",
+    "graph_module",
     "initialise_linear_layers",
     "product_of_recomputed",
     "recomputed",
     "resize_position",
+    "run_fast",
     "stitch_windows",
 ]

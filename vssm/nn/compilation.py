@@ -1,10 +1,14 @@
-"""torch.compile as these models need it."""
+"""torch.compile as these models need it, and what the tools run a model with."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+
+from vssm.nn.graphs import graph_module
 
 
 def compile_module(module: nn.Module, **options: Any) -> None:
@@ -35,3 +39,31 @@ def compile_module(module: nn.Module, **options: Any) -> None:
     if hasattr(config.triton, "mix_order_reduction"):
         config.triton.mix_order_reduction = False
     module.compile(**options)
+
+
+def run_fast(module: nn.Module, compiled: bool | dict[str, Any] | None, tell: Callable[[str], None]) -> None:
+    """Let a module run as a tool was asked to, in place; unasked as CUDA graphs, where it is on a GPU.
+
+    Args:
+        module: on the device where it will run.
+        compiled: True, or options, for torch.compile; False for neither; None for what is fast and needs no compiler.
+        tell: is given the sentence that says what is used, and later what keeps calls from being replayed as a graph.
+
+    >>> run_fast(nn.Linear(2, 3), {"backend": "eager"}, print)
+    The model is compiled on its first steps, which are slow.
+    """
+    if compiled not in (None, False):
+        compile_module(module, **(compiled if isinstance(compiled, dict) else {}))
+        tell("The model is compiled on its first steps, which are slow.")
+    elif _is_on_gpu(module):
+        if compiled is False:
+            tell("The model runs eagerly.")
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
+            tell("The model runs eagerly, as always with several processes: CUDA graphs are for one.")
+        else:
+            graph_module(module, tell)
+            tell("From the third of equal steps on the model runs as CUDA graphs; --compile off leaves them out.")
+
+
+def _is_on_gpu(module: nn.Module) -> bool:
+    return next((parameter.is_cuda for parameter in module.parameters()), False)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-from vssm.ops import ScanTable
+from vssm.ops import ScanTable, kept_for_graphs
 from vssm.scan import OrderFunction
 from vssm.scan.order import without_modes
 
@@ -36,7 +36,7 @@ class OrderTable:
 
     def __call__(self, height: int, width: int, device: torch.device) -> ScanTable:
         if not torch.compiler.is_compiling():
-            return _scan_table(self.order, concrete(height), concrete(width), device)
+            return kept_for_graphs(_scan_table(self.order, concrete(height), concrete(width), device))
         place = concrete(height), concrete(width), device
         self._add_constant(*place)
         return self._constants[place]

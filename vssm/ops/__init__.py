@@ -22,6 +22,7 @@ from vssm_kernels import (
 )
 from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
 from vssm_kernels.op import without_autocast
+from vssm_kernels.orders import kept_for_graphs
 
 __all__ = [
     "CAST",
@@ -35,6 +36,7 @@ __all__ = [
     "gelu_again",
     "grid_tree",
     "is_watched",
+    "kept_for_graphs",
     "noncausal_ssd",
     "read_parameters",
     "selective_scan",

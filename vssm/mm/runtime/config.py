@@ -1,6 +1,7 @@
 """Configuration files: reads them, applies the command line, and checks every name against what it configures."""
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -221,10 +222,14 @@ def check_scope(scope: str) -> None:
         ) from error
 
 
+@functools.cache
 def _registries(scope: str) -> list[registry.Registry]:
-    """Where the classes of a config are looked up: the package's own registries first."""
+    """Where the classes of a config are looked up, filled: the package's own registries first."""
     modules = [importlib.import_module(f"{package}.registry") for package in dict.fromkeys((scope, "mmengine"))]
-    return [value for module in modules for value in vars(module).values() if isinstance(value, registry.Registry)]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, registry.Registry)]
+    for each in found:
+        each.import_from_location()
+    return found
 
 
 def part_registries() -> list[registry.Registry]:
@@ -262,7 +267,8 @@ def _check_part(place: str, part: dict, extra: Iterable[str], scope: str) -> Non
         return  # of another package's registry
     scope = part.get("_scope_", scope)  # mmengine's mark on parts from a base config of another package
     foreign, registries = scope != "mmengine", _registries(scope)
-    target = next((found for each in registries if (found := each.get(name)) is not None), None)
+    # Registry.get takes each name for a module too, and searches the disk for it: half a second a config.
+    target = next((each.module_dict[name] for each in registries if name in each.module_dict), None)
     if target is None:
         names = {key for each in registries for key in each.module_dict}
         # mmdet and mmseg also use types that are in no registry, such as the functions nms and soft_nms.

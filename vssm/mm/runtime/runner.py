@@ -20,7 +20,7 @@ from vssm.files import replace_atomically
 from vssm.mm.runtime.loops import EpochLoop, StepLoop
 from vssm.mm.runtime.resume import resume_training, warn_of_schedule_end
 from vssm.mm.runtime.seeding import WEIGHTS, seed_for, seed_generators
-from vssm.nn import compile_module
+from vssm.nn import run_fast
 
 MMENGINE_HOOKS = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint")
 # Ours of the loops that mmengine's configs name; a config without a name says by_epoch.
@@ -135,15 +135,13 @@ class SafeRunner(Runner):
         super().register_default_hooks(hooks)
 
     def compile_model(self) -> None:
-        """Compile the backbone if the config has ``compile``, which is True or a dict of options.
+        """Let the backbone run as the config's ``compile`` says: see `vssm.nn.run_fast`.
 
         mmengine compiles the whole training step with optimiser and logging; with torch 2.15 the loss then has no
         gradient.
         """
-        options = self.cfg.get("compile")
-        if options:
-            compile_module(unwrap(self.model).backbone, **(options if isinstance(options, dict) else {}))
-            self.logger.info("The model is compiled on its first steps, which are slow.")
+        model = unwrap(self.model)
+        run_fast(getattr(model, "backbone", model), self.cfg.get("compile"), self.logger.info)
 
     def _maybe_compile(self, target: str) -> None:
         self.compile_model()
