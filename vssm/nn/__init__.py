@@ -19,7 +19,7 @@ from vssm.nn.recompute import product_of_recomputed, recomputed
 from vssm.nn.ssd import NoncausalSSD
 from vssm.nn.ssm import SelectiveScan, TwiceBiasedScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
-from vssm.nn.tree import TreeMixer, TreeScan
+from vssm.nn.tree import TreeMixer
 from vssm.nn.upsample import PatchExpanding
 from vssm.nn.windows import cut_windows, stitch_windows
 
@@ -54,7 +54,6 @@ __all__ = [
     "SelectiveScan",
     "StreamLayerNorm",
     "TreeMixer",
-    "TreeScan",
     "TwiceBiasedScan",
     "VimMixer",
     "compile_module",
