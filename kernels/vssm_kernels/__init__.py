@@ -29,6 +29,7 @@ from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
 from vssm_kernels.selective_scan import selective_scan
+from vssm_kernels.ssd import ssd
 from vssm_kernels.standard import standard_operations
 from vssm_kernels.sum_gate import sum_gate, sum_gate_again
 from vssm_kernels.sum_norm import sum_norm
@@ -50,6 +51,7 @@ __all__ = [
     "read_parameters",
     "selective_scan",
     "side_by_side",
+    "ssd",
     "standard_operations",
     "sum_gate",
     "sum_gate_again",
@@ -62,6 +64,6 @@ importlib.import_module("vssm_kernels.flops")
 
 # An op's function has the name of its package and hides it here, so that it offers the package's modules too:
 # `import vssm_kernels.selective_scan.reference` and then that name work.
-for _op in (causal_conv1d, grid_tree, noncausal_ssd, selective_scan, sum_gate, sum_norm, tree_scan):
+for _op in (causal_conv1d, grid_tree, noncausal_ssd, selective_scan, ssd, sum_gate, sum_norm, tree_scan):
     _package = sys.modules[_op.__module__]
     vars(_op).update({name: value for name, value in vars(_package).items() if isinstance(value, ModuleType)})

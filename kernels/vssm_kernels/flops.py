@@ -13,7 +13,14 @@ import math
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from vssm_kernels import causal_conv1d, grid_tree, noncausal_ssd, selective_scan, tree_scan  # noqa: F401  (define the operators)
+from vssm_kernels import (  # noqa: F401  (define the operators)
+    causal_conv1d,
+    grid_tree,
+    noncausal_ssd,
+    selective_scan,
+    ssd,
+    tree_scan,
+)
 
 Shape = tuple[int, ...]
 
@@ -46,8 +53,28 @@ def conv_flops(x: Shape, weight: Shape, bias: Shape | None, order: Shape, *rest:
 
 
 @register_flop_formula(torch.ops.vssm.noncausal_ssd)
-def ssd_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **output: object) -> int:
+def noncausal_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **output: object) -> int:
     return 2 * (2 * math.prod(u) * B[-1])
+
+
+@register_flop_formula(torch.ops.vssm.ssd)
+def ssd_flops(
+    u: Shape,
+    delta: Shape,
+    A: Shape,
+    B: Shape,
+    C: Shape,
+    D: Shape | None,
+    delta_bias: Shape | None,
+    initial: Shape | None,
+    states: Shape | None,
+    order: Shape | None,
+    *rest: object,
+    **output: object,
+) -> int:
+    """What is written to states and read from them: no more, into whatever chunks the steps are cut."""
+    steps = u[1] if order is None else order[1]
+    return 2 * u[0] * steps * math.prod(A) * u[-1] * (2 * B[-1] + (D is not None))
 
 
 @register_flop_formula(torch.ops.vssm.grid_tree)
@@ -73,7 +100,12 @@ def conv_backward_flops(gradient: Shape, *arguments: Shape | None, **output: obj
 
 
 @register_flop_formula(torch.ops.vssm.noncausal_ssd_backward)
-def ssd_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+def noncausal_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+    return 2 * noncausal_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.ssd_backward)
+def ssd_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * ssd_flops(*arguments)
 
 

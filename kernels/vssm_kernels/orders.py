@@ -127,7 +127,7 @@ def checked(table: Tensor, tokens: int) -> ScanTable:
 def kept_for_graphs(table: ScanTable) -> ScanTable:
     """The table itself. One that a CUDA graph is captured with is kept for good, as replays read its memory: caches of
     tables may let go of it."""
-    if table.table.is_cuda and torch.cuda.is_current_stream_capturing():
+    if table.table.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         _of_graphs.add(table)
     return table
 

@@ -9,9 +9,11 @@ import torch
 from vssm.bench import (
     KERNEL_CASES,
     Ceilings,
+    DualityCase,
     Execution,
     KernelCase,
     TreeCase,
+    benchmark_duality,
     benchmark_kernel,
     benchmark_model,
     benchmark_orders,
@@ -91,6 +93,16 @@ def test_orders_stand_beside_as_many_raster_directions():
         assert (plain["forward_vs_raster"], plain["forward_backward_vs_raster"]) == (1, 1)
         assert row["forward_vs_raster"] == row["forward_ms"] / plain["forward_ms"]
         assert row["forward_backward_vs_raster"] == row["forward_backward_ms"] / plain["forward_backward_ms"]
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_duality_stands_beside_attention(directions):
+    case = DualityCase("small", 1, 70, directions, heads=2, channels=8, state=4)
+    rows = benchmark_duality(case, CPU, torch.float32, CEILINGS, ["chunked"])
+    assert [row["backend"] for row in rows] == ["chunked", "attention"]
+    for row in rows:
+        assert row["forward_backward_ms"] > row["forward_ms"] > 0
+        assert (row["tokens"], row["directions"], row["channels"]) == (70, directions, 16)
 
 
 def test_a_wrong_backend_is_not_timed(monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from vssm.bench import environment, write_csv
 from vssm.bench.summary import (
     COSTS,
+    duality_table,
     heads_table,
     kernels_table,
     orders_table,
@@ -84,6 +85,16 @@ def test_kernels_table():
     assert lines[4] == "| alone | 2 | 4 x 20 | 16 | 1 | 0.5 |  | 2 |  | 0.25 | 1.00 |"
     assert lines[6].startswith("bfloat16, triton. ")
     assert kernels_table(rows).splitlines()[2] == "| small | 2 | 4 x 20 | 16 | 1 | 0.5 | 2 | 0.25 | 1.00 |"
+
+
+def test_duality_table():
+    row = {"case": "small", "batch": 2, "tokens": 20, "directions": 1, "channels": 16, "state": 4, "dtype": "bfloat16"}
+    row |= environment(torch.device("cpu"))
+    ours = {**row, "backend": "triton", "forward_ms": "0.5", "forward_backward_ms": 2.0}
+    attention = {**row, "backend": "attention", "forward_ms": 0.75, "forward_backward_ms": "1.5"}
+    lines = duality_table([ours, attention]).splitlines()
+    assert lines[2] == "| small | triton | 2 | 1 x 20 | 16 | 4 | 0.5 | 1.50 | 2 | 0.75 |"
+    assert not lines[3] and lines[4].startswith("bfloat16. ")
 
 
 def test_throughput_table():

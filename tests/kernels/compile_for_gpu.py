@@ -23,6 +23,9 @@ from vssm_kernels.grid_tree.arguments import MapArguments
 from vssm_kernels.selective_scan import triton_chunk_kernels, triton_kernels
 from vssm_kernels.selective_scan import triton_fused as scan
 from vssm_kernels.selective_scan.arguments import ScanArguments
+from vssm_kernels.ssd import triton_fused as ssd
+from vssm_kernels.ssd import triton_kernels as ssd_kernels
+from vssm_kernels.ssd.arguments import SSDArguments
 from vssm_kernels.sum_gate import triton_fused as gate
 from vssm_kernels.sum_gate.arguments import GateArguments
 from vssm_kernels.sum_norm import triton_fused as norm
@@ -50,7 +53,9 @@ class Compiled:
     def launch(self, *args: Any, **named: Any) -> None:
         given = {**dict(zip(self.arg_names, args, strict=False)), **named}
         options = {name: given.pop(name) for name in list(given) if name not in self.arg_names}
-        assert set(options) <= {"num_warps"}, f"{self.kernel.fn.__name__} has no parameters {sorted(options)}"
+        assert set(options) <= {"num_warps", "num_stages", "maxnreg"}, (
+            f"{self.kernel.fn.__name__} has no parameters {sorted(options)}"
+        )
         constant = {parameter.name for parameter in self.kernel.params if parameter.is_constexpr}
         constants = {name: value for name, value in given.items() if name in constant or value is None}
         types = {
@@ -82,7 +87,9 @@ def type_of(value: Any) -> str:
 
 def replace_kernels() -> None:
     """In every module; the functions that kernels call stay what they are."""
-    for module in (conv, triton_chunk_kernels, triton_kernels, gate, norm, direction_sum, grid, tree_scan):
+    for module in (
+        conv, triton_chunk_kernels, triton_kernels, ssd_kernels, gate, norm, direction_sum, grid, tree_scan
+    ):  # fmt: skip
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction) and name.endswith("_kernel"):
                 setattr(module, name, Compiled(value))
@@ -105,6 +112,21 @@ def run_scan(
         scan.BACKEND.backward(args.for_backward(saved), y)
 
 
+def run_ssd(batch: int, tokens: int, dtype: torch.dtype, *, order: bool = False, initial: bool = False) -> None:
+    """Forward, with and without saving, and backward; the segments of long sequences too."""
+    heads, state = 6, 64
+    u, delta = torch.randn(batch, tokens, heads, 64, dtype=dtype), torch.randn(batch, tokens, 2, heads, dtype=dtype)
+    B, C = torch.randn(2, batch, tokens, 2, 1, state, dtype=dtype)
+    per_head = torch.randn(2, heads)
+    table = ScanTable.of(torch.arange(tokens).expand(2, -1), tokens) if order else None
+    start = torch.zeros(batch, 2, heads, 64, state, dtype=dtype) if initial else None
+    D = None if order else per_head
+    args = SSDArguments(u, delta, per_head, B, C, D, per_head, start, order=table, shift=order, merge=order)
+    for save in (False, True):
+        y, saved = ssd.BACKEND.forward(args, save)
+        ssd.BACKEND.backward(args.for_backward(saved), y)
+
+
 def main() -> None:
     replace_kernels()
     run_scan(96, 1)
@@ -115,6 +137,9 @@ def main() -> None:
     run_scan(96, 16, tokens=4096)
     run_scan(97, 16, repeats=True)
     run_scan(96, 4, states=True)
+    run_ssd(64, 70, torch.bfloat16, order=True)
+    run_ssd(1, 1024, torch.bfloat16)
+    run_ssd(1, 1024, torch.float32, order=True, initial=True)
     x, weight, bias = torch.randn(2, 9, 96).bfloat16(), torch.randn(2, 96, 4), torch.randn(2, 96)
     order = ScanTable.of(torch.arange(9).expand(2, -1), 9)
     for silu, offset in ((True, bias), (False, None)):

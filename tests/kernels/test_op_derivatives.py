@@ -17,6 +17,7 @@ from vssm_kernels import (
     grid_tree,
     noncausal_ssd,
     selective_scan,
+    ssd,
     sum_gate,
     sum_norm,
     tree_scan,
@@ -50,7 +51,17 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         lambda x, weight, bias: causal_conv1d(x, weight, bias, ORDER, silu=True),
         [(2, 5, 3), (2, 3, 4), (2, 3)],
     ),
-    "duality": (noncausal_ssd, [(2, 5, 3, 4), (2, 5, 3), (3,), (2, 5, 2), (2, 5, 2), (3,), (3,)]),
+    "duality": (
+        lambda u, delta, A, B, C, D, bias, initial: ssd(
+            u, delta, -A.exp(), B, C, D, delta_bias=bias, initial=initial, order=ORDER, merge=True
+        ),
+        [(2, 5, 4, 3), (2, 5, 2, 4), (2, 4), (2, 5, 2, 2, 2), (2, 5, 2, 2, 2), (2, 4), (2, 4), (2, 2, 4, 3, 2)],
+    ),
+    "shifted duality": (
+        lambda u, delta, A, B, C: ssd(u, delta, -A.exp(), B, C, order=ORDER, shift=True),
+        [(2, 5, 2, 4, 3), (2, 5, 2, 4), (2, 4), (2, 5, 2, 2, 2), (2, 5, 2, 2, 2)],
+    ),
+    "non-causal duality": (noncausal_ssd, [(2, 5, 3, 4), (2, 5, 3), (3,), (2, 5, 2), (2, 5, 2), (3,), (3,)]),
     "tree": (
         lambda u, delta, A, B, bias: tree_scan(u, delta, -A.exp(), B, bias, TREE.expand(len(u), -1, -1)),
         [(2, 6, 3), (2, 6, 3), (3,), (2, 6), (3,)],

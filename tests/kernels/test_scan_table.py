@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -103,8 +105,7 @@ def test_every_op_is_a_module_too():
 
 
 def test_a_table_in_a_graph_outlives_the_caches(monkeypatch):
-    table = ScanTable.of(torch.arange(3)[None], tokens=3)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    table = ScanTable(Mock(device=torch.device("cuda")), tokens=3, repeats=False, covers=True)
     for capturing in (False, True):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
         assert orders.kept_for_graphs(table) is table

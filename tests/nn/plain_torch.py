@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vssm.nn import (
     SS2D,
+    SSD,
     Attention,
     BatchNormStem,
     Block,
@@ -18,6 +19,7 @@ from vssm.nn import (
     ConvMlp,
     ConvStem,
     DeformableSampling,
+    HydraMixer,
     InvertedDownsample,
     LatentPooling,
     NoncausalSSD,
@@ -30,7 +32,7 @@ from vssm.nn import (
     VimMixer,
 )
 from vssm.ops import grid_tree
-from vssm.scan import cross
+from vssm.scan import bidirectional, cross
 
 
 def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -132,6 +134,47 @@ def tree_mixer(mixer: TreeMixer, x: Tensor) -> Tensor:
         states.append(torch.stack([sum(path[v, s] * added[s] for s in tokens) for v in tokens]))
     y = layer_norm(torch.stack(states), mixer.state_norm) * C + scan.D[0] * u
     return linear(layer_norm(y, mixer.norm).view_as(x) * F.silu(z), mixer.out_proj)
+
+
+def duality(mixer: SSD | HydraMixer, k: int, x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """What a step takes from itself and earlier ones along direction k, as a matrix (batch, heads, steps, steps), and
+    the values (batch, steps, heads, channels) that it multiplies; both along the steps."""
+    inner, state, heads = mixer.inner, mixer.state, mixer.heads
+    _, rest, delta = linear(x, mixer.in_proj).split([inner, inner + 4 * state, 2 * heads], -1)
+    values, BC = F.silu(conv(rest, mixer.conv)).flatten(1, 2)[:, steps].split([inner, 4 * state], -1)
+    keys, queries = BC.chunk(4, -1)[2 * k : 2 * k + 2]
+    A, bias = (each if each.dim() == 1 else each[k] for each in (mixer.A_log.exp(), mixer.dt_bias))
+    step = F.softplus(delta.flatten(1, 2)[:, steps].chunk(2, -1)[k] + bias).mT
+    since = (step * -A[:, None]).cumsum(-1)
+    decay = (since[..., None] - since[..., None, :]).exp().tril()
+    matrix = (queries @ keys.mT).unsqueeze(1) * decay * step[..., None, :]
+    return matrix, values.unflatten(-1, (heads, -1))
+
+
+def ssd(mixer: SSD, x: Tensor) -> Tensor:
+    """As masked attention without softmax, in two directions."""
+    total = 0
+    for k, steps in enumerate(bidirectional(*x.shape[1:3]).table.long()):
+        matrix, values = duality(mixer, k, x, steps)
+        y = torch.einsum("bhts,bshc->bthc", matrix, values) + mixer.D[k, :, None] * values
+        total = total + y[:, steps.argsort()]
+    z = linear(x, mixer.in_proj)[..., : mixer.inner]
+    y = F.rms_norm(total.flatten(2).view_as(z) * F.silu(z), (mixer.inner,), mixer.norm.weight, eps=1e-5)
+    return linear(y, mixer.out_proj)
+
+
+def hydra(mixer: HydraMixer, x: Tensor, *grid: int) -> Tensor:
+    """The matrix below its diagonal, moved down by one; above it, moved up; and on it."""
+    rows = x.flatten(1, -2).unsqueeze(1)
+    forwards = torch.arange(rows.shape[2])
+    below, values = duality(mixer, 0, rows, forwards)
+    above = duality(mixer, 1, rows, forwards.flip(0))[0].flip(-1, -2)
+    diagonal = (linear(values.flatten(2), mixer.diagonal) + mixer.D).mT
+    matrix = F.pad(below, (0, 0, 1, 0))[:, :, :-1] + F.pad(above, (0, 0, 0, 1))[:, :, 1:] + torch.diag_embed(diagonal)
+    y = torch.einsum("bhts,bshc->bthc", matrix, values).flatten(2)
+    z = linear(x, mixer.in_proj)[..., : mixer.inner]
+    y = F.rms_norm(y, (mixer.inner,), mixer.norm.weight, eps=1e-5).view_as(z)
+    return linear(y * F.silu(z), mixer.out_proj)
 
 
 def gate(channel_gate: ChannelGate, x: Tensor, over: tuple[int, ...] = (1, 2), act: Callable = F.relu) -> Tensor:

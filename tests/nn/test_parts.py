@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import vssm.nn
 from vssm.nn import (
     SS2D,
+    SSD,
     Attention,
     BatchNormStem,
     Block,
@@ -32,6 +33,7 @@ from vssm.nn import (
     ConvMlp,
     ConvStem,
     DeformableSampling,
+    HydraMixer,
     InvertedDownsample,
     LatentPooling,
     LeanMlp,
@@ -120,6 +122,9 @@ PARTS = {
         partial(VimMixer, 8, state=4, scan_order=raster), partial(plain.vim_mixer, raster(*GRID).table), TOKENS, GRID
     ),
     "mixer of GrootVL": Part(partial(TreeMixer, 8), plain.tree_mixer),
+    "mixer of Mamba-2": Part(partial(SSD, 8, heads=2, state=4, scan_order=bidirectional), plain.ssd),
+    "mixer of Hydra": Part(partial(HydraMixer, 8, heads=2, state=4), plain.hydra),
+    "mixer of Hydra, tokens": Part(partial(HydraMixer, 8, heads=2, state=4), plain.hydra, TOKENS, GRID),
     "mixer of VSSD": Part(partial(NoncausalSSD, 8, heads=2, state=4), plain.noncausal_ssd),
     "attention": Part(partial(Attention, 8, heads=2), plain.attention),
     "attention of tokens": Part(partial(Attention, 8, heads=2), plain.attention, TOKENS),

@@ -1,5 +1,6 @@
 """Benchmarks: check correctness, then measure median times, peak memory and the machine's limits."""
 
+from vssm.bench.duality import DUALITY_CASES, DualityCase, benchmark_duality
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.host import benchmark_host
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
@@ -9,13 +10,16 @@ from vssm.bench.timing import Ceilings, median_time
 from vssm.bench.trees import TREE_CASES, TreeCase, benchmark_tree
 
 __all__ = [
+    "DUALITY_CASES",
     "KERNEL_CASES",
     "TREE_CASES",
     "Ceilings",
+    "DualityCase",
     "Execution",
     "Flops",
     "KernelCase",
     "TreeCase",
+    "benchmark_duality",
     "benchmark_host",
     "benchmark_kernel",
     "benchmark_model",

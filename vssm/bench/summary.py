@@ -132,6 +132,22 @@ def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[s
     return f"{_table(lines)}\n{rows[0]['dtype']}, {rows[0]['backend']}. {conditions(rows[0])}"
 
 
+def duality_table(rows: list[Mapping[str, object]]) -> str:
+    """A Markdown table of the rows of `benchmark_duality`: each backend beside attention, and the conditions below."""
+    attention = {str(row["case"]): row for row in rows if row["backend"] == "attention"}
+    head = ["case", "backend", "batch", "directions x tokens", "channels", "state"]
+    lines = [[*head, "forward, ms", "attention / ours", "with backward, ms", "attention / ours"]]
+    ours = [row for row in rows if row["backend"] != "attention"]
+    for row in ours:
+        peer = attention[str(row["case"])]
+        cells = [str(row["case"]), str(row["backend"]), str(row["batch"]), f"{row['directions']} x {row['tokens']}"]
+        cells += [str(row["channels"]), str(row["state"])]
+        for what in ("forward_ms", "forward_backward_ms"):
+            cells += [f"{float(row[what]):.3g}", f"{float(peer[what]) / float(row[what]):.2f}"]
+        lines.append(cells)
+    return f"{_table(lines)}\n{rows[0]['dtype']}. {conditions(rows[0])}"
+
+
 def throughput_table(rows: list[Mapping[str, object]]) -> str:
     """A Markdown table of the rows of `benchmark_model`: one line for all executions of a model in one mode.
 

@@ -23,10 +23,12 @@ import torch
 import yaml
 
 from vssm.bench import (
+    DUALITY_CASES,
     KERNEL_CASES,
     TREE_CASES,
     Ceilings,
     Execution,
+    benchmark_duality,
     benchmark_host,
     benchmark_kernel,
     benchmark_model,
@@ -56,8 +58,8 @@ def benchmark_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    kernels = commands.add_parser("kernels", help="scans along orders and trees at the shapes of real models")
-    cases = [*KERNEL_CASES, *TREE_CASES]
+    kernels = commands.add_parser("kernels", help="scans at the shapes of real models, duality beside attention")
+    cases = [*KERNEL_CASES, *DUALITY_CASES, *TREE_CASES]
     kernels.add_argument("--cases", nargs="+", choices=cases, default=list(KERNEL_CASES), metavar="CASE",
                          help=f"of: {', '.join(cases)} (default: all of the selective scan)")  # fmt: skip
     kernels.add_argument(
@@ -65,7 +67,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=known_backend,
         metavar="NAME",
-        help="default: triton on a GPU, native on a CPU, and grouped for the selective scan",
+        help="default: triton on a GPU, native, grouped or chunked, those that a case has, on a CPU",
     )
     kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
                          help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
@@ -157,13 +159,15 @@ def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator
     ceilings = Ceilings.measure(device)
     print(f"ceilings: {ceilings}")
     for name in arguments.cases:
-        case = KERNEL_CASES.get(name) or TREE_CASES[name]
+        case = {**KERNEL_CASES, **DUALITY_CASES, **TREE_CASES}[name]
         if arguments.batch:
             case = replace(case, batch=arguments.batch)
-        on_cpu = ["native", "grouped"] if name in KERNEL_CASES else ["native"]
+        on_cpu = ["native", "grouped"] if name in KERNEL_CASES else ["chunked"] if name in DUALITY_CASES else ["native"]
         backends = arguments.backends or (["triton"] if device.type == "cuda" else on_cpu)
         how = (device, DTYPES[arguments.dtype], ceilings, backends)
-        if name in TREE_CASES:
+        if name in DUALITY_CASES:
+            yield from benchmark_duality(case, *how)
+        elif name in TREE_CASES:
             yield from benchmark_tree(case, *how)
         elif arguments.orders:
             orders = order_names() if arguments.orders == ["all"] else arguments.orders

@@ -22,6 +22,7 @@ from vssm.models._checkpoint import (
 )
 from vssm.models._contract import Backbone, quarters, take_indices
 from vssm.models._family import IMAGENET, Family, TrainingData, Variant, register
+from vssm.models._mixers import MIXERS, resolve_mixer
 from vssm.models._plain import Plain, PlainWithPosition
 from vssm.models._pyramid import Pyramid
 
@@ -37,6 +38,7 @@ for _family in FAMILIES.values():
 __all__ = [
     "FAMILIES",
     "IMAGENET",
+    "MIXERS",
     "Backbone",
     "CheckpointError",
     "Family",
@@ -55,6 +57,7 @@ __all__ = [
     "read_checkpoint",
     "read_file",
     "register",
+    "resolve_mixer",
     "save_official",
     "take_indices",
     "under",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vssm.models._arguments import check_arguments
 from vssm.models._checkpoint import CheckpointError, fit, our_layout, unwrap
 from vssm.models._contract import Backbone, quarters, take_indices, with_defaults, without_defaults
+from vssm.models._mixers import MIXERS, resolve_mixer, takes
 from vssm.scan import resolve_order
 
 
@@ -194,7 +195,7 @@ def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs:
 
     `features_only=True` gives four maps, or all where there are fewer, unless `out_indices` are asked for. A
     `scan_order` may be a name, an order function or a list of them, and so may each of `scan_orders`, one for every
-    block; models themselves take functions only.
+    block; `mixer` may be a name of MIXERS. Models themselves take functions and classes only.
 
     Raises:
         ValueError: an argument that the model cannot mean.
@@ -203,6 +204,8 @@ def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs:
         kwargs["scan_order"] = resolve_order(kwargs["scan_order"])
     if "scan_orders" in kwargs:
         kwargs["scan_orders"] = [resolve_order(order) for order in kwargs["scan_orders"]]
+    if "mixer" in kwargs:
+        kwargs["mixer"] = _mixer_for(kwargs["mixer"], kwargs)
     overlay = {"custom_load": True, **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     check_arguments(without_defaults(model_class, with_defaults(model_class, kwargs)))
     if pretrained:
@@ -219,6 +222,17 @@ def build(model_class: type[Backbone], variant: str, pretrained: bool, **kwargs:
         feature_cfg={"out_indices": quarters(count), "feature_cls": "getter"},
         **kwargs,
     )
+
+
+def _mixer_for(mixer: Any, arguments: Mapping[str, Any]) -> Any:
+    """What `mixer` stands for; ValueError where it has no use for a scan order that is given."""
+    made = resolve_mixer(mixer)
+    if callable(made) and "scan_order" in arguments and not takes(made, "scan_order"):
+        with_order = [name for name, each in MIXERS.items() if takes(each, "scan_order")]
+        raise ValueError(
+            f"mixer {mixer!r} walks along no scan order: leave scan_order out, or take one of {', '.join(with_order)}"
+        )
+    return made
 
 
 def _fit(state: dict[str, Tensor], model: Backbone) -> dict[str, Tensor]:

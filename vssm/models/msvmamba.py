@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._layouts import BLOCK, CONV_PYRAMID, PATCH_PYRAMID, S6_ROWS
+from vssm.models._mixers import MixerMaker, make_mixer
 from vssm.models._pyramid import Pyramid, make_stages
 from vssm.nn import (
     Block,
@@ -143,8 +144,8 @@ class MSVMamba(Pyramid):
 
     Args:
         dims, depths: channels and number of blocks of each stage.
-        mixer: MultiScaleSS2D, or FirstMultiScaleSS2D for the paper's models.
         expansion, gated, scan_order: of the mixers, see MultiScaleSS2D.
+        mixer: another one than MultiScaleSS2D, as in VMamba.
         mlp_ratio, post_norm: of the blocks, see vssm.nn.Block.
         stem, downsample: what makes them from numbers of channels: ConvStem and ConvDownsample, or PatchStem and
             PatchMerging.
@@ -159,6 +160,7 @@ class MSVMamba(Pyramid):
     renaming = CONV_PYRAMID + _blocks("scan", "half_scan")
     weights_under = ("model_ema", "model", "state_dict")  # official: version 3 is evaluated with its averaged weights
     first_conv = "stem.conv1"
+    own_mixer: type[MultiScaleSS2D] = MultiScaleSS2D
 
     def __init__(
         self,
@@ -167,9 +169,9 @@ class MSVMamba(Pyramid):
         global_pool: str = "avg",
         dims: Sequence[int] = (96, 192, 384, 768),
         depths: Sequence[int] = (2, 2, 9, 2),
-        mixer: Callable[..., MultiScaleSS2D] = MultiScaleSS2D,
         expansion: float = 1.0,
         gated: bool = False,
+        mixer: MixerMaker | None = None,
         mlp_ratio: float = 4.0,
         post_norm: bool = True,
         stem: Callable[..., ConvStem | PatchStem] = ConvStem,
@@ -184,8 +186,10 @@ class MSVMamba(Pyramid):
 
         def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
             mlp = ConvMlp(dim, widened(dim, mlp_ratio, "mlp_ratio"), **dd)
-            return Block(dim, mixer(dim, expansion, gated, scan_order, **dd), mlp, drop_path, post_norm=post_norm, **dd)
+            made = make_mixer(mixer or own, dim, **dd, expansion=expansion, scan_order=scan_order)
+            return Block(dim, made, mlp, drop_path, post_norm=post_norm, **dd)
 
+        own = partial(self.own_mixer, gated=gated)
         stages = make_stages(block, dims, depths, downsample, drop_path_rate, **dd)
         super().__init__(
             stem(in_chans, dims[0], **dd),
@@ -206,10 +210,10 @@ class FirstMSVMamba(MSVMamba):
     renaming = PATCH_PYRAMID + _blocks("half_scan", "scan")
     weights_under = Pyramid.weights_under
     first_conv = "stem.proj"
+    own_mixer = FirstMultiScaleSS2D
 
 
 _FIRST_VERSION = {
-    "mixer": FirstMultiScaleSS2D,
     "expansion": 2.0,
     "gated": True,
     "mlp_ratio": 2.0,

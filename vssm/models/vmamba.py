@@ -16,6 +16,7 @@ from torch import nn
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._layouts import BLOCK, CONV_PYRAMID, PATCH_PYRAMID, SS2D_ROWS
+from vssm.models._mixers import MixerMaker, make_mixer
 from vssm.models._pyramid import Pyramid, make_stages
 from vssm.nn import (
     SS2D,
@@ -40,6 +41,8 @@ class VMamba(Pyramid):
     Args:
         dims, depths: channels and number of blocks of each stage.
         state, expansion, conv_bias, gated, mlp_ratio: of the blocks, see SS2D; no MLP for ratio 0.
+        mixer: what makes each block's mixer from its channels, instead of SS2D: with `expansion` and `scan_order` if it
+            takes them, and other arguments of its own. `timm.create_model` takes names too, see docs/mixers.md.
         stem, downsample: what makes them from numbers of channels: ConvStem and ConvDownsample, or PatchStem and
             PatchMerging.
         scan_order: a function (height, width) -> ScanOrder.
@@ -65,6 +68,7 @@ class VMamba(Pyramid):
         expansion: float = 1.0,
         conv_bias: bool = False,
         gated: bool = False,
+        mixer: MixerMaker | None = None,
         mlp_ratio: float = 4.0,
         stem: Callable[..., ConvStem | PatchStem] = ConvStem,
         downsample: Callable[..., nn.Module] = ConvDownsample,
@@ -77,10 +81,11 @@ class VMamba(Pyramid):
         dd = {"device": device, "dtype": dtype}
 
         def block(stage: int, index: int, dim: int, drop_path: float) -> Block:
-            mixer = SS2D(dim, state, expansion, conv_bias, gated, scan_order, **dd)
+            made = make_mixer(mixer or own, dim, **dd, expansion=expansion, scan_order=scan_order)
             mlp = LeanMlp(dim, widened(dim, mlp_ratio, "mlp_ratio"), **dd) if mlp_ratio > 0 else None
-            return Block(dim, mixer, mlp, drop_path, **dd)
+            return Block(dim, made, mlp, drop_path, **dd)
 
+        own = partial(SS2D, state=state, conv_bias=conv_bias, gated=gated)
         stages = make_stages(block, dims, depths, downsample, drop_path_rate, **dd)
         super().__init__(
             stem(in_chans, dims[0], **dd),

@@ -16,7 +16,7 @@ from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_position
 from vssm.nn.recompute import product_of_recomputed, recomputed
-from vssm.nn.ssd import NoncausalSSD
+from vssm.nn.ssd import SSD, HydraMixer, NoncausalSSD
 from vssm.nn.ssm import SelectiveScan, TwiceBiasedScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
 from vssm.nn.tree import TreeMixer
@@ -25,6 +25,7 @@ from vssm.nn.windows import cut_windows, stitch_windows
 
 __all__ = [
     "SS2D",
+    "SSD",
     "Attention",
     "BatchNormStem",
     "Block",
@@ -39,6 +40,7 @@ __all__ = [
     "ConvStem",
     "DeformableSampling",
     "GatedMixer",
+    "HydraMixer",
     "InvertedDownsample",
     "LatentPooling",
     "LeanMlp",
