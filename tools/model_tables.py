@@ -7,9 +7,9 @@ Sources: the declarations in vssm/models/*.py, model_cards/results.yaml, configs
 docs/studies, which tools/compare.py and tools/benchmark.py write.
 
 A table stands between two comments, `<!-- table: card vim -->` and `<!-- end of table -->`; its name says which:
-`families`, `zoo`, `measured`, `notice`, `card` with a family, and `study`, `orders`, `kernels`, `throughput` and
-`heads` with the name of a CSV file. Beside tables: the front matter of cards, new cards for families that have results
-but no card, the configs of configs/recipes.yaml, and pictures of the families' scan orders.
+`families`, `zoo`, `measured`, `notice`, `card` with a family, and `study`, `orders`, `kernels`, `throughput`, `heads`,
+`clients` and `exports` with the name of a CSV file. Beside tables: the front matter of cards, new cards for families
+that have results but no card, the configs of configs/recipes.yaml, and pictures of the families' scan orders.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import _setup  # noqa: F401
 from _cards import Sources, card, measured, notice, pictures, whole_card
+from _clients import clients, exports
 from _zoo import STUDY, draw_zoo, families, zoo
 
 from vssm.bench import summary
@@ -39,6 +40,8 @@ STUDIES = {
     "duality": (summary.duality_table, "times beside attention"),
     "throughput": (summary.throughput_table, "time of an image over its size"),
     "heads": (summary.heads_table, "costs of detectors and segmentors"),
+    "clients": (clients, ""),
+    "exports": (exports, ""),
 }
 WRITTEN = "# Written by `make cards`"
 

@@ -1,9 +1,12 @@
-"""What a bug report needs: python -m vssm."""
+"""What a bug report needs: python -m vssm. Other people's scripts with our models: python -m vssm SCRIPT ..."""
 
+import argparse
 import os
 import platform
+import runpy
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -97,5 +100,21 @@ def _kernels() -> Iterator[tuple[str, str]]:
         yield f"{op}, {backend}", state
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the report, or run a script as `python SCRIPT ARGUMENTS` does, with our models registered with timm."""
+    parser = argparse.ArgumentParser(prog="python -m vssm", description=main.__doc__)
+    parser.add_argument("script", nargs="?", help="a Python file, such as timm's validate.py (default: the report)")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script")
+    options = parser.parse_args(argv)
+    if options.script is None:
+        print(report())
+        return
+    if not Path(options.script).is_file():
+        parser.error(f"there is no file {options.script}; expected a Python script, such as timm's validate.py")
+    sys.argv[:] = [options.script, *options.arguments]
+    sys.path[0] = str(Path(options.script).resolve().parent)
+    runpy.run_path(options.script, run_name="__main__")
+
+
 if __name__ == "__main__":
-    print(report())
+    main()

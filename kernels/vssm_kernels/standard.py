@@ -52,12 +52,13 @@ def visits(order: ScanTable | None, steps: int, directions: int, device: torch.d
     return order.table.T.long()
 
 
-def gathered(values: Tensor, token: Tensor) -> Tensor:
+def gathered(values: Tensor, token: Tensor, empty: bool = True) -> Tensor:
     """What each direction reads, zeros where it visits no token.
 
     Args:
         values: (batch, tokens, channels), read by all directions, or (batch, directions, tokens, channels).
         token: (..., directions) int64, -1 for none.
+        empty: whether there may be a -1.
 
     Returns:
         (batch, ..., directions, channels).
@@ -65,11 +66,11 @@ def gathered(values: Tensor, token: Tensor) -> Tensor:
     if values.dim() == 4:
         first = values.shape[2] * torch.arange(values.shape[1], device=token.device)
         place = torch.where(token < 0, -1, token + first)
-        return gathered(values.flatten(1, 2), place)
-    tokens = values.shape[1]
-    values = F.pad(values, (0, 0, 0, 1))
-    place = torch.where(token < 0, tokens, token)
-    return values.index_select(1, place.flatten()).unflatten(1, token.shape)
+        return gathered(values.flatten(1, 2), place, empty)
+    if empty:
+        token = torch.where(token < 0, values.shape[1], token)
+        values = F.pad(values, (0, 0, 0, 1))
+    return values.index_select(1, token.flatten()).unflatten(1, token.shape)
 
 
 def scattered(rows: Tensor, order: ScanTable | None, tokens: int) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from vssm import cli
 
 BLOCKED = ("mmengine", "mmcv", "mmdet", "mmseg", "albumentations", "tensorboard", "rich")
-COMMANDS = ("train", "test", "predict", "visualize", "benchmark", "export", "compare", "demo")
+COMMANDS = ("train", "test", "predict", "visualize", "benchmark", "export", "hub", "compare", "demo")
 # Each with its exit code, and a part of what it prints.
 CALLS = [
     *((name, ["--help"], 0, "usage") for name in COMMANDS),

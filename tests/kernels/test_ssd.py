@@ -120,8 +120,10 @@ def test_output_and_every_gradient_are_those_of_the_recurrence_in_float64(case, 
         if one is not None:
             given = args.u if name == "output" else getattr(args, name)
             assert one.dtype == given.dtype, name
-            # That of A is a sum over the steps of both signs, which mostly cancel.
-            assert_close(one.cpu(), want, name, tolerance=TOLERANCE[dtype] * (5 if name == "A" else 1))
+            # That of A is a sum over the steps of both signs, which mostly cancel; what those of B and C are products
+            # of is rounded once more.
+            times = {"A": 5, "B": 2, "C": 2}.get(name, 1)
+            assert_close(one.cpu(), want, name, tolerance=TOLERANCE[dtype] * times)
 
 
 @pytest.mark.parametrize("case", ["along an order", "shifted along an order, merged"])

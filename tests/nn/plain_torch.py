@@ -29,6 +29,7 @@ from vssm.nn import (
     ResidualStem,
     SelectiveScan,
     TreeMixer,
+    TwiceBiasedScan,
     VimMixer,
 )
 from vssm.ops import grid_tree
@@ -63,7 +64,8 @@ def conv_bn(x: Tensor, layer: nn.Module, act: bool = True, eps: float = 1e-5) ->
 def recurrence(scan: SelectiveScan, k: int, sequence: Tensor) -> Tensor:
     """The state-space model of direction k over (batch, steps, channels)."""
     step, B, C = (sequence @ scan.x_proj[k].T).split([scan.rank, scan.state, scan.state], -1)
-    delta = F.softplus(step @ scan.dt_proj[k].T + scan.dt_bias[k])
+    times = 2 if isinstance(scan, TwiceBiasedScan) else 1
+    delta = F.softplus(step @ scan.dt_proj[k].T + times * scan.dt_bias[k])
     state, outputs = 0, []
     for t in range(sequence.shape[1]):
         decay = torch.exp(-delta[:, t, :, None] * scan.A_log[k].exp())

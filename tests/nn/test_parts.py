@@ -48,6 +48,7 @@ from vssm.nn import (
     SelectiveScan,
     StreamLayerNorm,
     TreeMixer,
+    TwiceBiasedScan,
     VimMixer,
     cut_windows,
     stitch_windows,
@@ -109,6 +110,12 @@ PARTS = {
     "norm without mean": Part(partial(BranchRMSNorm, 8), lambda norm, x: F.rms_norm(x, (8,), norm.weight, eps=1e-5)),
     "scan": Part(
         partial(SelectiveScan, 8, directions=4, state=4, rank=2),
+        lambda scan, x: plain.directions(cross(*GRID).table, x, partial(plain.recurrence, scan)),
+        TOKENS,
+        (cross(*GRID).table,),
+    ),
+    "scan, its bias twice": Part(
+        partial(TwiceBiasedScan, 8, directions=4, state=4, rank=2),
         lambda scan, x: plain.directions(cross(*GRID).table, x, partial(plain.recurrence, scan)),
         TOKENS,
         (cross(*GRID).table,),

@@ -14,7 +14,9 @@ def test_commands_of_the_documents_are_understood():
     commands = [
         command
         for text in texts
-        for command in re.findall(r"tools/benchmark\.py\s((?:kernels|models|heads|host)\s[^`\n]+)", text.read_text())
+        for command in re.findall(
+            r"tools/benchmark\.py\s((?:kernels|models|heads|host|export)\s[^`\n]+)", text.read_text()
+        )
     ]
     assert len(commands) >= 4
     for command in commands:

@@ -1,5 +1,6 @@
 """Benchmarks: check correctness, then measure median times, peak memory and the machine's limits."""
 
+from vssm.bench.counters import fvcore_handles, ptflops_hooks
 from vssm.bench.duality import DUALITY_CASES, DualityCase, benchmark_duality
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.host import benchmark_host
@@ -27,8 +28,10 @@ __all__ = [
     "benchmark_tree",
     "count_flops",
     "environment",
+    "fvcore_handles",
     "median_time",
     "print_table",
+    "ptflops_hooks",
     "write_csv",
     "write_plot",
     "write_scatter",

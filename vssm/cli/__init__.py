@@ -72,6 +72,17 @@ def export(argv: Sequence[str] | None = None) -> int:
     return run_tool(work, arguments.export_parser().parse_args(argv))
 
 
+def hub(argv: Sequence[str] | None = None) -> int:
+    """tools/hub.py: write a classifier as a repository of the Hugging Face hub."""
+
+    def work(options: argparse.Namespace) -> None:
+        from vssm.cli.exporting import run_hub
+
+        run_hub(options)
+
+    return run_tool(work, arguments.hub_parser().parse_args(argv))
+
+
 def compare(argv: Sequence[str] | None = None) -> int:
     """tools/compare.py: train several models the same way, and compare them."""
 

@@ -243,6 +243,25 @@ def export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def hub_parser() -> argparse.ArgumentParser:
+    """The options of tools/hub.py."""
+    parser = argparse.ArgumentParser(
+        description="Write a classifier as a repository of the Hugging Face hub: configuration, safetensors, card."
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="default: the one that the checkpoint is of")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="of tools/train.py, or weights in the official layout (default: the published weights)",
+    )
+    parser.add_argument(
+        "--license", required=True, metavar="NAME", help="of the weights, as the hub writes it: apache-2.0, mit, other"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="its name becomes the repository's")
+    return parser
+
+
 def visualize_parser() -> argparse.ArgumentParser:
     """The options of tools/visualize.py."""
     parser = argparse.ArgumentParser(description="Draw scan orders, receptive fields and hidden attention.")

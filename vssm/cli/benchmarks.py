@@ -1,4 +1,4 @@
-"""Measure kernels, models, detectors and segmentors: python tools/benchmark.py {kernels,models,heads,host} [--help].
+"""Measure kernels, models, detectors, segmentors and exported files: python tools/benchmark.py WHAT [--help].
 
 Every kernel is compared with the reference before it is timed. Times are medians, with rotating buffers, after a
 warm-up; peers run in the same call, so that ratios do not depend on the state of the machine.
@@ -8,13 +8,17 @@ warm-up; peers run in the same call, so that ratios do not depend on the state o
     python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
     python tools/benchmark.py heads configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py
     python tools/benchmark.py host vim_tiny vmamba_tiny
+    python tools/benchmark.py export vim_tiny vmamba_tiny --formats onnx torchscript
 
 Operations are counted for one image by the convention in vssm/bench/flops.py. Published figures of models at 224
 pixels, and of detectors and segmentors, stand beside them (from model_cards/results.yaml).
 """
 
 import argparse
+import inspect
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +46,8 @@ from vssm.bench import (
 from vssm.cli.arguments import CHECKOUT, add_overwrite, pixels, positive
 from vssm.errors import ConfigError
 from vssm.files import check_outputs, make_directory
-from vssm.inference.create import check_known
+from vssm.inference.create import check_known, create_model
+from vssm.inference.export import FORMATS, export
 from vssm.inference.predictor import resolve_device
 from vssm.models import FAMILIES
 from vssm.scan import order_named, order_names
@@ -92,9 +97,16 @@ def benchmark_parser() -> argparse.ArgumentParser:
     host = commands.add_parser("host", help="what a block costs the host in eager mode, without a GPU")
     host.add_argument("names", nargs="+", metavar="MODEL", help="vim_tiny, vmamba_tiny, ...")
 
-    for command in (kernels, models, heads, host):
-        command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
-        command.add_argument("--device", type=known_device, help="default: a GPU if there is one")
+    export = commands.add_parser("export", help="files for other programs, beside the model, on a CPU in float32")
+    export.add_argument("names", nargs="+", metavar="MODEL", help="with initial weights")
+    export.add_argument("--formats", nargs="+", choices=FORMATS, default=["onnx"], help="default: onnx")
+
+    export.add_argument("--blocks", type=positive, help="at most so many a stage: writing takes seconds a block")
+
+    for command in (kernels, models, heads, host, export):
+        if command is not export:
+            command.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+            command.add_argument("--device", type=known_device, help="default: a GPU if there is one")
         command.add_argument("--csv", type=Path, help="write the results with device, versions, commit and command")
         add_overwrite(command)
     return parser
@@ -126,7 +138,10 @@ def known_order(name: str) -> str:
 
 def run_benchmark(arguments: argparse.Namespace) -> None:
     """Measure as the arguments of `benchmark_parser` say."""
-    device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.command == "export":
+        device = torch.device("cpu")
+    else:
+        device = arguments.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if getattr(arguments, "graph", False) and device.type != "cuda":
         raise ConfigError(f"--graph captures CUDA graphs, which needs a GPU; the device is {device}")
     inputs = getattr(arguments, "configs", ())
@@ -137,7 +152,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     facts = environment(device)
     print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
     rows = []
-    runs = {"kernels": run_kernels, "models": run_models, "heads": run_heads, "host": run_host}
+    runs = {"kernels": run_kernels, "models": run_models, "heads": run_heads, "host": run_host, "export": run_exports}
     for row in runs[arguments.command](arguments, device):
         rows.append(row)
         if arguments.csv:  # after every row, so that an interrupted run leaves its results
@@ -218,6 +233,43 @@ def run_host(arguments: argparse.Namespace, device: torch.device) -> Iterator[di
                 yield benchmark_host(name, training)
             except ValueError as error:  # a sentence for the user
                 raise ConfigError(str(error)) from error
+
+
+def run_exports(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
+    for name in arguments.names:
+        check_known(name)
+    for name in arguments.names:
+        for form in arguments.formats:
+            torch.manual_seed(0)
+            model = create_model(name, **(_cut(name, arguments.blocks) if arguments.blocks else {}))
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                made = export(model, Path(folder) / f"{name}{FORMATS[form].suffix}", form)
+                yield {
+                    "model": name,
+                    "format": form,
+                    "blocks": arguments.blocks or "all",
+                    "ms": made.milliseconds,
+                    "eager_ms": made.eager,
+                    "difference": made.difference,
+                    "mb": made.path.stat().st_size / 1e6,
+                    "seconds": time.perf_counter() - start,
+                }
+            print(f"  {name} {form} done", file=sys.stderr)
+
+
+def _cut(name: str, blocks: int) -> dict[str, object]:
+    """Arguments with which a model of ours has at most so many blocks a stage."""
+    family = next((family for family in FAMILIES.values() if name in family.models), None)
+    if family is None:
+        raise ConfigError(f"--blocks: {name} is no model of this library; leave the option out")
+    variant = family.models[name]
+    parameters = inspect.signature(variant.model or family.model).parameters
+    if "depth" in parameters:
+        return {"depth": blocks}
+    return {
+        "depths": tuple(min(depth, blocks) for depth in variant.arguments.get("depths", parameters["depths"].default))
+    }
 
 
 def published(name: str) -> dict[str, object]:

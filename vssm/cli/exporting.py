@@ -1,4 +1,4 @@
-"""tools/export.py: writes a model into a file for other programs."""
+"""tools/export.py and tools/hub.py: write a model into files for other programs."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from vssm.files import check_outputs, make_directory
 from vssm.inference import create_model, load_predictor
 from vssm.inference.export import FORMATS, export
+from vssm.inference.hub import write_repository
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -24,4 +25,15 @@ def run_export(arguments: argparse.Namespace) -> None:
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, differs from the model by {made.difference:.1e} of the largest "
         f"output; {made.milliseconds:.0f} ms where the model takes {made.eager:.0f} (batch {made.batch}, "
         f"{torch.get_num_threads()} threads)"
+    )
+
+
+def run_hub(arguments: argparse.Namespace) -> None:
+    """Write a repository as the arguments of `hub_parser` say."""
+    make_directory(arguments.out.parent, "--out")
+    predictor = load_predictor(arguments.model, arguments.checkpoint, device="cpu")
+    write_repository(predictor, arguments.out, arguments.license)
+    print(
+        f"{arguments.out}: say in its README.md what the model was trained on, then upload it: "
+        f"hf upload OWNER/{arguments.out.name} {arguments.out}"
     )

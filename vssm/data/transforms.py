@@ -45,6 +45,7 @@ class TimmTransform:
         for name in options:
             if name not in known:
                 raise ValueError(f"timm's transforms have no option {name!r}; known: {', '.join(sorted(known))}")
+        self.size, self.options = to_2tuple(input_size), options
         self.transform = create_transform(input_size, is_training=is_training, **options)
         self.square = max(map(_square, getattr(self.transform, "transforms", ())), default=0)
         if self.square > MAX_PIXELS:

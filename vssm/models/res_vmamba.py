@@ -112,6 +112,8 @@ class ResVMamba(Pyramid):
             drop_rate,
             **dd,
         )
+        # Stages are not called as a whole here, so that hooks on them would see nothing.
+        self.feature_info = [{**info, "module": f"{info['module']}.blocks"} for info in self.feature_info]
         initialise_linear_layers(self)
 
     def maps(self, image: Tensor, stages: Sequence[Stage]) -> Iterator[Tensor]:

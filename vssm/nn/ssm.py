@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ class SelectiveScan(ReadsParameters):
         nn.init.uniform_(self.x_proj, -(channels**-0.5), channels**-0.5)
         nn.init.uniform_(self.dt_proj, -(self.rank**-0.5), self.rank**-0.5)
         draw_step_bias(self.dt_bias)
-        rates = torch.arange(1, self.state + 1, dtype=torch.float32, device=self.A_log.device)
-        self.A_log.copy_(torch.log(rates).expand_as(self.A_log))
+        for rate, column in enumerate(self.A_log.unbind(-1), 1):  # in place, as FSDP's parameters are sharded
+            column.fill_(math.log(rate))
         nn.init.ones_(self.D)
 
     def forward(
