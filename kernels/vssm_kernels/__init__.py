@@ -24,6 +24,7 @@ from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
 from vssm_kernels.gelu import gelu_again
+from vssm_kernels.grid_tree import grid_tree
 from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
@@ -32,6 +33,7 @@ from vssm_kernels.ssd import ssd
 from vssm_kernels.standard import standard_operations
 from vssm_kernels.sum_gate import sum_gate, sum_gate_again
 from vssm_kernels.sum_norm import sum_norm
+from vssm_kernels.tree_scan import tree_scan
 from vssm_kernels.wavefront_scan import wavefront_scan
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "causal_conv1d",
     "directed_linear",
     "gelu_again",
+    "grid_tree",
     "noncausal_ssd",
     "read_parameters",
     "selective_scan",
@@ -54,6 +57,7 @@ __all__ = [
     "sum_gate",
     "sum_gate_again",
     "sum_norm",
+    "tree_scan",
     "use_backend",
     "wavefront_scan",
 ]
@@ -62,6 +66,16 @@ importlib.import_module("vssm_kernels.flops")
 
 # An op's function has the name of its package and hides it here, so that it offers the package's modules too:
 # `import vssm_kernels.selective_scan.reference` and then that name work.
-for _op in (causal_conv1d, noncausal_ssd, selective_scan, ssd, sum_gate, sum_norm, wavefront_scan):
+for _op in (
+    causal_conv1d,
+    grid_tree,
+    noncausal_ssd,
+    selective_scan,
+    ssd,
+    sum_gate,
+    sum_norm,
+    tree_scan,
+    wavefront_scan,
+):
     _package = sys.modules[_op.__module__]
     vars(_op).update({name: value for name, value in vars(_package).items() if isinstance(value, ModuleType)})

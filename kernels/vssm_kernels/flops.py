@@ -16,9 +16,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vssm_kernels import (  # noqa: F401  (define the operators)
     causal_conv1d,
+    grid_tree,
     noncausal_ssd,
     selective_scan,
     ssd,
+    tree_scan,
     wavefront_scan,
 )
 
@@ -84,6 +86,18 @@ def ssd_flops(
     return 2 * u[0] * steps * math.prod(A) * u[-1] * (2 * B[-1] + (D is not None))
 
 
+@register_flop_formula(torch.ops.vssm.grid_tree)
+def grid_tree_flops(x: Shape, *rest: object, **output: object) -> int:
+    """Of the cosines: every row times itself, the one below and the one to the right."""
+    return 2 * 3 * math.prod(x)
+
+
+@register_flop_formula(torch.ops.vssm.tree_scan)
+def tree_scan_flops(u: Shape, *rest: object, **output: object) -> int:
+    """As of a selective scan with one state."""
+    return 2 * 9 * math.prod(u)
+
+
 @register_flop_formula(torch.ops.vssm.selective_scan_backward)
 def scan_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * scan_flops(*arguments)
@@ -107,3 +121,8 @@ def ssd_backward_flops(gradient: Shape, *arguments: Shape | None, **output: obje
 @register_flop_formula(torch.ops.vssm.wavefront_scan_backward)
 def wavefront_backward_flops(gradient: Shape, *arguments: Shape | None, **output: object) -> int:
     return 2 * wavefront_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.tree_scan_backward)
+def tree_scan_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+    return 2 * tree_scan_flops(*arguments)

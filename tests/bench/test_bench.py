@@ -12,10 +12,12 @@ from vssm.bench import (
     DualityCase,
     Execution,
     KernelCase,
+    TreeCase,
     benchmark_duality,
     benchmark_kernel,
     benchmark_model,
     benchmark_orders,
+    benchmark_tree,
     environment,
     median_time,
     print_table,
@@ -26,6 +28,8 @@ from vssm.bench.kernels import check
 from vssm.scan import bidirectional, cross
 from vssm_kernels import Backend
 from vssm_kernels.selective_scan import OP, reference
+from vssm_kernels.tree_scan import OP as TREE_OP
+from vssm_kernels.tree_scan import reference as tree_reference
 
 CPU = torch.device("cpu")
 CEILINGS = Ceilings(1e10, None)
@@ -65,6 +69,22 @@ def test_kernel_rows():
     for row in rows:
         assert row["forward_backward_ms"] > row["forward_ms"] > 0
         assert (row["tokens"], row["directions"], row["peak_gib"]) == (20, 4, None)
+
+
+def test_tree_rows(monkeypatch):
+    case = TreeCase("small", 2, 4, 5, 16)
+    (row,) = benchmark_tree(case, CPU, torch.float32, CEILINGS, ["native"])
+    assert row["forward_backward_ms"] > row["forward_ms"] > row["tree_ms"] > 0
+    assert (row["tokens"], row["channels"], row["state"]) == (20, 16, 1)
+    right = tree_reference.BACKEND
+
+    def wrong(args, save):
+        return right.forward(args, save)[0] * 1.01, None
+
+    bad = Backend("wrong", wrong, right.backward, lambda args: None)
+    monkeypatch.setattr(TREE_OP, "backends", [bad, right])
+    with pytest.raises(AssertionError, match=r"small, wrong: output is off by .*; not timed"):
+        benchmark_tree(case, CPU, torch.float32, CEILINGS, ["wrong"])
 
 
 def test_orders_stand_beside_as_many_raster_directions():

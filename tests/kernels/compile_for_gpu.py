@@ -18,6 +18,8 @@ from triton.runtime.jit import JITFunction
 from vssm_kernels import ScanTable, direction_sum
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
+from vssm_kernels.grid_tree import triton_fused as grid
+from vssm_kernels.grid_tree.arguments import MapArguments
 from vssm_kernels.selective_scan import triton_chunk_kernels, triton_kernels
 from vssm_kernels.selective_scan import triton_fused as scan
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -29,12 +31,14 @@ from vssm_kernels.sum_gate.arguments import GateArguments
 from vssm_kernels.sum_norm import triton_fused as norm
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import make_inputs
+from vssm_kernels.tree_scan import triton_fused as tree_scan
+from vssm_kernels.tree_scan.arguments import TreeScanArguments
 from vssm_kernels.wavefront_scan import triton_fused as wavefront
 from vssm_kernels.wavefront_scan import triton_kernels as wavefront_kernels
 from vssm_kernels.wavefront_scan.arguments import WavefrontArguments
 
 HOPPER = GPUTarget("cuda", 90, 32)
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 compiled: dict[str, set[str]] = {}
 
 
@@ -95,6 +99,8 @@ def replace_kernels() -> None:
         norm,
         direction_sum,
         wavefront_kernels,
+        grid,
+        tree_scan,
     ):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction) and name.endswith("_kernel"):
@@ -175,6 +181,12 @@ def main() -> None:
             norm.BACKEND.backward(args.for_backward(sums), out)
     run_wavefront(64, 16, reverse=False)
     run_wavefront(5, 3, reverse=True)
+    for height, width in ((56, 56), (7, 5), (1, 1)):
+        x = torch.randn(2, height, width, 160).bfloat16()
+        tree, _ = grid.BACKEND.forward(MapArguments(x), False)
+        rates = torch.ones(160)
+        args = TreeScanArguments(x.flatten(1, 2), x.flatten(1, 2), -rates, x[..., 0].flatten(1, 2), rates, tree)
+        tree_scan.BACKEND.backward(args, tree_scan.BACKEND.forward(args, False)[0])
     for name, variants in compiled.items():
         print(name, len(variants))
 

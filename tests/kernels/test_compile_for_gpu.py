@@ -14,6 +14,9 @@ VARIANTS = {
     "causal_conv1d.triton_fused.backward_kernel": 2,
     "direction_sum.sum_kernel": 2,
     "direction_sum.sum_blocks_kernel": 1,
+    "grid_tree.triton_fused.edges_kernel": 1,
+    "grid_tree.triton_fused.spanning_kernel": 2,
+    "grid_tree.triton_fused.walk_kernel": 1,
     "selective_scan.triton_chunk_kernels.ends_kernel": 4,
     "selective_scan.triton_chunk_kernels.carry_kernel": 4,
     "selective_scan.triton_kernels.forward_kernel": 12,
@@ -27,6 +30,8 @@ VARIANTS = {
     "sum_norm.triton_fused.backward_kernel": 4,
     "wavefront_scan.triton_kernels.forward_kernel": 4,
     "wavefront_scan.triton_kernels.backward_kernel": 2,
+    "tree_scan.triton_fused.forward_kernel": 1,
+    "tree_scan.triton_fused.backward_kernel": 1,
 }
 
 

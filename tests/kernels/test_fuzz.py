@@ -16,7 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from vssm_kernels import ScanTable, causal_conv1d, selective_scan, sum_gate, sum_norm, use_backend, wavefront_scan
+from vssm_kernels import (
+    ScanTable,
+    causal_conv1d,
+    grid_tree,
+    selective_scan,
+    sum_gate,
+    sum_norm,
+    tree_scan,
+    use_backend,
+    wavefront_scan,
+)
 from vssm_kernels.buffers import address
 from vssm_kernels.testing import assert_close
 
@@ -161,7 +171,16 @@ def a_norm(make: Maker) -> Callable[[], Tensor]:
     return lambda: sum_norm(x, weight, bias, eps=1e-1, center=center, dtype=dtype, merge=merge)
 
 
-OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm]
+def a_tree(make: Maker) -> Callable[[], Tensor]:
+    batch, height, width, channels = make.size(0, 1, 2), make.size(1, 5) % 9 + 1, make.size(1, 4) % 9 + 1, make.size(16)
+    rows = batch, height * width
+    tree = grid_tree(torch.randn(batch, height, width, 4, generator=make.generator))
+    u, delta, B = make.tensor(*rows, channels), make.tensor(*rows, channels, scale=0.5, shift=-2.0), make.tensor(*rows)
+    A, bias = (make.tensor(channels, dtype=make.wide, scale=0.1, shift=-1.0) for _ in range(2))
+    return lambda: tree_scan(u, delta, A, B, bias, tree)
+
+
+OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm, a_tree]
 
 
 def output_and_gradients(run: Callable[[], Tensor], leaves: list[Tensor], gradient: Tensor | None) -> list[Tensor]:

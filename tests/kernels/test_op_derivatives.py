@@ -14,17 +14,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vssm_kernels import (
     ScanTable,
     causal_conv1d,
+    grid_tree,
     noncausal_ssd,
     selective_scan,
     ssd,
     sum_gate,
     sum_norm,
+    tree_scan,
     use_backend,
     wavefront_scan,
 )
 from vssm_kernels.testing import assert_close
 
 ORDER = ScanTable.of(torch.tensor([[0, 1, 2, 3, 4, -1], [4, 3, -1, 2, 2, 0]]), 5, DEVICE)
+
+
+TREE = grid_tree(torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))).to(DEVICE)
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -61,6 +66,10 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "wavefront": (
         lambda u, delta, A, B, C, D, bias: wavefront_scan(u, delta, -A.exp(), B, C, D, delta_bias=bias, reverse=True),
         [(2, 2, 3, 3), (2, 2, 3, 2, 3), (2, 3, 2), (2, 2, 3, 2, 2), (2, 2, 3, 2), (3,), (2, 3)],
+    ),
+    "tree": (
+        lambda u, delta, A, B, bias: tree_scan(u, delta, -A.exp(), B, bias, TREE.expand(len(u), -1, -1)),
+        [(2, 6, 3), (2, 6, 3), (3,), (2, 6), (3,)],
     ),
     "gate": (lambda y, z: sum_gate(y, z, 0.5), [(2, 5, 3, 4), (2, 5, 4)]),
     "gate of one direction": (sum_gate, [(2, 5, 1, 4), (2, 5, 4)]),

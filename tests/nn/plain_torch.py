@@ -28,9 +28,11 @@ from vssm.nn import (
     PatchMerging,
     ResidualStem,
     SelectiveScan,
+    TreeMixer,
     TwiceBiasedScan,
     VimMixer,
 )
+from vssm.ops import grid_tree
 from vssm.scan import bidirectional, cross
 
 
@@ -112,6 +114,28 @@ def noncausal_ssd(mixer: NoncausalSSD, x: Tensor) -> Tensor:
     weights = F.softplus(step.flatten(1, 2) + mixer.dt_bias) * mixer.A_log.exp()
     y = torch.einsum("bls,bms,bmh,bmhc->blhc", queries, keys, weights, values) + mixer.D[:, None] * values
     return linear(layer_norm(y.flatten(2), mixer.norm).view_as(z) * z, mixer.out_proj)
+
+
+def tree_mixer(mixer: TreeMixer, x: Tensor) -> Tensor:
+    """With the weights of paths as one matrix for each image and channel, filled from the root on."""
+    scan = mixer.scan
+    x, z = linear(x, mixer.in_proj).chunk(2, -1)
+    x = F.silu(conv(x, mixer.conv))
+    u = x.flatten(1, 2)
+    step, B, C = (u @ scan.x_proj[0].T).split([scan.rank, 1, 1], -1)
+    step = F.softplus(step @ scan.dt_proj[0].T + scan.dt_bias[0])
+    edge = torch.exp(-step * scan.A_log[0, :, 0].exp())
+    states = []
+    for table, added, weight in zip(grid_tree(x)[:, :2].tolist(), step * B * u, edge, strict=True):
+        path = {(0, 0): torch.ones_like(weight[0])}
+        for i, (vertex, parent) in enumerate(zip(*table, strict=True)):
+            for other in table[0][:i]:
+                path[vertex, other] = path[other, vertex] = path[parent, other] * weight[vertex]
+            path[vertex, vertex] = path[0, 0]
+        tokens = range(len(added))
+        states.append(torch.stack([sum(path[v, s] * added[s] for s in tokens) for v in tokens]))
+    y = layer_norm(torch.stack(states), mixer.state_norm) * C + scan.D[0] * u
+    return linear(layer_norm(y, mixer.norm).view_as(x) * F.silu(z), mixer.out_proj)
 
 
 def duality(mixer: SSD | HydraMixer, k: int, x: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:

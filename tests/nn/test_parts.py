@@ -47,6 +47,7 @@ from vssm.nn import (
     RotaryPosition,
     SelectiveScan,
     StreamLayerNorm,
+    TreeMixer,
     TwiceBiasedScan,
     VimMixer,
     cut_windows,
@@ -127,6 +128,7 @@ PARTS = {
     "mixer of Mamba": Part(
         partial(VimMixer, 8, state=4, scan_order=raster), partial(plain.vim_mixer, raster(*GRID).table), TOKENS, GRID
     ),
+    "mixer of GrootVL": Part(partial(TreeMixer, 8), plain.tree_mixer),
     "mixer of Mamba-2": Part(partial(SSD, 8, heads=2, state=4, scan_order=bidirectional), plain.ssd),
     "mixer of Hydra": Part(partial(HydraMixer, 8, heads=2, state=4), plain.hydra),
     "mixer of Hydra, tokens": Part(partial(HydraMixer, 8, heads=2, state=4), plain.hydra, TOKENS, GRID),

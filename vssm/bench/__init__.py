@@ -8,20 +8,24 @@ from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, bench
 from vssm.bench.models import Execution, benchmark_model
 from vssm.bench.report import environment, print_table, write_csv, write_plot, write_scatter
 from vssm.bench.timing import Ceilings, median_time
+from vssm.bench.trees import TREE_CASES, TreeCase, benchmark_tree
 
 __all__ = [
     "DUALITY_CASES",
     "KERNEL_CASES",
+    "TREE_CASES",
     "Ceilings",
     "DualityCase",
     "Execution",
     "Flops",
     "KernelCase",
+    "TreeCase",
     "benchmark_duality",
     "benchmark_host",
     "benchmark_kernel",
     "benchmark_model",
     "benchmark_orders",
+    "benchmark_tree",
     "count_flops",
     "environment",
     "fvcore_handles",

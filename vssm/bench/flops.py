@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vssm.ops  # noqa: F401  (registers the operators and what they cost)
 
 # torch counts two for each multiply-add, of its own operators and ours; of norms it counts nothing.
-SCANS = torch.ops.vssm.selective_scan, torch.ops.vssm.wavefront_scan
+SCANS = torch.ops.vssm.selective_scan, torch.ops.vssm.tree_scan, torch.ops.vssm.wavefront_scan
 LAYER_NORM = torch.ops.aten.native_layer_norm
 
 
@@ -39,7 +39,7 @@ class Flops:
 
     Args:
         products: of matrix products and convolutions; a multiply-add counts as one.
-        scan: of selective and wavefront scans.
+        scan: of selective scans, along orders, trees and wavefronts.
         norms: of layer norms.
     """
 

@@ -29,6 +29,7 @@ import yaml
 from vssm.bench import (
     DUALITY_CASES,
     KERNEL_CASES,
+    TREE_CASES,
     Ceilings,
     Execution,
     benchmark_duality,
@@ -36,6 +37,7 @@ from vssm.bench import (
     benchmark_kernel,
     benchmark_model,
     benchmark_orders,
+    benchmark_tree,
     environment,
     print_table,
     write_csv,
@@ -62,15 +64,15 @@ def benchmark_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     kernels = commands.add_parser("kernels", help="scans at the shapes of real models, duality beside attention")
-    cases = [*KERNEL_CASES, *DUALITY_CASES]
+    cases = [*KERNEL_CASES, *DUALITY_CASES, *TREE_CASES]
     kernels.add_argument("--cases", nargs="+", choices=cases, default=list(KERNEL_CASES), metavar="CASE",
-                         help=f"of: {', '.join(cases)} (default: all but duality)")  # fmt: skip
+                         help=f"of: {', '.join(cases)} (default: the scans, along orders and wavefronts)")  # fmt: skip
     kernels.add_argument(
         "--backends",
         nargs="+",
         type=known_backend,
         metavar="NAME",
-        help="default: triton on a GPU, native and grouped, or chunked, on a CPU",
+        help="default: triton on a GPU, native, grouped or chunked, those that a case has, on a CPU",
     )
     kernels.add_argument("--orders", nargs="+", type=known_order, metavar="ORDER",
                          help='these instead of each case\'s own, beside raster order: "all", or names')  # fmt: skip
@@ -172,14 +174,16 @@ def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator
     ceilings = Ceilings.measure(device)
     print(f"ceilings: {ceilings}")
     for name in arguments.cases:
-        case = KERNEL_CASES.get(name) or DUALITY_CASES[name]
+        case = {**KERNEL_CASES, **DUALITY_CASES, **TREE_CASES}[name]
         if arguments.batch:
             case = replace(case, batch=arguments.batch)
-        on_cpu = ["native", "grouped"] if name in KERNEL_CASES else ["chunked"]
+        on_cpu = ["native", "grouped"] if name in KERNEL_CASES else ["chunked"] if name in DUALITY_CASES else ["native"]
         backends = arguments.backends or (["triton"] if device.type == "cuda" else on_cpu)
         how = (device, DTYPES[arguments.dtype], ceilings, backends)
         if name in DUALITY_CASES:
             yield from benchmark_duality(case, *how)
+        elif name in TREE_CASES:
+            yield from benchmark_tree(case, *how)
         elif arguments.orders and not case.wavefront:  # which follows none
             orders = order_names() if arguments.orders == ["all"] else arguments.orders
             yield from benchmark_orders(case, orders, *how)

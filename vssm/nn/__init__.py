@@ -19,6 +19,7 @@ from vssm.nn.recompute import product_of_recomputed, recomputed
 from vssm.nn.ssd import SSD, HydraMixer, NoncausalSSD
 from vssm.nn.ssm import SelectiveScan, TwiceBiasedScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
+from vssm.nn.tree import TreeMixer
 from vssm.nn.upsample import PatchExpanding
 from vssm.nn.wavefront import WavefrontMixer, WavefrontScan
 from vssm.nn.windows import cut_windows, stitch_windows
@@ -55,6 +56,7 @@ __all__ = [
     "RotaryPosition",
     "SelectiveScan",
     "StreamLayerNorm",
+    "TreeMixer",
     "TwiceBiasedScan",
     "VimMixer",
     "WavefrontMixer",

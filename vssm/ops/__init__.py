@@ -9,6 +9,7 @@ from vssm_kernels import (
     causal_conv1d,
     directed_linear,
     gelu_again,
+    grid_tree,
     noncausal_ssd,
     read_parameters,
     selective_scan,
@@ -18,6 +19,7 @@ from vssm_kernels import (
     sum_gate,
     sum_gate_again,
     sum_norm,
+    tree_scan,
     wavefront_scan,
 )
 from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
@@ -34,6 +36,7 @@ __all__ = [
     "causal_conv1d",
     "directed_linear",
     "gelu_again",
+    "grid_tree",
     "is_watched",
     "kept_for_graphs",
     "noncausal_ssd",
@@ -45,6 +48,7 @@ __all__ = [
     "sum_gate",
     "sum_gate_again",
     "sum_norm",
+    "tree_scan",
     "wavefront_scan",
     "without_autocast",
 ]
