@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from families import CLASSES
+from torch.utils.checkpoint import checkpoint
 
 from vssm.nn import Block, Linear
 from vssm.nn.reading import ReadsParameters, ReadTogether
@@ -28,6 +29,19 @@ def logits_and_gradients(model: torch.nn.Module) -> tuple[torch.Tensor, dict[str
     logits = model(torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0)))
     logits.square().mean().backward()
     return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+def test_a_training_step_under_autocast(kind, as_on_a_gpu):
+    """Where layers read what a block has not read, as in an autocast of their own or in a checkpoint."""
+    name, arguments = kind
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10, **arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.randn(2, 3, 40, 48)).float().square().mean()
+    loss.backward()
+    without = [name for name, each in model.named_parameters() if each.grad is None or not each.grad.isfinite().all()]
+    assert not without and as_on_a_gpu
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
@@ -78,3 +92,14 @@ def test_other_dtypes_inside_are_read_anew(as_on_a_gpu):
 
     with torch.autocast("cpu", torch.bfloat16):
         ReadTogether(torch.nn.Sequential(layer)).run(check, x)
+
+
+def test_a_checkpoint_inside_a_block_saves_what_it_computes_again(as_on_a_gpu):
+    class Checkpointed(torch.nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    block = Block(8, Linear(8, 8), Checkpointed(Linear(8, 8), torch.nn.GELU(), Linear(8, 8)))
+    with torch.autocast("cpu", torch.bfloat16):
+        block(torch.randn(2, 3, 4, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())

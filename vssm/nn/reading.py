@@ -25,8 +25,9 @@ class ReadsParameters(nn.Module):
         """The parameters for a product of x, in autocast's dtype where that is on."""
         together = None if torch.compiler.is_dynamo_compiling() else _together.get()
         if together is not None:
-            dtype, places, found = together
-            if self in places and dtype == autocast_dtype(x):
+            dtype, places, found, hooks = together
+            # Not inside a checkpoint within the block: it runs once more, outside, and has to save the same tensors.
+            if self in places and dtype == autocast_dtype(x) and hooks == _saved_tensor_hooks(True):
                 return found[places[self]]
         return self.read_as(self.to_read(x.is_cuda), x)
 
@@ -36,8 +37,9 @@ class ReadsParameters(nn.Module):
         return read_parameters(parameters, list(forms.values()), product_dtype(x, parameters[0]))
 
 
-# Under which autocast a block has read, the layers' places in what it has read, and this.
-_Found = tuple[torch.dtype | None, dict[ReadsParameters, slice], tuple[Tensor | None, ...]]
+# Under which autocast a block has read, the layers' places in what it has read, this, and the hooks on saved tensors.
+_Found = tuple[torch.dtype | None, dict[ReadsParameters, slice], tuple[Tensor | None, ...], object]
+_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _together: ContextVar[_Found | None] = ContextVar("vssm_read_together", default=None)
 
 
@@ -82,7 +84,8 @@ class ReadTogether:
         if not parameters or not _PLAIN_OR_NONE.issuperset(map(type, parameters)):
             return None
         autocast = autocast_dtype(x)
-        return autocast, places, read_parameters(parameters, forms, autocast or parameters[0].dtype)
+        read = read_parameters(parameters, forms, autocast or parameters[0].dtype)
+        return autocast, places, read, _saved_tensor_hooks(True)
 
 
 _PLAIN_OR_NONE = {*PLAIN_TENSORS, type(None)}

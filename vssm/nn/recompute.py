@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import Linear
 from vssm.ops import gelu_again, sum_gate, sum_gate_again
 
@@ -39,9 +40,10 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
     """
     if not _recomputes():
         return layer(function(*inputs))
-    if type(layer) is not Linear or _has_hooks(layer):
+    if not (type(layer) is Linear or _is_pointwise(layer)) or _has_hooks(layer):
         return recomputed(lambda *saved: layer(function(*saved)), *inputs)  # torch's own, which stops at the product
-    return _ProductOfRecomputed.apply(function, _again(function), *layer.read(inputs[0]), *inputs)
+    weight, bias = layer.read(inputs[0])
+    return _ProductOfRecomputed.apply(function, _again(function), weight.flatten(1), bias, *inputs)
 
 
 class Gate:
@@ -88,6 +90,15 @@ def _differentiated(
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(torch.autograd.grad(value, wanted, gradient.to(value.dtype)) if wanted else ())
     return value.detach(), tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Whether a layer is a 1 x 1 convolution of a channels-last map, which is a linear layer."""
+    return (
+        type(layer) is ChannelsLastConv2d
+        and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
+        and layer.padding in ((0, 0), "valid", "same")
+    )
 
 
 def _has_hooks(layer: nn.Module) -> bool:
