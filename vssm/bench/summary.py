@@ -151,7 +151,7 @@ def duality_table(rows: list[Mapping[str, object]]) -> str:
 def throughput_table(rows: list[Mapping[str, object]]) -> str:
     """A Markdown table of the rows of `benchmark_model`: one line for all executions of a model in one mode.
 
-    The conditions of measurement stand below it. Memory is that of the first execution.
+    The conditions of measurement stand below it. Memory and GPU kernels are those of the first execution.
     """
     executions = list(dict.fromkeys(str(row["execution"]) for row in rows))
     named = ("model", "size", "batch", "mode")
@@ -159,11 +159,21 @@ def throughput_table(rows: list[Mapping[str, object]]) -> str:
     for row in rows:
         runs.setdefault(tuple(str(row[name]) for name in named), {})[str(row["execution"])] = row
     with_memory = any(row["peak_gib"] not in (None, "") for row in rows)  # there is none on a CPU
-    lines = [[*named, *executions, *([f"peak GiB, {executions[0]}"] if with_memory else [])]]
+    with_kernels = any(row.get("kernels") not in (None, "") for row in rows)  # older measurements did not count them
+    lines = [
+        [
+            *named,
+            *executions,
+            *([f"peak GiB, {executions[0]}"] if with_memory else []),
+            *(["GPU kernels", "of a block"] if with_kernels else []),
+        ]
+    ]
     for run, measured in runs.items():
         speeds = [_number(measured, execution, "images_per_second", "{:,.0f}") for execution in executions]
         peak = [_number(measured, executions[0], "peak_gib", "{:.2f}")] if with_memory else []
-        lines.append([*run, *speeds, *peak])
+        kernels = ("kernels", "kernels_per_block") if with_kernels else ()
+        counts = [_number(measured, executions[0], name, "{:,.0f}") for name in kernels]
+        lines.append([*run, *speeds, *peak, *counts])
     return f"{_table(lines)}\nImages per second, {rows[0]['dtype']}. {conditions(rows[0])}"
 
 
