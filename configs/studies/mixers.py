@@ -1,4 +1,4 @@
-# Command: python tools/compare.py configs/studies/mixers.py --parallel 27 --out docs/studies
+# Command: python tools/compare.py configs/studies/mixers.py --parallel 33 --out docs/studies
 # Cost: not measured yet; that of scan_orders.py is 4.5 minutes on 2 H200.
 # vmamba_tiny with other mixers than its own, along several scan orders, all trained alike.
 title = 'Mixers and scan orders on the embedded set'
@@ -16,6 +16,8 @@ runs = {
         model=dict(backbone=dict(name='vmamba_tiny', mixer='hydra', scan_order='bidirectional'))),
     'hydra, cross': dict(model=dict(backbone=dict(name='vmamba_tiny', mixer='hydra'))),
     'noncausal_ssd': dict(model=dict(backbone=dict(name='vmamba_tiny', mixer='noncausal_ssd'))),
+    'tree': dict(model=dict(backbone=dict(name='vmamba_tiny', mixer='tree'))),
+    'wavefront': dict(model=dict(backbone=dict(name='vmamba_tiny', mixer='wavefront'))),
 }
 # Throughput and memory are measured afterwards, each model alone.
 measured = dict(size=96, batch=512, seconds=1)

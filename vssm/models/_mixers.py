@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from vssm.nn import SS2D, SSD, HydraMixer, NoncausalSSD
+from vssm.nn import SS2D, SSD, HydraMixer, NoncausalSSD, TreeMixer, WavefrontMixer
 
 MixerMaker = Callable[..., nn.Module]
 
@@ -18,6 +18,8 @@ MIXERS: dict[str, MixerMaker] = {
     "ssd": SSD,
     "noncausal_ssd": NoncausalSSD,
     "hydra": HydraMixer,
+    "tree": TreeMixer,
+    "wavefront": WavefrontMixer,
 }
 
 
