@@ -1,4 +1,4 @@
-"""The quick ones of tests/clients.py, for a plain model and a pyramid, and what they rest on for every class."""
+"""The quick ones of client_checks.py, for a plain model and a pyramid, and what they rest on for every class."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import timm
 import torch
-from clients import CLIENTS
+from client_checks import CLIENTS
 from families import CLASSES, model_class
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
 from vssm_kernels.gpu import Launcher, cdiv, why_no_triton
 
 try:
@@ -32,7 +33,8 @@ def gelu_again(x: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     >>> value.tolist(), dx.tolist()
     ([0.0, 0.0], [0.5, 0.5])
     """
-    if not x.is_cuda or x.dtype == torch.float64 or why_no_triton(x) is not None:
+    plain = type(x) in PLAIN_TENSORS and type(gradient) in PLAIN_TENSORS and not is_watched()
+    if not (plain and x.is_cuda) or x.dtype == torch.float64 or why_no_triton(x) is not None:
         return F.gelu(x), torch.ops.aten.gelu_backward(gradient.to(x.dtype), x)
     x, gradient = x.contiguous(), gradient.contiguous()
     value, dx = torch.empty_like(x), torch.empty_like(x)

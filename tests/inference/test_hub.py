@@ -1,4 +1,4 @@
-"""A repository for the hub is read by timm as it was written; transformers reads it in tests/clients.py."""
+"""A repository for the hub is read by timm as it was written; transformers reads it in tests/client_checks.py."""
 
 import json
 

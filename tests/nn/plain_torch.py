@@ -31,6 +31,8 @@ from vssm.nn import (
     TreeMixer,
     TwiceBiasedScan,
     VimMixer,
+    WavefrontMixer,
+    WavefrontScan,
 )
 from vssm.ops import grid_tree
 from vssm.scan import bidirectional, cross
@@ -72,6 +74,30 @@ def recurrence(scan: SelectiveScan, k: int, sequence: Tensor) -> Tensor:
         state = decay * state + (delta * sequence)[:, t, :, None] * B[:, t, None]
         outputs.append((state * C[:, t, None]).sum(-1) + scan.D[k] * sequence[:, t])
     return torch.stack(outputs, 1)
+
+
+def wavefront(scan: WavefrontScan, x: Tensor) -> Tensor:
+    """Mamba2D's recurrence, position by position."""
+    ways = scan.ways_of_B
+    *steps, B, C = scan.x_proj(x).split([scan.rank, scan.rank, ways * scan.state, scan.state], -1)
+    entering, decays = [], []
+    for way in range(2):  # from above, from the left
+        delta = F.softplus(steps[way] @ scan.dt_proj[way].T + scan.dt_bias[way])
+        entering.append((delta * x)[..., None] * B.chunk(ways, -1)[way % ways][..., None, :])
+        decays.append(torch.exp(-delta[..., None] * scan.A_log[way].exp()))
+    states, outputs = {}, []
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            above, left = ((0, states.get((i - 1, j))), (1, states.get((i, j - 1))))
+            open_ways = [(way, state) for way, state in (above, left) if state is not None] or [(1, 0)]
+            found = [decays[way][:, i, j] * state + entering[way][:, i, j] for way, state in open_ways]
+            states[i, j] = sum(found) / len(found)
+            outputs.append((states[i, j] * C[:, i, j, None]).sum(-1) + scan.D * x[:, i, j])
+    return torch.stack(outputs, 1).unflatten(1, x.shape[1:3])
+
+
+def wavefront_mixer(mixer: WavefrontMixer, x: Tensor) -> Tensor:
+    return mixer.out_proj(F.gelu(wavefront(mixer.scan, F.gelu(mixer.in_proj(x)))))
 
 
 def directions(table: Tensor, tokens: Tensor, walk: Callable[[int, Tensor], Tensor]) -> Tensor:

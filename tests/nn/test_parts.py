@@ -50,6 +50,8 @@ from vssm.nn import (
     TreeMixer,
     TwiceBiasedScan,
     VimMixer,
+    WavefrontMixer,
+    WavefrontScan,
     cut_windows,
     stitch_windows,
 )
@@ -119,6 +121,11 @@ PARTS = {
         lambda scan, x: plain.directions(cross(*GRID).table, x, partial(plain.recurrence, scan)),
         TOKENS,
         (cross(*GRID).table,),
+    ),
+    "scan of a map": Part(partial(WavefrontScan, 8, state=4, rank=2), plain.wavefront),
+    "mixer of Mamba2D": Part(partial(WavefrontMixer, 8, state=4), plain.wavefront_mixer),
+    "mixer of Mamba2D's first version": Part(
+        partial(WavefrontMixer, 8, state=4, shared_input=True), plain.wavefront_mixer
     ),
     "mixer of VMamba": Part(partial(SS2D, 8), plain.ss2d),
     "mixer of VMamba, gated": Part(partial(SS2D, 8, state=3, expansion=2.0, conv_bias=True, gated=True), plain.ss2d),

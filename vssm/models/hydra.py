@@ -67,6 +67,10 @@ class Hydra(Plain):
         self.blocks = nn.Sequential(*map(block, rates))
         self.norm = BranchLayerNorm(embed_dim, **dd)
 
+    def no_weight_decay(self) -> set[str]:
+        # official: one-dimensional tensors, and by a flag the rates, the step sizes' biases and D.
+        return self.parameters_ending("A_log", "dt_bias", "D")
+
     def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
         patches = self.patch_embed(image)
         _, height, width, _ = patches.shape

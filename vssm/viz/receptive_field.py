@@ -20,8 +20,8 @@ def receptive_field(model: Backbone, images: Tensor) -> np.ndarray:
     """How strongly each pixel influences the feature in the middle of the model's last map.
 
     The gradient of that feature's sum over channels with respect to the image, its absolute values summed over the
-    colours, as shares of an image's sum, averaged over the images (Luo et al., arXiv 1701.04128). Images are taken one
-    at a time.
+    colours, as shares of an image's sum, averaged over the images (Luo et al., arXiv 1701.04128). Every other channel
+    counts negative: the plain sum of what a layer norm returns is constant. Images are taken one at a time.
 
     Args:
         model: one of this package's; left in evaluation mode.
@@ -45,7 +45,8 @@ def receptive_field(model: Backbone, images: Tensor) -> np.ndarray:
     for image in images:
         image = image[None].detach().clone().requires_grad_()
         (features,) = model.forward_intermediates(image, indices=[-1], intermediates_only=True)
-        middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2].sum()
+        middle = features[0, :, features.shape[2] // 2, features.shape[3] // 2]
+        middle = middle[::2].sum() - middle[1::2].sum()
         (gradient,) = torch.autograd.grad(middle, image)
         field = gradient[0].abs().sum(0).double().cpu()
         if not field.sum() > 0:

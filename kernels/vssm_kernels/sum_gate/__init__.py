@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 
 from torch import Tensor
 
+from vssm_kernels.dispatch import is_watched
 from vssm_kernels.kinds import Latest, kind_of
 from vssm_kernels.op import Op
 from vssm_kernels.sum_gate import native_cpu, reference, triton_fused
@@ -60,9 +61,9 @@ def sum_gate_again(total: Tensor, z: Tensor, scale: float, gradient: Tensor) -> 
     (0.0, 0.0, 0.5)
     """
     args = GateArguments(total.unsqueeze(2), z, float(scale))
-    backend = OP.choose(args)
+    kind = None if is_watched() or total.is_meta else kind_of((*args, gradient))
+    backend = OP.reference if kind is None else OP.choose(args)
     if backend is triton_fused.BACKEND:
-        kind = kind_of((*args, gradient))
         run = _again.get(kind)
         if run is None:
             run = _again[kind] = triton_fused.plan_gate_again(args, gradient)

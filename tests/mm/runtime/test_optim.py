@@ -74,7 +74,7 @@ def test_weight_decay_follows_the_backbone(name, small, layer_decay, kind):
         model, prefix = with_head(name=name, **small), "backbone.model."
     groups = groups_by_name(model, layer_decay=layer_decay)
     listed = {f"{prefix}{n}" for n in model.get_submodule(prefix.rstrip(".")).no_weight_decay()}
-    assert listed <= set(groups) and any(n.endswith(".D") for n in listed)
+    assert listed <= set(groups) and any(n.endswith((".D", ".A_log")) for n in listed)
     for n, parameter in model.named_parameters():
         assert groups[n]["weight_decay"] == (0.0 if parameter.ndim <= 1 or n in listed else 0.05), n
 

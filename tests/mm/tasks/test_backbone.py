@@ -234,7 +234,9 @@ def official_detector(name: str) -> dict[str, Tensor]:
     for i, channels in enumerate(dims):
         for key in ("weight", "bias"):
             weights[f"outnorm{i}.{key}"] = parity.tensor_for(f"outnorm{i}.{key}", (channels,))
-    return {**{f"backbone.{n}": v for n, v in weights.items()}, "neck.conv.weight": torch.zeros(4, 4)}
+    # Mamba2D's classifiers have a backbone too.
+    state = {f"backbone.{n.removeprefix('backbone.')}": v for n, v in weights.items()}
+    return {**state, "neck.conv.weight": torch.zeros(4, 4)}
 
 
 def pretrained(path: object) -> dict:

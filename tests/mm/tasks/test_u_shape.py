@@ -112,7 +112,9 @@ def test_vm_unet_is_the_first_vmamba_under_the_head() -> None:
 
 def takes_lists(name: str) -> bool:
     """Whether blocks of another number of stages need more than other `dims` and `depths`, or have windows."""
-    return not {"heads", "mlp_ratios", "scan_orders", "windows"}.isdisjoint(signature(model_class(name)).parameters)
+    return not {"heads", "mlp_ratios", "scan_orders", "scanned_stages", "windows"}.isdisjoint(
+        signature(model_class(name)).parameters
+    )
 
 
 PYRAMIDS = [
