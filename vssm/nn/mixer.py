@@ -70,7 +70,7 @@ class SS2D(GatedMixer):
     | GroupMamba, on a quarter of the channels | 1 | 1 | yes | yes | one direction |
 
     A family that changes one step overrides its method: `merge` to gate each direction before the sum (LocalVMamba),
-    `mix` to convolve or scan otherwise (Spatial-Mamba, HRVMamba, GrootVL).
+    `mix` to convolve or scan otherwise (Spatial-Mamba, HRVMamba).
 
     Args:
         dim: channels of the map; `expansion` times as many inside.
