@@ -99,6 +99,11 @@ def is_watched() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
 
 
+def runs_eagerly() -> bool:
+    """Whether operations of torch run at once and nothing sees them but autograd: no transform of torch.func either."""
+    return not (is_watched() or torch._C._are_functorch_transforms_active())
+
+
 def why_not_cpu(*tensors: torch.Tensor | None) -> str | None:
     """What a backend for the CPU that computes in float32 says of tensors."""
     for tensor in tensors:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.directed_linear import side_by_side
-from vssm_kernels.dispatch import is_plain, is_watched
+from vssm_kernels.dispatch import is_plain, runs_eagerly
 from vssm_kernels.gpu import Launcher, cdiv, why_no_triton
 from vssm_kernels.kinds import Latest, kind_of
 
@@ -76,7 +76,7 @@ def read_parameters(
     (tensor(-1.), torch.Size([10, 3]), torch.bfloat16)
     """
     parts = None
-    if parameters[0] is not None and parameters[0].is_cuda and not _is_watched():
+    if parameters[0] is not None and parameters[0].is_cuda and runs_eagerly():
         kind = kind_of(parameters), tuple(forms), dtype, torch.is_grad_enabled()
         parts = _parts.get(kind)
         if parts is None and _in_one_kernel(parameters):
@@ -112,10 +112,6 @@ def _plan(
             plan = _Plan.of(shapes, part_forms, dtype, parameters[part[0]].device)
             parts.append((part, partial(read, plan, part_forms)))
     return parts
-
-
-def _is_watched() -> bool:
-    return is_watched() or torch._C._are_functorch_transforms_active()
 
 
 def _in_one_kernel(parameters: Sequence[Tensor | None]) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from vssm.ops import is_watched
+from vssm.ops import runs_eagerly
 
 Output = Tensor | Sequence[Tensor]
 
@@ -82,7 +82,7 @@ class _Calls:
         graph = None
         if len(arguments) == 1 and not named and not self.capturing:
             x = arguments[0]
-            if type(x) is Tensor and x.device.type == self.device and not x.requires_grad and not _is_watched():
+            if type(x) is Tensor and x.device.type == self.device and not x.requires_grad and runs_eagerly():
                 graph = self._graph_of(x)
         return self.module._call_impl(*arguments, **named) if graph is None else graph(x)
 
@@ -127,10 +127,6 @@ class _Calls:
         if sentence not in self.told:
             self.told.add(sentence)
             self.tell(sentence)
-
-
-def _is_watched() -> bool:
-    return is_watched() or torch._C._are_functorch_transforms_active()
 
 
 def _modes(device: str) -> tuple[Hashable, ...]:

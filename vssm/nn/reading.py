@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vssm.nn.norm import autocast_dtype, product_dtype
-from vssm.ops import PLAIN_TENSORS, Form, is_watched, read_parameters
+from vssm.ops import PLAIN_TENSORS, Form, read_parameters, runs_eagerly
 
 
 class ReadsParameters(nn.Module):
@@ -60,7 +60,7 @@ class ReadTogether:
 
     def run(self, function: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
         """function(x, *others), inside which the layers find their parameters read, for products of x."""
-        found = self._read(x) if type(x) is Tensor and x.is_cuda and not is_watched() else None
+        found = self._read(x) if type(x) is Tensor and x.is_cuda and runs_eagerly() else None
         if found is None:
             return function(x, *others)
         token = _together.set(found)

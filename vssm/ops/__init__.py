@@ -22,7 +22,7 @@ from vssm_kernels import (
     tree_scan,
     wavefront_scan,
 )
-from vssm_kernels.dispatch import PLAIN_TENSORS, is_watched
+from vssm_kernels.dispatch import PLAIN_TENSORS, runs_eagerly
 from vssm_kernels.op import without_autocast
 from vssm_kernels.orders import kept_for_graphs
 
@@ -37,10 +37,10 @@ __all__ = [
     "directed_linear",
     "gelu_again",
     "grid_tree",
-    "is_watched",
     "kept_for_graphs",
     "noncausal_ssd",
     "read_parameters",
+    "runs_eagerly",
     "selective_scan",
     "side_by_side",
     "ssd",
