@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class Client:
         what: is tried.
         check: raises, or returns the sentence of a refusal.
         slow: it is run by hand alone.
+        is_there: whether the client is, beside its module.
+        of: what else of it has a version.
     """
 
     name: str
@@ -55,18 +58,31 @@ class Client:
     what: str
     check: Callable[[Kind], str | None]
     slow: bool
+    is_there: Callable[[], bool]
+    of: Callable[[], str]
 
     @property
     def installed(self) -> bool:
-        return importlib.util.find_spec(self.module) is not None
+        return importlib.util.find_spec(self.module) is not None and self.is_there()
+
+    @property
+    def version(self) -> str:
+        return metadata.version(self.name) + self.of()
 
 
 CLIENTS: list[Client] = []
 
 
-def client(name: str, what: str, module: str = "", slow: bool = False) -> Callable:
+def client(
+    name: str,
+    what: str,
+    module: str = "",
+    slow: bool = False,
+    is_there: Callable[[], bool] = lambda: True,
+    of: Callable[[], str] = lambda: "",
+) -> Callable:
     def add(check: Callable[[Kind], str | None]) -> Callable[[Kind], str | None]:
-        CLIENTS.append(Client(name, module or name.replace("-", "_"), what, check, slow))
+        CLIENTS.append(Client(name, module or name.replace("-", "_"), what, check, slow, is_there, of))
         return check
 
     return add

@@ -16,9 +16,9 @@ import sys
 import time
 import traceback
 import warnings
-from importlib import metadata
 from typing import Any
 
+import client_scripts  # noqa: F401  adds its checks
 from client_checks import CLIENTS, ROOT, Client, Kind
 from families import CLASSES
 
@@ -44,7 +44,7 @@ def tried(each: Client, kinds: list[Kind]) -> dict[str, Any]:
     told += [f"FAILS ({len(failed)}), {name}: {reason}" for name, reason in list(failed.items())[:1]]
     return {
         "client": each.name,
-        "version": metadata.version(each.name),
+        "version": each.version,
         "what": each.what,
         "result": "; ".join(told),
         "seconds": round(time.perf_counter() - start),

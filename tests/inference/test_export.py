@@ -14,6 +14,9 @@ from vssm.cli import export as tool
 from vssm.inference.export import export
 from vssm.models import FAMILIES
 from vssm.ops import ScanTable, causal_conv1d, selective_scan, standard_operations
+from vssm_kernels import standard
+from vssm_kernels.selective_scan import OP, looped
+from vssm_kernels.selective_scan.arguments import ScanArguments
 
 FIRST = [next(iter(family.small.items())) for family in FAMILIES.values()]
 # Where the `export` extra is not installed, ONNX is not tested.
@@ -59,6 +62,38 @@ def test_scan_and_convolution_in_standard_operations(no_operators, table, state,
             return causal_conv1d(x, weight, None, order, silu=True)
 
         torch.testing.assert_close(no_operators(conv, u), conv(u), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("block", "low_rank"), [(2**15, True), (1, False)])
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize(("state", "segment", "states"), [(1, None, False), (1, 3, True), (3, 2, False), (2, 3, True)])
+def test_loops_for_onnx(monkeypatch, table, state, segment, states, low_rank, block):
+    """Run as loops of Python. With blocks of one step they are made in a loop too."""
+
+    def loop(step, carried, rows):
+        outputs = []
+        for row in zip(*rows, strict=True):
+            carried, output = step(carried, list(row))
+            outputs.append(output)
+        return [torch.stack(each) for each in zip(*outputs, strict=True)]
+
+    monkeypatch.setattr(looped, "_loop", loop)
+    monkeypatch.setattr(looped, "_BLOCK", block)
+    monkeypatch.setattr(looped, "_WHOLE", 0 if block == 1 else looped._WHOLE)
+    order = None if table is None else ScanTable.of(table, 7)
+    u, A, D, bias = torch.randn(2, 7, 4), -torch.rand(2, 4, state), torch.randn(2, 4), torch.randn(2, 4)
+    weight = torch.randn(2, 4, 3) if low_rank else None
+    delta = torch.randn(2, 7, 2, 3 if low_rank else 4)
+    B, C, D = torch.randn(2, 7, 2, state), *((None, None) if states else (torch.randn(2, 7, 2, state), D))
+    args = ScanArguments(u, delta, A, B, C, D, bias, weight, None, order, segment or 0)
+    for each in (args, args._replace(u=torch.randn(2, 7, 2, 4)), args._replace(delta_bias=None)):
+        torch.testing.assert_close(looped.scan(each), OP(each), rtol=1e-5, atol=1e-6)
+
+
+def test_softplus_for_onnx_is_rounded_once():
+    x = torch.linspace(-80, 120, 20001)
+    exact = torch.nn.functional.softplus(x.double(), threshold=1000).float()
+    torch.testing.assert_close(standard._softplus(x), exact, rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize(("name", "arguments"), map(shallow, KINDS))

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from vssm.errors import ConfigError, UserError
 from vssm.files import replace_atomically
 from vssm.ops import standard_operations
 
-Run = Callable[[Tensor], Tensor]
+# What runs a model or a file: its output, or the maps of one made with features_only.
+Run = Callable[[Tensor], Tensor | Sequence[Tensor]]
 
-# Relative to the largest logit. Runtimes sum in another order; float32 leaves about 1e-6 of that.
+# Relative to the largest number of an output. Runtimes sum in another order; float32 leaves about 1e-6 of that.
 TOLERANCE = 1e-5
 _TIMED_RUNS = 8
 
@@ -30,7 +31,7 @@ class Export:
 
     Args:
         path: of the file.
-        difference: the largest of an output to the model's, relative to the largest output.
+        difference: the largest of an output to the model's, relative to the output's largest number.
         batch: number of images that it was timed with.
         milliseconds: of the file, on as many CPU threads as torch has.
         eager: milliseconds of the model.
@@ -62,14 +63,15 @@ def export(
     is written under a temporary name and put in its place when it was found right.
 
     Args:
-        model: a backbone of this library or another of timm; not changed but for `eval`.
+        model: a backbone of this library or another of timm, with `features_only` too; not changed but for `eval`.
         path: of the file.
         form: one of `FORMATS`.
         size: height and width of the images.
         dynamic_batch: whether the file takes any number of images; else one at a time.
 
     Raises:
-        ConfigError: a package that the format needs is not installed.
+        ConfigError: no such format, a package that it needs is not installed, or a model in another precision or on
+            another device.
         UserError: the file gives other outputs than the model; it is not kept.
 
     >>> import tempfile, timm, vssm
@@ -78,7 +80,10 @@ def export(
     >>> made.difference < 1e-5, torch.jit.load(file)(torch.zeros(1, 3, 32, 32)).shape
     (True, torch.Size([1, 1000]))
     """
-    kind = FORMATS[form]
+    kind = FORMATS.get(form)
+    if kind is None:
+        raise ConfigError(f"format {form!r}: expected one of {', '.join(FORMATS)}")
+    _check_weights(model)
     missing = [package for package in kind.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(f'--format {form} needs {" and ".join(missing)}: pip install "vssm[export]"')
@@ -94,8 +99,7 @@ def export(
             run = kind.load(temporary)
             # Another number of images than the file was made with, where it takes any.
             tried = torch.cat([images, images.flip(3)])[:3] if dynamic_batch else images
-            expected, found = model(tried), run(tried)
-            difference = ((found - expected).abs().max() / expected.abs().max()).item()
+            difference = _difference(run(tried), model(tried))
             if not difference <= TOLERANCE:
                 raise UserError(
                     f"the {form} file gives other outputs than the model, by {difference:.1e} of the largest: not kept"
@@ -105,6 +109,26 @@ def export(
     finally:
         temporary.unlink(missing_ok=True)
     return made
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"a file is made on a CPU in float32, and {name} is {dtype} on {tensor.device}: export "
+                "copy.deepcopy(model).float().cpu()"
+            )
+
+
+def _tensors(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else outputs
+
+
+def _difference(found: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor]) -> float:
+    """The largest of any output, relative to that output's largest number."""
+    pairs = zip(_tensors(found), _tensors(expected), strict=True)
+    return max(((own - wanted).abs().max() / wanted.abs().max()).item() for own, wanted in pairs)
 
 
 def _milliseconds(run: Run, images: Tensor) -> float:
@@ -128,8 +152,19 @@ def _shapes(dynamic_batch: bool) -> tuple[dict[int, torch.export.Dim], ...] | No
 
 
 def _write_onnx(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:
-    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": _shapes(dynamic_batch)}
-    torch.onnx.export(model, (images,), path, dynamo=True, verbose=False, external_data=False, **names)
+    outputs = model(images)
+    names = ["logits"] if isinstance(outputs, Tensor) else [f"map{number}" for number in range(len(outputs))]
+    torch.onnx.export(
+        model,
+        (images,),
+        path,
+        input_names=["images"],
+        output_names=names,
+        dynamic_shapes=_shapes(dynamic_batch),
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+    )
 
 
 def _load_onnx(path: Path) -> Run:
@@ -139,12 +174,12 @@ def _load_onnx(path: Path) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    return lambda images: [torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})]
 
 
 def _write_torchscript(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:
     with standard_operations():
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(model, images)), path)
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(model, images, strict=False)), path)  # which may give a list
 
 
 def _write_exported(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:

@@ -1,38 +1,37 @@
 """The selective scan in standard operations, in two forms for two kinds of runtimes.
 
-For ONNX a loop over the steps is one operation, torch's `scan`, which becomes ONNX's Scan: a body of a few operations
-on numbers that stay in the cache. TorchScript and exported programs are run by torch, which takes longer to start an
-operation than a step takes, and traces have no loops. For these the steps are cut into about as many chunks as each has
-steps, and all chunks are walked at once, twice: from a state of zero, for what a chunk adds to the state behind it, and
-from the states that follow from this, for the outputs. These are 2 sqrt(steps) steps.
+For ONNX a loop over the steps is one operation (looped.py). TorchScript and exported programs are run by torch, which
+takes longer to start an operation than a step takes, and traces have no loops. For these the steps are cut into about
+as many chunks as each has steps, and all chunks are walked at once, twice: from a state of zero, for what a chunk adds
+to the state behind it, and from the states that follow from this, for the outputs. These are 2 sqrt(steps) steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.saturation import saturate
+from vssm_kernels.selective_scan import looped
 from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.standard import gathered, scattered, visits
 
 
 def scan(args: ScanArguments) -> Tensor:
     """(batch, tokens, directions, channels) outputs, or states with C=None, in u's dtype."""
-    for_onnx = torch.onnx.is_in_onnx_export() and not torch.jit.is_tracing()
-    y = _looped(args) if for_onnx else _chunked(args)
-    y = scattered(y.flatten(3), args.order, args.tokens)
+    if torch.onnx.is_in_onnx_export() and not torch.jit.is_tracing():
+        return saturate(looped.scan(args), args.u.dtype)
+    y = scattered(_chunked(args).flatten(3), args.order, args.tokens)
     return saturate(y if args.C is not None else y.unflatten(3, (args.channels, args.state)), args.u.dtype)
 
 
 class _Rows:
     """Inputs in the order of each direction's steps: (batch, ..., directions, channels or state)."""
 
-    def __init__(self, args: ScanArguments, token: Tensor, empty: bool, softplus: Callable[[Tensor], Tensor]):
+    def __init__(self, args: ScanArguments, token: Tensor, empty: bool):
         """The token of each step, (..., directions), -1 for none, and whether there may be none."""
         present = [tensor for tensor in args.tensors() if tensor is not None]
         wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in present) else torch.float32
@@ -44,7 +43,7 @@ class _Rows:
         if weight is not None:
             delta = delta @ weight.transpose(1, 2)
         self.u, delta, self.B, self.C = (None if t is None else gathered(t, token, empty) for t in (u, delta, B, C))
-        self.delta = softplus(delta if bias is None else delta + bias)
+        self.delta = F.softplus(delta if bias is None else delta + bias)
         self.input = self.delta * self.u
         self.A, self.D = A.transpose(1, 2).contiguous(), D
 
@@ -80,44 +79,6 @@ def _kept(args: ScanArguments, steps: int) -> Tensor | None:
     return (torch.arange(steps, device=args.device) % args.segment != 0).to(args.A.dtype)
 
 
-def _looped(args: ScanArguments) -> Tensor:
-    from torch._higher_order_ops.scan import scan as loop  # here: it takes a second to import
-
-    token = visits(args.order, args.steps, args.directions, args.device)
-    rows = _Rows(args, token, _has_empty_steps(args), _softplus)
-    kept = _kept(args, args.steps)
-    if args.state == 1:  # the numbers of all steps at once are no more than the inputs
-        decay, added = rows.decay(rows.delta), _added(rows.input, rows.B)
-        inputs = [decay if kept is None else decay * kept[:, None, None, None], added]
-
-        def step(state: Tensor, row: list[Tensor]) -> tuple[Tensor, Tensor]:
-            state = row[0] * state + row[1]
-            return state, state.clone()
-
-    else:
-        inputs = [rows.delta, rows.input, rows.B]
-        inputs += [] if rows.C is None else [rows.C]
-        inputs += [] if kept is None else [kept.expand(args.batch, -1)]
-
-        def step(state: Tensor, row: list[Tensor]) -> tuple[Tensor, Tensor]:
-            decay = rows.decay(row[0])
-            decay = decay if kept is None else decay * row[-1][:, None, None, None]
-            state = decay * state + _added(row[1], row[2])
-            return state, _read(state, None if rows.C is None else row[3])
-
-    state = rows.u.new_zeros(args.batch, args.directions, args.state, args.channels)
-    y = loop(step, state, [tensor.transpose(0, 1) for tensor in inputs])[1].transpose(0, 1)
-    return rows.output(_read(y, rows.C) if args.state == 1 else y)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), rounded as log1p is, in operations that onnxruntime has vectors for: a third to half of the time
-    of ONNX's Softplus."""
-    small = torch.exp(-x.abs())
-    rounded = 1 + small
-    return F.relu(x) + torch.log(rounded) * (small / (rounded - 1).clamp(min=2**-24))
-
-
 def _chunked(args: ScanArguments) -> Tensor:
     steps = args.steps
     chunks = max(1, math.isqrt(steps))
@@ -125,9 +86,7 @@ def _chunked(args: ScanArguments) -> Tensor:
     token = visits(args.order, steps, args.directions, args.device)
     token = F.pad(token, (0, 0, 0, chunks * length - steps), value=-1)
     empty = chunks * length > steps or _has_empty_steps(args)
-    rows = _Rows(
-        args, token.unflatten(0, (chunks, length)), empty, F.softplus
-    )  # (batch, chunks, length, directions, ...)
+    rows = _Rows(args, token.unflatten(0, (chunks, length)), empty)  # (batch, chunks, length, directions, ...)
     kept = _kept(args, chunks * length)
 
     decays = [rows.decay(delta) for delta in rows.delta.unbind(2)]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vssm_kernels.saturation import saturate
 from vssm_kernels.ssd.arguments import SSDArguments
-from vssm_kernels.standard import gathered, scattered, visits
+from vssm_kernels.standard import gathered, scattered, softplus, visits
 
 _LENGTH = 64  # of chunks, at least: the longest sequences have as many chunks as each has steps
 
@@ -90,7 +90,7 @@ class _Chunks:
         self.u = self.rows(args.u.flatten(2 if args.shared_input else 3), (args.channels,))
         self.B, self.C = (self.rows(each.flatten(3), ()) for each in (args.B, args.C))
         delta = self.rows(args.delta, ())
-        self.delta = F.softplus(delta if args.delta_bias is None else delta + self.per_head(args.delta_bias))
+        self.delta = softplus(delta if args.delta_bias is None else delta + self.per_head(args.delta_bias))
         self.A = self.per_head(args.A)
         self.added = self.delta[..., None] * self.u
 

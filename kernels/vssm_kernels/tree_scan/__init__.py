@@ -5,10 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from vssm_kernels.op import Op
-from vssm_kernels.tree_scan import native_cpu, reference, triton_fused
+from vssm_kernels.tree_scan import native_cpu, reference, standard, triton_fused
 from vssm_kernels.tree_scan.arguments import TreeScanArguments
 
-OP = Op("tree_scan", TreeScanArguments, [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND])
+OP = Op(
+    "tree_scan",
+    TreeScanArguments,
+    [native_cpu.BACKEND, triton_fused.BACKEND, reference.BACKEND],
+    standard=standard.scan,
+)
 
 
 def tree_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, delta_bias: Tensor, tree: Tensor) -> Tensor:

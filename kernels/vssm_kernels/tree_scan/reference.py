@@ -8,11 +8,11 @@ parent, times both weights. A sweep down reads along the same pointers.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import reference_backend
 from vssm_kernels.grid_tree.reference import rounds
+from vssm_kernels.standard import softplus
 from vssm_kernels.tree_scan.arguments import TreeScanArguments
 
 Pointers = list[tuple[Tensor, Tensor]]  # weights and vertices, one step up, two, four ...
@@ -43,7 +43,7 @@ def scan_backward(args: TreeScanArguments, gradient: Tensor) -> tuple[Tensor, ..
 def added_and_weight(args: TreeScanArguments) -> tuple[Tensor, Tensor]:
     """What every vertex adds, and the weight of the edge to its parent; that of the root means nothing."""
     u, delta, A, B, delta_bias = args.wide()
-    step = F.softplus(delta + delta_bias)
+    step = softplus(delta + delta_bias)
     return step * B[..., None] * u, torch.exp(step * A)
 
 
@@ -51,7 +51,7 @@ def gradients(args: TreeScanArguments, dadded: Tensor, dexponent: Tensor) -> tup
     """Those of all tensors, from that of what is added and that of the logarithms of the weights."""
     u, delta, A, B, delta_bias = args.wide()
     delta, B = delta + delta_bias, B[..., None]
-    step = F.softplus(delta)
+    step = softplus(delta)
     ddelta = (dadded * B * u + dexponent * A) * torch.sigmoid(delta)
     dA, dB = (dexponent * step).sum((0, 1)), (dadded * step * u).sum(-1)
     found = (dadded * step * B, ddelta, dA, dB, ddelta.sum((0, 1)))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import reference_backend
 from vssm_kernels.saturation import saturate
+from vssm_kernels.standard import softplus
 from vssm_kernels.wavefront_scan.arguments import WavefrontArguments
 
 
@@ -125,7 +126,7 @@ class _Diagonals:
         self.weight = torch.stack([1 - left, left], -1) * exists[..., None]
 
         self.u, delta, self.B, self.C = (self.by_diagonals(rows) for rows in (u, delta, B, C))
-        self.delta = F.softplus(delta if bias is None else delta + bias)
+        self.delta = softplus(delta if bias is None else delta + bias)
         self.input = self.weight[..., None] * self.delta * self.u[:, :, :, None]  # what B multiplies
 
     def initial_state(self) -> Tensor:
