@@ -55,7 +55,7 @@ def tried(each: Client, kinds: list[Kind]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("clients", nargs="*", help="names (default: all that are installed)")
+    parser.add_argument("clients", nargs="*", help="names, or parts of what is tried (default: all that are installed)")
     parser.add_argument("--model", action="append", help="may be repeated (default: one of each class)")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -66,7 +66,8 @@ def main() -> int:
         with RESULTS.open(newline="") as file:
             rows = {(row["client"], row["what"]): row for row in csv.DictReader(file)}
     for each in CLIENTS:
-        if (options.clients and each.name not in options.clients) or not each.installed:
+        named = [name for name in options.clients if name == each.name or name in each.what]
+        if (options.clients and not named) or not each.installed:
             continue
         row = rows[each.name, each.what] = tried(each, kinds)
         print(json.dumps(row), flush=True)

@@ -70,8 +70,8 @@ def export(
         dynamic_batch: whether the file takes any number of images; else one at a time.
 
     Raises:
-        ConfigError: no such format, a package that it needs is not installed, or a model in another precision or on
-            another device.
+        ConfigError: no such format, a package that it needs is not installed, no such folder, or a model in another
+            precision or on another device.
         UserError: the file gives other outputs than the model; it is not kept.
 
     >>> import tempfile, timm, vssm
@@ -83,17 +83,20 @@ def export(
     kind = FORMATS.get(form)
     if kind is None:
         raise ConfigError(f"format {form!r}: expected one of {', '.join(FORMATS)}")
-    _check_weights(model)
+    model, path = getattr(model, "_orig_mod", model), Path(path)  # of torch.compile
+    _check_size(size)
+    channels = _check_weights(model)
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
     missing = [package for package in kind.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ConfigError(f'--format {form} needs {" and ".join(missing)}: pip install "vssm[export]"')
     model = model.eval()
     generator = torch.Generator().manual_seed(0)
-    channels = next(parameter.shape[1] for parameter in model.parameters() if parameter.dim() == 4)  # of the stem
     images = torch.randn(2 if dynamic_batch else 1, channels, *size, generator=generator)
     temporary = path.with_name(f".{path.stem}.part{kind.suffix}")
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
             warnings.simplefilter("ignore")  # of torch's own exporters, about themselves
             kind.write(model, images, temporary, dynamic_batch)
             run = kind.load(temporary)
@@ -111,7 +114,18 @@ def export(
     return made
 
 
-def _check_weights(model: nn.Module) -> None:
+def _check_size(size: tuple[int, int]) -> None:
+    try:
+        height, width = size
+        fits = height >= 1 and width >= 1
+    except TypeError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"size is {size!r}; expected the height and the width of an image in pixels")
+
+
+def _check_weights(model: nn.Module) -> int:
+    """The number of channels of its images."""
     for name, tensor in model.state_dict().items():
         if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32):
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -119,6 +133,10 @@ def _check_weights(model: nn.Module) -> None:
                 f"a file is made on a CPU in float32, and {name} is {dtype} on {tensor.device}: export "
                 "copy.deepcopy(model).float().cpu()"
             )
+    stem = next((parameter for parameter in model.parameters() if parameter.dim() == 4), None)
+    if stem is None:
+        raise ConfigError(f"{type(model).__name__} has no convolution; expected a model of images")
+    return stem.shape[1]
 
 
 def _tensors(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -177,9 +195,23 @@ def _load_onnx(path: Path) -> Run:
     return lambda images: [torch.from_numpy(output) for output in session.run(None, {name: images.numpy()})]
 
 
+class _OfOneSize(nn.Module):
+    """A model whose trace refuses images of another size: what is read along a scan order would be wrong."""
+
+    def __init__(self, model: nn.Module, images: Tensor):
+        super().__init__()
+        self.model, self.sizes = model, images.shape[1:]
+
+    def forward(self, images: Tensor) -> Tensor | Sequence[Tensor]:
+        for dim, size in enumerate(self.sizes, 1):
+            images = images.unflatten(dim, (size,))
+        return self.model(images)
+
+
 def _write_torchscript(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:
     with standard_operations():
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(model, images, strict=False)), path)  # which may give a list
+        traced = torch.jit.trace(_OfOneSize(model, images).eval(), images, strict=False)  # maps are a list
+    torch.jit.save(torch.jit.freeze(traced), path)
 
 
 def _write_exported(model: nn.Module, images: Tensor, path: Path, dynamic_batch: bool) -> None:

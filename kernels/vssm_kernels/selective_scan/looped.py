@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.selective_scan.arguments import ScanArguments
-from vssm_kernels.standard import scattered, softplus, steps_of, visits
+from vssm_kernels.standard import scattered, softplus_for_onnx, steps_of, visits
 
 _BLOCK = 2**15  # numbers of an activation in a block: 128 KB
-_WHOLE = 2**18  # so few in all are one block
+_WHOLE = 2**20  # so few in all are one block
 
 
 def scan(args: ScanArguments) -> Tensor:
@@ -98,7 +98,7 @@ class _Walk:
                 rows = _read(delta, places[1].transpose(0, 1))  # (directions, steps, batch, rank)
                 rows = (rows.flatten(1, 2) @ weight.transpose(1, 2)).unflatten(1, rows.shape[1:3])
                 step = rows.transpose(0, 1).contiguous()
-            step = softplus(step if bias is None else step + bias.unsqueeze(1))
+            step = softplus_for_onnx(step if bias is None else step + bias.unsqueeze(1))
             added = step * _read(u, places[0])
             if args.state > 1:
                 return [step, added]
