@@ -106,7 +106,7 @@ def train(kind: Kind) -> None:
 def onnx_export(kind: Kind) -> None:
     folder = Path(tempfile.mkdtemp())
     torch.save(timm.create_model(kind[0], num_classes=CLASS_COUNT).state_dict(), folder / "weights.pth")
-    size = ["--img-size", str(SIDE), "--num-classes", str(CLASS_COUNT), "--check-forward"]
+    size = ["--num-classes", str(CLASS_COUNT), "--check-forward"]
     run("onnx_export", folder, "model.onnx", "--model", kind[0], "--checkpoint", "weights.pth", *size)
     assert (folder / "model.onnx").is_file()
 
