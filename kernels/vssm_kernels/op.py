@@ -260,6 +260,11 @@ def _gradients(ctx: Any, gradient: Tensor | None, dsaved: Tensor | None) -> list
     return gradients
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it is a part of another that begins at an address that compiled code does not expect."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def _define_operators(op: Op) -> tuple[Any, Any]:
     """The operators of torch for all devices, of the forward and of the backward, as compilers see them.
 
@@ -291,7 +296,7 @@ def _define_operators(op: Op) -> tuple[Any, Any]:
         return output, first.new_empty(shape_and_dtype[0], dtype=shape_and_dtype[1])
 
     def backward(gradient, *flat):
-        return [found.contiguous() for found in run(gradient, flat, False) if found is not None]
+        return [_aligned(found.contiguous()) for found in run(gradient, flat, False) if found is not None]
 
     def fake_backward(gradient, *flat):
         tensors = [tensor for tensor in op.unflatten(flat).tensors() if tensor is not None]
