@@ -110,7 +110,8 @@ class Block(nn.Module):
     def _adds_in_norm2(self, x: Tensor) -> bool:
         """Whether one kernel adds the mixer's branch and norms the sum, with nothing between the two: on a GPU only."""
         return (
-            x.is_cuda
+            type(x) is Tensor
+            and x.is_cuda
             and self.mlp is not None
             and type(self.norm2) in (BranchLayerNorm, BranchRMSNorm)
             and type(self.drop_path) is DropPath
