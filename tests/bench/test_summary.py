@@ -56,6 +56,13 @@ def test_table(rows):
     assert facts["commit"] in lines[5] and lines[-1] == f"    {facts['command']}"
 
 
+def test_table_before_anything_is_measured(rows):
+    facts = environment(torch.device("cpu"))
+    lines = study_table([{**row, **dict.fromkeys(MEASURED), **facts} for row in rows]).splitlines()
+    assert lines[2] == "| plain | 92.0 % (90.0 to 95.0) |"
+    assert lines[5].startswith("3 seeds a model. ") and "Throughput" not in lines[5]
+
+
 def test_table_from_the_file_is_the_same(rows, tmp_path):
     facts = environment(torch.device("cpu"))
     write_csv(tmp_path / "study.csv", rows, facts)

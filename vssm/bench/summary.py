@@ -75,14 +75,14 @@ def study_table(rows: list[Mapping[str, object]]) -> str:
     for model in models:
         spread = f"{model.mean:.1f} % ({min(model.scores):.1f} to {max(model.scores):.1f})"
         lines.append([model.label, spread, *(_text(model.costs[name], form) for name, _, form in columns)])
-    first = rows[0]
-    return (
-        f"{_table(lines)}\n"
-        f"{max(len(model.scores) for model in models)} seeds a model. Throughput and peak memory: each model alone "
-        f"({first['execution']}), {first['batch']} images of {first['size']} x {first['size']} pixels at once, "
-        f"{first['dtype']}. "
-        f"{conditions(first)}"
-    )
+    seeds = f"{max(len(model.scores) for model in models)} seeds a model."
+    measured = next((row for row in rows if row["execution"]), None)
+    if measured is not None:
+        seeds += (
+            f" Throughput and peak memory: each model alone ({measured['execution']}), {measured['batch']} images of "
+            f"{measured['size']} x {measured['size']} pixels at once, {measured['dtype']}."
+        )
+    return f"{_table(lines)}\n{seeds} {conditions(rows[0])}"
 
 
 def orders_table(rows: list[Mapping[str, object]]) -> str:
