@@ -310,4 +310,5 @@ FAMILY = Family(
         ("LocalVim", "VisionMamba", LocalVim),
         ("LocalVMamba", "VSSM", LocalVMamba),
     ),
+    timed=("local_vim_tiny", "local_vmamba_tiny"),
 )
