@@ -234,5 +234,18 @@ class PlainWithPosition(Plain):
         return state
 
 
+def with_norm_biases(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict that has zeros where norms of the model have a bias, and those that it comes from have none.
+
+    So the authors read the root-mean-square norms of a classifier into the layer norms of a segmentor.
+    """
+    biases = {
+        name: torch.zeros_like(value)
+        for name, value in model.state_dict().items()
+        if name.endswith("norm.bias") and f"{name.removesuffix('bias')}weight" in state
+    }
+    return biases | state
+
+
 def _linear(in_features: int, num_classes: int, **dd: Any) -> nn.Module:
     return nn.Linear(in_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
