@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,16 +150,9 @@ def top1(family: Family, published: dict[str, Any]) -> str | None:
     return f"{score} ({family.data.title})" if score and family.data != IMAGENET else score
 
 
-def models(sources: Sources, family: Family, speeds: Mapping[str, list[str]] | None = None) -> str:
-    """Size, published accuracy and parity of every model.
-
-    Args:
-        sources: where the facts are.
-        family: whose models.
-        speeds: further cells of each model, by its name; those under "" are their headings.
-    """
-    speeds = speeds or {"": []}
-    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published", *speeds[""]]
+def models(sources: Sources, family: Family) -> str:
+    """Size, published accuracy and parity of every model."""
+    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published"]
     head += ["parity with the official code"]
     entries, recorded = sources.numbers(family)["models"], sources.recorded(family)
     rows = []
@@ -173,9 +166,7 @@ def models(sources: Sources, family: Family, speeds: Mapping[str, list[str]] | N
         size = f"{model['parameters'] / 1e6:.2f} M"
         flops = [f"{model['gflops']:.2f}", published.get("flops")]
         pixels = family.default_cfgs[variant.name].default.input_size[-1]
-        measured = next((speeds[name] for name in (variant.name, *variant.aliases) if name in speeds), None)
-        measured = measured or [""] * len(speeds[""])
-        rows.append([names, size, pixels, *flops, top1(family, published), *measured, parity])
+        rows.append([names, size, pixels, *flops, top1(family, published), parity])
     return markdown(head, rows)
 
 
