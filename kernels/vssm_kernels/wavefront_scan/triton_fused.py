@@ -94,6 +94,8 @@ def plan_scan_backward(
         for where in reversed(list(cut.diagonals(batch, blocks)))
     ]
 
+    narrow = args.B.dtype if args.C.dtype == args.B.dtype else torch.float32
+
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
@@ -104,16 +106,16 @@ def plan_scan_backward(
         du = torch.empty(shape, dtype=dtype, device=device)
         ddelta = torch.empty(args.delta.shape, dtype=args.delta.dtype, device=device)
         across, down = (torch.zeros((batch, side, piece), device=device) for side in (height, width))
-        dB, dC = (floats(blocks, *rows.shape[:-1], cut.block_n) for rows in (args.B, args.C))
+        dBC = floats(blocks, batch, height, width, WAYS + 1, cut.block_n)
         shares = floats(batch * cut.tile_rows * cut.tile_columns, WAYS * piece + 3 * pitch)
         gradient = _rows(gradient)
         for launch in launches:
-            launch(*tensors, states, across, down, gradient, du, ddelta, dB, dC, shares)
+            launch(*tensors, states, across, down, gradient, du, ddelta, dBC, shares)
         total = shares.sum(0)
         dA = total[: WAYS * piece].view(WAYS, cut.block_n, pitch)[:, :state, :channels].mT
         dD, *dbias = total[WAYS * piece :].view(3, pitch)[:, :channels]
-        dB, dC = (sum_blocks(d, rows.dtype)[..., :state] for d, rows in ((dB, args.B), (dC, args.C)))
-        return args.cast(du, ddelta, dA, dB, dC, dD, torch.stack(dbias))
+        dB, dC = sum_blocks(dBC, narrow)[..., :state].split([WAYS, 1], -2)
+        return args.cast(du, ddelta, dA, dB, dC.squeeze(-2), dD, torch.stack(dbias))
 
     return run
 

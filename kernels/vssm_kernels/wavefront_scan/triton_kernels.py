@@ -224,15 +224,16 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=SIZES + STRIDES)
 def backward_kernel(
-    u, delta, A, B, C, D, bias, states, across, down, dy, du, ddelta, dB, dC, shares,
+    u, delta, A, B, C, D, bias, states, across, down, dy, du, ddelta, dBC, shares,
     height, width, channels, state, blocks, pitch, piece, rows, strips, diagonal, first, count, batch,
     u_batch, u_token, delta_batch, delta_token, delta_way, B_batch, B_token, B_way, C_batch, C_token,
     dy_batch, dy_token,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, REVERSE: tl.constexpr, STATE_ALIGN: tl.constexpr,
     PARTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradients. dB and dC are sums over this program's channels, (block, batch, row, column[, way], state); `shares`
-    are every tile's parts of the gradients of A, (way, state, channel), D, and both biases, in this order."""
+    """Gradients. dBC are those of B from above, B from the left and C, sums over this program's channels, (block, batch,
+    row, column, 3, state); `shares` are every tile's parts of the gradients of A, (way, state, channel), D, and both
+    biases, in this order."""
     b, tile_row, tile_column, block = place_of_program(diagonal, first, count, blocks)
     lane, n = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_N)
     c = block * BLOCK_C + lane
@@ -250,8 +251,8 @@ def backward_kernel(
     )
     du += b * tokens * channels + c
     ddelta += b * tokens * 2 * channels + c
-    dB += (block * batch + b) * tokens * 2 * BLOCK_N + n
-    dC += (block * batch + b) * tokens * BLOCK_N + n
+    one, two = tl.arange(0, 2)[None, :, None], tl.arange(0, 2)[None, None, :]
+    dBC += (block * batch + b) * tokens * 3 * BLOCK_N + n[:, None, None] + (one + 2 * two) * BLOCK_N
     tile = block * (BLOCK_N * BLOCK_C) + n[:, None] * BLOCK_C + lane[None, :]
     states += b * tokens * piece + tile
     across += b * height * piece + tile
@@ -314,9 +315,9 @@ def backward_kernel(
             to_delta = ddelta + token * (2 * channels)
             tl.store(to_delta, dt_row.to(ddelta.dtype.element_ty), mask=c < channels)
             tl.store(to_delta + channels, dl_row.to(ddelta.dtype.element_ty), mask=c < channels)
-            tl.store(dB + token * (2 * BLOCK_N), dB_top)
-            tl.store(dB + token * (2 * BLOCK_N) + BLOCK_N, dB_left)
-            tl.store(dC + token * BLOCK_N, dC_row)
+            # Together: each store of a sum alone would go through shared memory, and wait.
+            sums = tl.join(tl.join(dB_top, dB_left), tl.join(dC_row, tl.zeros_like(dC_row)))
+            tl.store(dBC + token * (3 * BLOCK_N), sums, mask=n[:, None, None] + (one + 2 * two) * BLOCK_N < 3 * BLOCK_N)
             tl.store(across + row * piece, dh_left)
             here, right, token, steps, dy_row = above, right_next, before, steps_next, dy_next
             place -= width
