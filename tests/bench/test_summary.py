@@ -6,9 +6,9 @@ import torch
 from vssm.bench import environment, write_csv
 from vssm.bench.summary import (
     COSTS,
-    duality_table,
     heads_table,
     kernels_table,
+    operators_table,
     orders_table,
     read_rows,
     study_table,
@@ -94,14 +94,15 @@ def test_kernels_table():
     assert kernels_table(rows).splitlines()[2] == "| small | 2 | 4 x 20 | 16 | 1 | 0.5 | 2 | 0.25 | 1.00 |"
 
 
-def test_duality_table():
+def test_operators_table():
     row = {"case": "small", "batch": 2, "tokens": 20, "directions": 1, "channels": 16, "state": 4, "dtype": "bfloat16"}
     row |= environment(torch.device("cpu"))
-    ours = {**row, "backend": "triton", "forward_ms": "0.5", "forward_backward_ms": 2.0}
+    ours = {**row, "backend": "triton", "forward_ms": "0.5", "forward_backward_ms": 2.0, "tree_ms": ""}
     attention = {**row, "backend": "attention", "forward_ms": 0.75, "forward_backward_ms": "1.5"}
-    lines = duality_table([ours, attention]).splitlines()
-    assert lines[2] == "| small | triton | 2 | 1 x 20 | 16 | 4 | 0.5 | 1.50 | 2 | 0.75 |"
-    assert not lines[3] and lines[4].startswith("bfloat16. ")
+    lines = operators_table([ours, attention, {**ours, "case": "tree", "tree_ms": "0.125"}]).splitlines()
+    assert lines[2] == "| small | triton | 2 | 1 x 20 | 16 | 4 | 0.5 |  | 1.50 | 2 | 0.75 | 3.0 |"
+    assert lines[3] == "| tree | triton | 2 | 1 x 20 | 16 | 4 | 0.5 | 0.12 |  | 2 |  | 3.0 |"
+    assert not lines[4] and lines[5].startswith("bfloat16. ")
 
 
 def test_throughput_table():
