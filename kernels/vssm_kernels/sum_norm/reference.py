@@ -14,7 +14,7 @@ def norm(args: NormArguments, save: bool = False) -> tuple[Tensor, None]:
     """(..., channels), in args.dtype."""
     x = args.summed().squeeze(-2) if args.merge else args.x
     wide = torch.promote_types(x.dtype, torch.float32)
-    rows, channels = x.to(wide), x.shape[-1:]
+    rows, channels = x.to(wide), x.shape[-1:] if args.weight is None else args.weight.shape
     weight, bias = (None if tensor is None else tensor.to(wide) for tensor in (args.weight, args.bias))
     if args.center:
         return F.layer_norm(rows, channels, weight, bias, args.eps).to(args.dtype), None
