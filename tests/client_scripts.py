@@ -103,12 +103,18 @@ def train(kind: Kind) -> None:
 
 
 @script("onnx_export", "the whole model")
-def onnx_export(kind: Kind) -> None:
+def onnx_export(kind: Kind) -> str | None:
     folder = Path(tempfile.mkdtemp())
     torch.save(timm.create_model(kind[0], num_classes=CLASS_COUNT).state_dict(), folder / "weights.pth")
-    size = ["--num-classes", str(CLASS_COUNT), "--check-forward"]
-    run("onnx_export", folder, "model.onnx", "--model", kind[0], "--checkpoint", "weights.pth", *size)
+    arguments = ["--model", kind[0], "--checkpoint", "weights.pth", "--num-classes", str(CLASS_COUNT)]
+    try:
+        run("onnx_export", folder, "model.onnx", *arguments, "--check-forward")
+    except RuntimeError as error:
+        if "aten::rms_norm" in str(error):  # it asks for torch's older exporter, which does not know these norms
+            return str(error).partition("UnsupportedOperatorError: ")[2]
+        raise
     assert (folder / "model.onnx").is_file()
+    return None
 
 
 @client("mmpretrain", "ImageClassifier with VSSMBackbone, one training step", slow=True)

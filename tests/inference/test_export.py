@@ -1,5 +1,6 @@
 """Exported files run without vssm and give what the model gives, for every class of models."""
 
+import copy
 import importlib.util
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from families import KINDS, shallow
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssm.cli import export as tool
-from vssm.inference.export import export
+from vssm.errors import ConfigError
+from vssm.inference.export import FORMATS, export
 from vssm.models import FAMILIES
 from vssm.ops import ScanTable, causal_conv1d, selective_scan, standard_operations
 from vssm_kernels import standard
@@ -119,6 +121,46 @@ def test_files_run_where_vssm_is_not_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, script, program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["torchscript", "exported"])
+def test_files_of_maps_take_any_batch_and_one_size(tmp_path, form):
+    sizes = {"dims": (16, 24), "depths": (1, 1)}
+    model = timm.create_model("vmamba_tiny", features_only=True, **sizes)
+    made = export(model, tmp_path / "maps.pt2", form, (32, 32), dynamic_batch=True)
+    run = FORMATS[form].load(made.path)
+    for count in (1, 3):
+        images = torch.randn(count, 3, 32, 32)
+        for found, expected in zip(run(images), model(images), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for wrong in ((1, 3, 48, 48), (1, 3, 16, 64), (1, 1, 32, 32)):
+        with pytest.raises((RuntimeError, AssertionError)):
+            run(torch.randn(wrong))
+
+
+def test_a_trace_refuses_another_number_of_tokens():
+    with standard_operations(), torch.no_grad():
+        traced = torch.jit.trace(timm.create_model("vim_tiny", depth=1, embed_dim=16).eval(), torch.ones(1, 3, 32, 32))
+    with pytest.raises(RuntimeError):
+        traced(torch.ones(1, 3, 48, 48))
+
+
+def test_what_cannot_be_exported_is_said(tmp_path):
+    model = timm.create_model("vim_tiny", depth=1, embed_dim=16)
+
+    def refused(sentence, *arguments):
+        with pytest.raises(ConfigError, match=sentence):
+            export(*arguments)
+
+    refused("one of onnx, torchscript", model, tmp_path / "a", "ONNX")
+    refused("there is no folder", model, tmp_path / "none" / "a", "torchscript")
+    for size in (32, (0, 32)):
+        refused("height and the width", model, tmp_path / "a", "torchscript", size)
+    refused("is float16 on cpu", copy.deepcopy(model).half(), tmp_path / "a", "torchscript")
+    refused("on meta", timm.create_model("vim_tiny", depth=1, device="meta"), tmp_path / "a", "torchscript")
+    refused("no convolution", torch.nn.Linear(3, 3), tmp_path / "a", "torchscript")
+    with pytest.raises(TypeError, match="cannot read Vim; use"):
+        torch.jit.script(model)
 
 
 @onnx

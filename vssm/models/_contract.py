@@ -65,6 +65,17 @@ class Backbone(nn.Module):
         check_arguments(without_defaults(cls, with_defaults(cls, given)))
         return super().__new__(cls)
 
+    def __prepare_scriptable__(self) -> Backbone:
+        """Called by torch.jit.script, which cannot read how operators are chosen.
+
+        Raises:
+            TypeError: says what does work.
+        """
+        raise TypeError(
+            f"torch.jit.script cannot read {type(self).__name__}; use torch.jit.trace(model, images), torch.compile or "
+            "tools/export.py"
+        )
+
     @classmethod
     def count_maps(cls, arguments: Mapping[str, Any]) -> int:
         """How many maps a model with these arguments gives; known before it is built."""

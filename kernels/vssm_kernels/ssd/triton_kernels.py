@@ -14,7 +14,6 @@ import triton.language as tl
 from vssm_kernels.selective_scan.triton_kernels import LOG2_E, softplus
 from vssm_kernels.triton_math import saturate, sigmoid
 
-
 # Not compiled in, so that all lengths and batches share a kernel; what is left shows which accesses can be vectors.
 SIZES = ["steps", "rows", "batch", "directions", "heads", "per_group", "blocks", "chunks", "length", "segments"]
 SIZES += ["delta_batch", "delta_token", "delta_direction"]
