@@ -21,11 +21,11 @@ def clients(rows: list[Row]) -> str:
 def exports(rows: list[Row]) -> str:
     """The rows of `tools/benchmark.py export`: a line for each model and format."""
     lines = [
-        "| model | format | eager, ms | file, ms | file / eager | difference |",
-        "| --- | --- " + "| ---: " * 4 + "|",
+        "| model | format | eager, ms | file, ms | file / eager | difference | commit |",
+        "| --- | --- " + "| ---: " * 4 + "| --- |",
     ]
     for row in rows:
         eager, own = float(row["eager_ms"]), float(row["ms"])
         numbers = f"{eager:.0f} | {own:.0f} | {own / eager:.2f} | {float(row['difference']):.0e}"
-        lines.append(f"| `{row['model']}` | {row['format']} | {numbers} |")
+        lines.append(f"| `{row['model']}` | {row['format']} | {numbers} | {row['commit']} |")
     return "\n".join(lines) + f"\n\nOne image of 224 pixels, float32. {conditions(rows[0])}"

@@ -144,7 +144,7 @@ def table(taken: Tensor, height: int, width: int) -> Tensor:
 
 def rounds(size: int) -> int:
     """How often something has to be doubled to reach a size."""
-    return (size - 1).bit_length()
+    return (int(size) - 1).bit_length()  # a trace holds sizes as tensors
 
 
 BACKEND = reference_backend(tree, no_gradient)

@@ -14,7 +14,7 @@ def duality(args: SSDArguments, save: bool = False) -> tuple[Tensor, None]:
     """(batch, tokens, heads, channels), in float32 at least."""
     u, delta, A, B, C, D, delta_bias = args.wide()
     weight = A * F.softplus(delta + delta_bias)
-    h = B.mT @ (weight[..., None] * u).flatten(2)  # (batch, state, heads * channels)
+    h = B.transpose(1, 2) @ (weight[..., None] * u).flatten(2)  # (batch, state, heads * channels); OpenVINO has no mT
     return (C @ h).view_as(u) + D[:, None] * u, None
 
 

@@ -96,11 +96,12 @@ class _Chunks:
 
         a = (self.delta * self.A).cumsum(-2)
         self.since_start, self.to_end = torch.exp(a), torch.exp(a[..., -1:, :] - a)
-        self.decay = _decays(a.mT[..., None] - a.mT[..., None, :])
-        self.weights = (self.C @ self.B.mT).unsqueeze(-3) * self.decay
+        by_head = a.transpose(-1, -2)  # OpenVINO has no mT
+        self.decay = _decays(by_head[..., None] - by_head[..., None, :])
+        self.weights = (self.C @ self.B.transpose(-1, -2)).unsqueeze(-3) * self.decay
 
         self.kept = decays_between(a[..., -1, :].permute(0, 1, 3, 4, 2))
-        ends = (self.B.mT @ (self.to_end[..., None] * self.added).flatten(-2)).unflatten(-1, self.u.shape[-2:])
+        ends = (self.B.transpose(-1, -2) @ (self.to_end[..., None] * self.added).flatten(-2)).unflatten(-1, self.u.shape[-2:])
         if args.initial is None:
             first = torch.zeros_like(ends[:, :, :1])
         else:
