@@ -101,7 +101,9 @@ class _Chunks:
         self.weights = (self.C @ self.B.transpose(-1, -2)).unsqueeze(-3) * self.decay
 
         self.kept = decays_between(a[..., -1, :].permute(0, 1, 3, 4, 2))
-        ends = (self.B.transpose(-1, -2) @ (self.to_end[..., None] * self.added).flatten(-2)).unflatten(-1, self.u.shape[-2:])
+        ends = (self.B.transpose(-1, -2) @ (self.to_end[..., None] * self.added).flatten(-2)).unflatten(
+            -1, self.u.shape[-2:]
+        )
         if args.initial is None:
             first = torch.zeros_like(ends[:, :, :1])
         else:
