@@ -150,7 +150,7 @@ class Op(BackendRegistry):
         args.check()
         if wants_standard():
             order = getattr(args, "order", None)
-            if order is not None:  # which is a constant: a trace that is run with other tokens fails here
+            if order is not None and order.tokens:  # a constant: a trace that is run with other tokens fails here
                 args = args._replace(**{args._fields[0]: args[0].unflatten(1, (order.tokens,))})
             return self.standard(args)
         if self.fused(args):
