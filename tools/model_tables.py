@@ -37,7 +37,7 @@ STUDIES = {
     "study": (summary.study_table, "accuracy and costs of each model"),
     "orders": (summary.orders_table, "costs of scan orders"),
     "kernels": (summary.kernels_table, "times of kernels"),
-    "duality": (summary.duality_table, "times beside attention"),
+    "operators": (summary.operators_table, "times of operators"),
     "throughput": (summary.throughput_table, "time of an image over its size"),
     "heads": (summary.heads_table, "costs of detectors and segmentors"),
     "clients": (clients, ""),

@@ -191,7 +191,8 @@ def compare_parser() -> argparse.ArgumentParser:
     """The options of tools/compare.py."""
     parser = argparse.ArgumentParser(
         description="Train several models the same way, with several seeds; compare accuracy, throughput and memory.",
-        epilog="To continue an interrupted study, run the same command again. Without a GPU it runs on the CPU.",
+        epilog="To continue an interrupted study, run the same command again, with --overwrite where it has written a "
+        "table already. Without a GPU it runs on the CPU.",
     )
     parser.add_argument("config", type=Path, metavar="STUDY", help="such as configs/studies/scan_orders.py")
     parser.add_argument(
