@@ -67,26 +67,31 @@ if triton is not None:
 
     @triton.jit
     def weight_kernel(
-        x, gradient, out, rows, height, width, channels, taps,
+        x, gradient, out, rows, height, width, channels, lines,
         ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
-        """For one tap, the products of the fused map's gradient and what the tap has read, summed over some rows."""
-        tap = tl.program_id(2) % taps
-        c = tl.program_id(2) // taps * CHANNELS + tl.arange(0, CHANNELS)
-        dilation = 2 * (tap // 9) + 1
-        down, right = (tap % 9 // 3 - 1) * dilation, (tap % 3 - 1) * dilation
-        total = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+        """For one line of three taps, the products of the fused map's gradient and what they read, over some rows."""
+        line = tl.program_id(2) % lines
+        c = tl.program_id(2) // lines * CHANNELS + tl.arange(0, CHANNELS)
+        dilation = 2 * (line // 3) + 1
+        down = (line % 3 - 1) * dilation
+        left = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+        middle, right = left, left
         first = tl.program_id(0).to(tl.int64) * ROWS
         for number in range(first, tl.minimum(first + ROWS, rows)):
-            base = number // height * height * width * channels
+            base, row = number // height * height * width * channels, number % height
             for start in range(0, width, COLUMNS):
                 columns = start + tl.arange(0, COLUMNS)
                 mask = (columns[:, None] < width) & (c[None, :] < channels)
-                read = neighbour(x, base, number % height, columns, c, mask, height, width, channels, down, right, True)
                 place = number * width * channels + columns[:, None] * channels + c[None, :]
-                total += read * tl.load(gradient + place, mask=mask, other=0.0)
-        place = (tl.program_id(0) * taps + tap) * channels + c
-        tl.store(out + place, tl.sum(total, 0), mask=c < channels)
+                g = tl.load(gradient + place, mask=mask, other=0.0)
+                left += g * neighbour(x, base, row, columns, c, mask, height, width, channels, down, -dilation, True)
+                middle += g * neighbour(x, base, row, columns, c, mask, height, width, channels, down, 0, True)
+                right += g * neighbour(x, base, row, columns, c, mask, height, width, channels, down, dilation, True)
+        place = (tl.program_id(0) * lines + line) * 3 * channels + c
+        tl.store(out + place, tl.sum(left, 0), mask=c < channels)
+        tl.store(out + place + channels, tl.sum(middle, 0), mask=c < channels)
+        tl.store(out + place + 2 * channels, tl.sum(right, 0), mask=c < channels)
 
 
 def plan_fusion(args: FusionArguments, save: bool) -> Callable[[FusionArguments], tuple[Tensor, None]]:
@@ -102,12 +107,12 @@ def plan_fusion_backward(
     walk = _plan_walk(args, mirrored=True)
     launch = Launcher(
         weight_kernel,
-        (cdiv(rows, ROWS), 1, taps * cdiv(channels, CHANNELS)),
+        (cdiv(rows, ROWS), 1, taps // 3 * cdiv(channels, CHANNELS)),
         rows=rows,
         height=height,
         width=width,
         channels=channels,
-        taps=taps,
+        lines=taps // 3,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         CHANNELS=CHANNELS,
