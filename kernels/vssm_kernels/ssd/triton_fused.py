@@ -73,10 +73,11 @@ def saves(args: SSDArguments) -> tuple[tuple[int, ...], torch.dtype]:
 
 def plan_duality(args: SSDArguments, save: bool) -> Callable[[SSDArguments], tuple[Tensor, Tensor | None]]:
     """The output, and the states that are saved for the backward; see `saves`."""
-    walk = _plan_forward(args, _Plan(args, backward_follows=save), save)
+    plan = _Plan(args, backward_follows=save)
+    walk, steps = _plan_forward(args, plan, save), _plan_steps(args, plan)
 
     def run(args: SSDArguments) -> tuple[Tensor, Tensor | None]:
-        y, saved = walk(args, _tensors(args))
+        y, saved = walk(args, steps(args))
         return _of_tokens(y, args, args.u.dtype, merge=args.merge), saved
 
     return run
@@ -88,6 +89,7 @@ def plan_duality_backward(args: SSDArguments, gradient: Tensor) -> Callable[[SSD
     tile, (shape, _) = plan.tile, saves(args)
     saved_here = args.states is not None and args.states.shape == shape  # else by another backend: ignored
     walk = None if saved_here else _plan_forward(args, plan, save=True)
+    steps = _plan_steps(args, plan)
     carry = _plan_carry(args, plan, adjoint=True) if tile.segments > 1 else None
     merge = args.shared_input and plan.merges
     launch = Launcher(
@@ -102,10 +104,10 @@ def plan_duality_backward(args: SSDArguments, gradient: Tensor) -> Callable[[SSD
     shares_of_group = args.heads // args.groups * tile.blocks
 
     def run(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, dy = _tensors(args), _rows(args.per_direction(gradient))
-        u, delta, B, C, *of_heads = tensors
+        tensors, dy = steps(args), _rows(args.per_direction(gradient))
+        u, B, C, sizes, sums, *of_heads = tensors
         saved = args.states if walk is None else walk(args, tensors)[1]
-        dends = saved if carry is None else carry(args, (dy, delta, C, B, *of_heads))
+        dends = saved if carry is None else carry(args, (dy, C, B, sizes, sums, *of_heads))
         du = plan.rows(args, (), (args.heads, args.channels), like=args.u, merge=merge)
         ddelta = plan.rows(args, (tile.blocks,), (args.heads,), like=args.delta if tile.blocks == 1 else None)
         dB, dC = (plan.rows(args, (shares_of_group,), args.B.shape[3:], like=each) for each in (args.B, args.C))
@@ -113,7 +115,7 @@ def plan_duality_backward(args: SSDArguments, gradient: Tensor) -> Callable[[SSD
         if args.initial is not None:
             dstart = torch.empty(shape[:4] + shape[5:], device=args.device, **floats)
         if args.batch:
-            launch(u, delta, B, C, dy, *of_heads, dends, saved, du, ddelta, dB, dC, dstart, shares)
+            launch(u, B, C, sizes, sums, dy, args.delta, *of_heads, dends, saved, du, ddelta, dB, dC, dstart, shares)
         dA, dD, dbias = shares.sum((0, 3, 4)).unbind(-1)
         ddelta, dB, dC = (
             _of_tokens(_sum_of_shares(each, torch.float32 if args.repeats else like.dtype), args, like.dtype)
@@ -128,10 +130,34 @@ def plan_duality_backward(args: SSDArguments, gradient: Tensor) -> Callable[[SSD
     return run
 
 
-# u, delta, B, C, A, D, the bias and the order's table, which every kernel takes first; where one is absent its pointer
-# is that of another, which the kernel does not follow.
+# u, B, C, the step sizes and the sums of `steps_kernel`, A, D, the bias and the order's table. Where one is absent its
+# pointer is that of another, which no kernel follows.
 _Tensors = tuple[Tensor, ...]
 _Walk = Callable[[SSDArguments, _Tensors], Any]
+
+
+def _plan_steps(args: SSDArguments, plan: _Plan) -> Callable[[SSDArguments], _Tensors]:
+    tile = plan.tile
+    shape = (2, args.batch, args.directions, args.heads, tile.chunks, tile.steps)
+    launch = Launcher(
+        kernels.steps_kernel,
+        (args.batch * args.directions * tile.chunks,),
+        **plan.numbers_for(kernels.steps_kernel),
+        LENGTH=tile.steps,
+        BLOCK_H=1 << (args.heads - 1).bit_length(),
+        num_warps=1,
+    )
+
+    def run(args: SSDArguments) -> _Tensors:
+        A = args.A.float().contiguous()
+        D, bias = (A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
+        order = A if args.order is None else args.order.table
+        sizes, sums = torch.empty(shape, dtype=torch.float32, device=args.device)
+        if args.batch:
+            launch(args.delta, A, bias, order, sizes, sums)
+        return _rows(args.u), _rows(args.B), _rows(args.C), sizes, sums, A, D, bias, order
+
+    return run
 
 
 def _plan_forward(args: SSDArguments, plan: _Plan, save: bool) -> _Walk:
@@ -150,7 +176,8 @@ def _plan_forward(args: SSDArguments, plan: _Plan, save: bool) -> _Walk:
     )
 
     def run(args: SSDArguments, tensors: _Tensors) -> tuple[Tensor, Tensor | None]:
-        starts = tensors[4]
+        *first, A, D, _, order = tensors
+        starts = A
         if carry is not None:
             starts = carry(args, tensors)
         elif args.initial is not None:
@@ -158,7 +185,7 @@ def _plan_forward(args: SSDArguments, plan: _Plan, save: bool) -> _Walk:
         saved = torch.empty(shape, dtype=dtype, device=args.device) if save else None
         y = plan.rows(args, (), (args.heads, args.channels), like=args.u, merge=merge)
         if args.batch:
-            launch(*tensors, starts, y, starts if saved is None else saved)
+            launch(*first, D, order, starts, y, starts if saved is None else saved)
         return y, saved
 
     return run
@@ -178,11 +205,11 @@ def _plan_carry(args: SSDArguments, plan: _Plan, adjoint: bool = False) -> _Walk
     launch = Launcher(kernels.ends_kernel, plan.grid(False), **numbers, **tile.options)
 
     def run(args: SSDArguments, tensors: _Tensors) -> Tensor:
-        u, delta, B, _, A, _, bias, order = tensors
+        u, B, _, sizes, sums, *_, order = tensors
         ends = torch.empty((*walks, tile.block_n, tile.block_p), dtype=torch.float32, device=args.device)
         totals = torch.empty(walks, dtype=torch.float32, device=args.device)
         if args.batch:
-            launch(u, delta, B, A, bias, order, ends, totals)
+            launch(u, B, sizes, sums, order, ends, totals)
         kept = decays_between(totals * math.log(2))
         if adjoint:
             before = (kept.mT @ ends.flatten(-2)).view_as(ends)
@@ -263,13 +290,6 @@ class _Plan:
             "NARROW": args.u.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
             "PRECISION": "tf32x3" if args.u.dtype == torch.float32 else "tf32",
         }
-
-
-def _tensors(args: SSDArguments) -> _Tensors:
-    A = args.A.float().contiguous()
-    D, bias = (A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
-    order = A if args.order is None else args.order.table
-    return _rows(args.u), args.delta, _rows(args.B), _rows(args.C), A, D, bias, order
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ import triton.language as tl
 from vssm_kernels.selective_scan.triton_kernels import LOG2_E, softplus
 from vssm_kernels.triton_math import saturate, sigmoid
 
-
 # Not compiled in, so that all lengths and batches share a kernel; what is left shows which accesses can be vectors.
 SIZES = ["steps", "rows", "batch", "directions", "heads", "per_group", "blocks", "chunks", "length", "segments"]
 SIZES += ["delta_batch", "delta_token", "delta_direction"]
@@ -76,19 +75,38 @@ def store(base, row, stride, column, size, values):
 
 
 @triton.jit
-def steps_of(delta, delta_token, shift, rate, token, step, steps):
-    """Step sizes before and after softplus, and the sums of the logarithms of decays from the chunk's start to each
-    step and to its end; steps beyond the sequence decay nothing."""
-    x = tl.load(delta + token * delta_token, mask=token >= 0, other=0.0).to(tl.float32) + shift
-    size = tl.where(step < steps, softplus(x), 0.0)
-    return x, size, tl.cumsum(size * rate, 0), tl.sum(size * rate, 0)
+def steps_of(sizes, sums, place, l, LENGTH: tl.constexpr):
+    """What `steps_kernel` wrote of a chunk: step sizes, and the sums to each step and to the chunk's end."""
+    first = place * LENGTH
+    return tl.load(sizes + first + l), tl.load(sums + first + l), tl.load(sums + first + LENGTH - 1)
 
 
-@triton.jit
-def head_constants(A, bias, k, heads, head, HAS_BIAS: tl.constexpr):
-    """The rate of decay, to the base of 2, and the bias of step sizes."""
-    rate = tl.load(A + k * heads + head) * LOG2_E
-    return rate, tl.load(bias + k * heads + head) if HAS_BIAS else rate * 0.0
+@triton.jit(do_not_specialize=SIZES)
+def steps_kernel(
+    delta, A, bias, order, sizes, sums,
+    steps, directions, heads, chunks, delta_batch, delta_token, delta_direction, delta_head,
+    HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, LENGTH: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Step sizes after softplus, and the sums of the logarithms of decays from a chunk's start to each of its steps,
+    (batch, direction, head, chunk, step); steps beyond the sequence decay nothing. A kernel of their own: the others
+    need them along several axes, and each would be a way through shared memory."""
+    chunk = tl.program_id(0) % chunks
+    walk = tl.program_id(0) // chunks
+    b, k = (walk // directions).to(tl.int64), walk % directions
+    l, head = tl.arange(0, LENGTH), tl.arange(0, BLOCK_H)
+    step = chunk * LENGTH + l
+    token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
+    present = head < heads
+    rate = tl.load(A + k * heads + head, mask=present, other=0.0) * LOG2_E
+    delta += b * delta_batch + k * delta_direction + token[:, None] * delta_token + head[None, :] * delta_head
+    x = tl.load(delta, mask=(token >= 0)[:, None] & present[None, :], other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias + k * heads + head, mask=present, other=0.0)[None, :]
+    size = tl.where((step < steps)[:, None], softplus(x), 0.0)
+    to = ((walk.to(tl.int64) * heads + head)[None, :] * chunks + chunk) * LENGTH + l[:, None]
+    mask = present[None, :] & (l >= 0)[:, None]
+    tl.store(sizes + to, size, mask=mask)
+    tl.store(sums + to, tl.cumsum(size * rate[None, :], 0), mask=mask)
 
 
 @triton.jit
@@ -100,11 +118,11 @@ def pair_decays(a, LENGTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    u, delta, B, C, A, D, bias, order, starts, y, saved,
+    u, B, C, sizes, sums, D, order, starts, y, saved,
     steps, rows, directions, heads, channels, state, per_group, blocks, chunks, length, segments,
-    u_batch, u_token, u_direction, u_head, delta_batch, delta_token, delta_direction, delta_head,
+    u_batch, u_token, u_direction, u_head,
     B_batch, B_token, B_direction, B_group, C_batch, C_token, C_direction, C_group,
-    HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr, SAVE: tl.constexpr,
+    HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_START: tl.constexpr, SAVE: tl.constexpr,
     SHIFT: tl.constexpr, MERGE: tl.constexpr, BY_STEP: tl.constexpr, WIDE: tl.constexpr,
     NARROW: tl.constexpr, PRECISION: tl.constexpr, LENGTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
@@ -115,14 +133,13 @@ def forward_kernel(
     tile = n[:, None] * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
     y_row = heads * channels if MERGE else directions * heads * channels
     for k in range(first, end):
+        own_steps = ((b * directions + k) * heads + head) * chunks
         own = ((b * directions + k) * heads + head) * blocks + block
         u_walk = u + b * u_batch + k * u_direction + head * u_head
-        delta_walk = delta + b * delta_batch + k * delta_direction + head * delta_head
         B_walk = B + b * B_batch + k * B_direction + group * B_group
         C_walk = C + b * C_batch + k * C_direction + group * C_group
         y_walk = y + b * rows * y_row + ((0 if MERGE else k) * heads + head) * channels
         first_writes = k == first
-        rate, shift = head_constants(A, bias, k, heads, head, HAS_BIAS)
         if MERGE:
             tl.debug_barrier()  # other threads may have written what is added to
         if HAS_START:
@@ -137,7 +154,7 @@ def forward_kernel(
         for chunk in range(segment * length, tl.minimum((segment + 1) * length, chunks)):
             step = chunk * LENGTH + l
             token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-            _, size, a, total = steps_of(delta_walk, delta_token, shift, rate, token, step, steps)
+            size, a, total = steps_of(sizes, sums, own_steps + chunk, l, LENGTH)
             u_rows = load(u_walk, token, u_token, p, channels)
             B_rows, C_rows = load(B_walk, token, B_token, n, state), load(C_walk, token, C_token, n, state)
             if SAVE:
@@ -158,30 +175,29 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def ends_kernel(
-    u, delta, B, A, bias, order, ends, totals,
+    u, B, sizes, sums, order, ends, totals,
     steps, directions, heads, channels, state, per_group, blocks, chunks, length, segments,
-    u_batch, u_token, u_direction, u_head, delta_batch, delta_token, delta_direction, delta_head,
+    u_batch, u_token, u_direction, u_head,
     B_batch, B_token, B_direction, B_group,
-    HAS_ORDER: tl.constexpr, HAS_BIAS: tl.constexpr, SHIFT: tl.constexpr, ADJOINT: tl.constexpr,
+    HAS_ORDER: tl.constexpr, SHIFT: tl.constexpr, ADJOINT: tl.constexpr,
     WIDE: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
     LENGTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The state that a segment reaches from zero, and the sum of its logarithms of decays; adjoint, with the output's
     gradient for u and C for B, the gradient of the state before it by what it puts out."""
     b, k, _next, segment, head, block = place(directions, heads, blocks, segments, False)
+    own_steps = ((b * directions + k) * heads + head) * chunks
     own = ((b * directions + k) * heads + head) * blocks + block
     p, n, l = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), tl.arange(0, LENGTH)
     u += b * u_batch + k * u_direction + head * u_head
-    delta += b * delta_batch + k * delta_direction + head * delta_head
     B += b * B_batch + k * B_direction + head // per_group * B_group
-    rate, shift = head_constants(A, bias, k, heads, head, HAS_BIAS)
     h, whole = tl.zeros((BLOCK_N, BLOCK_P), tl.float32), 0.0
     first, end = segment * length, tl.minimum((segment + 1) * length, chunks)
     for i in range(0, end - first):
         chunk = end - 1 - i if ADJOINT else first + i
         step = chunk * LENGTH + l
         token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-        _, size, a, total = steps_of(delta, delta_token, shift, rate, token, step, steps)
+        size, a, total = steps_of(sizes, sums, own_steps + chunk, l, LENGTH)
         u_rows = load(u, token_of(order, k, step + SHIFT, steps, HAS_ORDER, WIDE), u_token, p, channels)
         by = tl.exp2(a) if ADJOINT else size * tl.exp2(total - a)
         given = load(B, token, B_token, n, state).to(tl.float32) * by[:, None]
@@ -194,7 +210,7 @@ def ends_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
-    u, delta, B, C, dy, A, D, bias, order, dends, saved, du, ddelta, dB, dC, dstart, shares,
+    u, B, C, sizes, sums, dy, delta, A, D, bias, order, dends, saved, du, ddelta, dB, dC, dstart, shares,
     steps, rows, batch, directions, heads, channels, state, per_group, blocks, chunks, length, segments,
     u_batch, u_token, u_direction, u_head, delta_batch, delta_token, delta_direction, delta_head,
     B_batch, B_token, B_direction, B_group, C_batch, C_token, C_direction, C_group,
@@ -214,6 +230,7 @@ def backward_kernel(
     du_row = heads * channels if MERGE else row_size * channels
     of_group = (((head % per_group) * blocks + block) * batch + b) * rows * directions * groups + group
     for k in range(first, end):
+        own_steps = ((b * directions + k) * heads + head) * chunks
         own = ((b * directions + k) * heads + head) * blocks + block
         u_walk = u + b * u_batch + k * u_direction + head * u_head
         delta_walk = delta + b * delta_batch + k * delta_direction + head * delta_head
@@ -224,7 +241,8 @@ def backward_kernel(
         ddelta_walk = ddelta + (block * batch + b) * rows * row_size + k * heads + head
         dB_walk, dC_walk = dB + (of_group + k * groups) * state, dC + (of_group + k * groups) * state
         first_writes = k == first
-        rate, shift = head_constants(A, bias, k, heads, head, HAS_BIAS)
+        rate = tl.load(A + k * heads + head) * LOG2_E
+        shift = tl.load(bias + k * heads + head) if HAS_BIAS else rate * 0.0
         if MERGE:
             tl.debug_barrier()  # other threads may have written what is added to
         if HAS_END:
@@ -237,7 +255,8 @@ def backward_kernel(
             chunk = stop - 1 - i
             step = chunk * LENGTH + l
             token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-            x, size, a, total = steps_of(delta_walk, delta_token, shift, rate, token, step, steps)
+            size, a, total = steps_of(sizes, sums, own_steps + chunk, l, LENGTH)
+            x = tl.load(delta_walk + token * delta_token, mask=token >= 0, other=0.0).to(tl.float32) + shift
             row = row_of(order, k, step, steps, HAS_ORDER, BY_STEP, WIDE)
             B_rows, C_rows = load(B_walk, token, B_token, n, state), load(C_walk, token, C_token, n, state)
             u_rows = load(u_walk, token, u_token, p, channels)

@@ -231,9 +231,9 @@ def backward_kernel(
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, REVERSE: tl.constexpr, STATE_ALIGN: tl.constexpr,
     PARTS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Gradients. dBC are those of B from above, B from the left and C, sums over this program's channels, (block, batch,
-    row, column, 3, state); `shares` are every tile's parts of the gradients of A, (way, state, channel), D, and both
-    biases, in this order."""
+    """Gradients. dBC are those of B from above, B from the left and C, sums over this program's channels, (block,
+    batch, row, column, 3, state); `shares` are every tile's parts of the gradients of A, (way, state, channel), D, and
+    both biases, in this order."""
     b, tile_row, tile_column, block = place_of_program(diagonal, first, count, blocks)
     lane, n = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_N)
     c = block * BLOCK_C + lane
