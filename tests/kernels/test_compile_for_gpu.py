@@ -21,7 +21,6 @@ VARIANTS = {
     "selective_scan.triton_chunk_kernels.carry_kernel": 4,
     "selective_scan.triton_kernels.forward_kernel": 12,
     "selective_scan.triton_kernels.backward_kernel": 8,
-    "ssd.triton_kernels.steps_kernel": 3,
     "ssd.triton_kernels.forward_kernel": 6,
     "ssd.triton_kernels.ends_kernel": 4,
     "ssd.triton_kernels.backward_kernel": 3,
