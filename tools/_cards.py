@@ -198,11 +198,6 @@ def _notice(sources: Sources, family: Family) -> str:
     return "".join(f"  {line}\n" for line in lines)
 
 
-def _power(number: float) -> str:
-    """2e-05 as 2e-5."""
-    return f"{number:.0e}".replace("e-0", "e-")
-
-
 def card(sources: Sources, family: Family) -> str:
     """All of a card between its first paragraph and its limits."""
     numbers = sources.numbers(family)
@@ -211,9 +206,10 @@ def card(sources: Sources, family: Family) -> str:
         f"{numbers['source']})."
     )
     if recorded := sources.recorded(family):
+        closely = f"{max(recorded.values()):.0e}".replace("e-0", "e-")
         counts += (
             ' "Recorded outputs reproduced" means that our model, filled with the same synthetic weights, gives the '
-            f"official implementation's logits to {_power(max(recorded.values()))} at every recorded image size, or to "
+            f"official implementation's logits to {closely} at every recorded image size, or to "
             "so much of their mean magnitude where that is above one."
         )
     sections = {
