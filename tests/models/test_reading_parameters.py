@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from families import CLASSES, shallow
+from quick_interpreter import quick_interpreter  # noqa: F401
 from torch.utils.checkpoint import checkpoint
 
 from vssm.nn import Block, Linear
