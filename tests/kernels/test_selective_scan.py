@@ -48,9 +48,7 @@ CASES = {
 }
 
 
-def make_arguments(
-    case: str, dtype: torch.dtype = torch.float32, device: str = "cpu", batch: int = 2
-) -> ScanArguments:
+def make_arguments(case: str, dtype: torch.dtype = torch.float32, device: str = "cpu", batch: int = 2) -> ScanArguments:
     sizes, order, segment, extras, states = CASES[case]
     inputs = make_inputs(batch, **sizes, dtype=dtype, device=device)
     directions, tokens = sizes["directions"], sizes["tokens"]
