@@ -142,8 +142,9 @@ except ImportError as error:
     assert "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu" in said
 
 
-def test_report_for_bug_reports(capsys):
+def test_report_for_bug_reports(capsys, monkeypatch):
     """What python -m vssm prints."""
+    monkeypatch.setattr(sys, "argv", ["vssm"])
     runpy.run_module("vssm", run_name="__main__")
     printed = capsys.readouterr().out
     names = [line.split("  ")[0] for line in printed.splitlines()]

@@ -70,7 +70,7 @@ def holes_and_repeats(tokens: int = 70, directions: int = 2) -> Tensor:
 
 
 CASES = {
-    "raster": {"batch": 2, "heads": 4, "groups": 2},
+    "raster": {"batch": 2, "directions": 1, "heads": 4, "groups": 2},
     "one step": {"tokens": 1},
     "one head, one direction": {"directions": 1, "heads": 1},
     "along an order": {"order": walks()},
