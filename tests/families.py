@@ -53,26 +53,27 @@ def shallow(kind: tuple[str, dict[str, Any]], parts: int = 2) -> tuple[str, dict
 
 
 class _Calls(TorchDispatchMode):
-    """Which operators are called; those of ours with the arguments that their code branches at."""
+    """Which operators of ours are called, each with the arguments that its code branches at."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[tuple] = set()
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        branches = [each.shape[-1:] == (1,) if isinstance(each, Tensor) else type(each) for each in args]
-        self.seen.add((str(operator), *(branches if operator.namespace == "vssm" else ())))
+        if operator.namespace == "vssm":
+            branches = [each.shape[-1:] == (1,) if isinstance(each, Tensor) else type(each) for each in args]
+            self.seen.add((str(operator), *branches))
         return operator(*args, **(kwargs or {}))
 
 
 @cache
 def bringing_operators() -> list[tuple[str, dict[str, Any]]]:
-    """The kinds of models, made shallow, that call an operator as none before them does.
+    """The classes of models, made shallow, that call an operator of ours as none before them does.
 
-    For tests of what works or fails with each operator, and takes seconds for every model: compilers and exporters.
+    For tests of what works or fails with each operator, and takes seconds for every model.
     """
     found, seen = [], set()
-    for kind in map(shallow, KINDS):
+    for kind in map(shallow, CLASSES):
         model = timm.create_model(kind[0], **kind[1]).eval()
         with torch.no_grad(), _Calls() as calls:
             model(torch.zeros(1, 3, 32, 32))
