@@ -198,24 +198,41 @@ def test_what_is_not_declared_is_refused_in_a_sentence(cards, house, file, old, 
 
 
 def test_what_is_measured_of_the_zoo_stands_beside_what_is_published(cards, house):
-    """In the table, with its conditions, and in the picture; a model that was not measured has empty cells."""
+    """A table of each run with its conditions, and a picture of all, drawn anew where it shows something else."""
     keys = ("model", "size", "batch", "dtype", "mode", "execution", "ms", "images_per_second", "peak_gib", "kernels")
-    rows = [
-        dict(zip(keys, values, strict=True))
-        for values in (
-            ("vim_tiny", 224, 128, "bfloat16", "infer", "eager", 64.0, 2000.0, 0.4, 256),
-            ("vim_tiny", 224, 128, "bfloat16", "infer", "CUDA graph", 8.0, 16000.0, 0.4, 256),
-            ("vim_tiny", 224, 1, "bfloat16", "infer", "eager", 31.5, 31.7, 0.1, 304),
-            ("swin_tiny_patch4_window7_224", 224, 128, "bfloat16", "infer", "CUDA graph", 22.0, 5749.0, 1.7, 486),
-        )
+    keys += ("kernels_per_block",)
+    swin = ("swin_tiny_patch4_window7_224", 224, 128, "bfloat16", "infer", "CUDA graph", 22.0, 5749.0, 1.7, 486, None)
+    first = [
+        ("vim_tiny", 224, 128, "bfloat16", "infer", "eager", 64.0, 2000.0, 0.4, 256, 10.7),
+        ("vim_tiny", 224, 128, "bfloat16", "infer", "CUDA graph", 8.0, 16000.0, 0.4, None, None),
+        ("vim_tiny", 224, 1, "bfloat16", "infer", "eager", 31.5, 31.7, 0.1, 304, 12.7),
+        swin,
     ]
-    facts = dict.fromkeys(("device", "torch", "triton", "timm", "commit", "command"), "here")
-    write_csv(house / "docs" / "studies" / "zoo.csv", rows, facts)
+    second = [("vmamba_tiny", 224, 128, "bfloat16", "train", "eager", 64.0, 1999.0, 8.4, 901, 60.0), swin]
+
+    def measure(name: str, values: list) -> None:
+        facts = dict.fromkeys(("device", "torch", "triton", "timm", "commit", "command"), name)
+        write_csv(
+            house / "docs" / "studies" / f"{name}.csv", [dict(zip(keys, each, strict=True)) for each in values], facts
+        )
+
+    picture = house / "docs" / "studies" / "zoo.png"
+    measure("zoo_1", first)
     assert cards.main([], house) == 0
+    drawn = picture.read_bytes()
+    measure("zoo_2", second)
+    assert cards.main([], house) == 0
+    assert picture.read_bytes() == drawn  # the same points
     page = (house / "docs" / "zoo.md").read_text()
-    assert "76.1 | 2,000 | 16,000 |  |  | 31.5 |  | 256 |  | recorded" in page and "81.3 |  | 5,749 |  |" in page
-    assert "78.3 |  |  |  |  |  |  |  |  | same code" in page and "commit here:\n\n    here" in page
-    assert (house / "docs" / "studies" / "zoo.png").stat().st_size > 10_000 and "](studies/zoo.png)" in page
+    assert "| `vim_tiny` | 76.1 | 2,000 | 16,000 |  |  | 31.5 |  | 0.40 |  | 256 | 11 |  |  |" in page
+    assert "| `vmamba_tiny` | 82.6 |  |  | 1,999 |  |  |  |  | 8.4 |  |  | 901 | 60 |" in page
+    assert page.count("`swin_tiny_patch4_window7_224` | 81.3 |  | 5,749 |  |") == 2
+    assert "commit zoo_1:\n\n    zoo_1" in page and "commit zoo_2:\n\n    zoo_2" in page
+    assert len(drawn) > 10_000 and "](studies/zoo.png)" in page
+    measure("zoo_2", [(*swin[:7], 5000.0, *swin[8:])])
+    assert cards.main(["--check"], house) == 1
+    assert cards.main([], house) == 0 and picture.read_bytes() != drawn
+    assert cards.main(["--check"], house) == 0
 
 
 def test_numbers_are_typed_only_once():

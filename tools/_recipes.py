@@ -99,7 +99,7 @@ class Recipe:
             return f"Score: {'; '.join(results) or self.kind['score']}."
         published = self.numbers.get("published")
         if not published:
-            return "Score: none is published."
+            return "Score: none is known here."
         accuracies = [f"{published[key]} % {key[:3]}-{key[3:]}" for key in ("top1", "top5") if key in published]
         score = published.get("score") or ", ".join(accuracies)
         several = " (--tta)" if "several scales" in score else ""
@@ -111,6 +111,9 @@ class Recipe:
             notes.append(
                 "The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into "
                 "the file named below."
+                if self.family.models[self.model].weights
+                else "No ImageNet weights are published: train the classifier first, and put its weights into the file "
+                "named below."
             )
         return [line for note in notes for line in textwrap.wrap(note, 117)]
 

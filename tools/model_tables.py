@@ -23,7 +23,7 @@ from pathlib import Path
 import _setup  # noqa: F401
 from _cards import Sources, card, measured, notice, pictures, whole_card
 from _clients import clients, exports
-from _zoo import STUDY, draw_zoo, families, zoo
+from _zoo import PICTURE, draw_zoo, families, is_drawn, runs, zoo
 
 from vssm.bench import summary
 from vssm.models import FAMILIES
@@ -37,7 +37,7 @@ STUDIES = {
     "study": (summary.study_table, "accuracy and costs of each model"),
     "orders": (summary.orders_table, "costs of scan orders"),
     "kernels": (summary.kernels_table, "times of kernels"),
-    "duality": (summary.duality_table, "times beside attention"),
+    "operators": (summary.operators_table, "times of operators"),
     "throughput": (summary.throughput_table, "time of an image over its size"),
     "heads": (summary.heads_table, "costs of detectors and segmentors"),
     "clients": (clients, ""),
@@ -95,10 +95,9 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
 
     sources = Sources.read(root)
     files = written(sources)
-    drawings = pictures(sources)
-    if (root / STUDY).exists():
-        drawings[(root / STUDY).with_suffix(".png")] = partial(draw_zoo, sources)
-    drawings = {path: draw for path, draw in drawings.items() if not path.exists()}
+    drawings = {path: draw for path, draw in pictures(sources).items() if not path.exists()}
+    if runs(root) and not is_drawn(sources, root / PICTURE):
+        drawings[root / PICTURE] = partial(draw_zoo, sources)
     changed = [path for path, text in files.items() if text != (path.read_text("utf-8") if path.exists() else None)]
     names = ", ".join(sorted(path.relative_to(root).as_posix() for path in (*changed, *drawings)))
     if check or not names:

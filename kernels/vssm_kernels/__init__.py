@@ -32,7 +32,7 @@ from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.ssd import ssd
 from vssm_kernels.standard import standard_operations
 from vssm_kernels.sum_gate import sum_gate, sum_gate_again
-from vssm_kernels.sum_norm import sum_norm
+from vssm_kernels.sum_norm import add_norm, sum_norm
 from vssm_kernels.tree_scan import tree_scan
 from vssm_kernels.wavefront_scan import wavefront_scan
 
@@ -43,6 +43,7 @@ __all__ = [
     "Form",
     "Layout",
     "ScanTable",
+    "add_norm",
     "backend_report",
     "causal_conv1d",
     "directed_linear",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vssm_kernels.dispatch import Backend, BackendRegistry, forced, registries
+from vssm_kernels.dispatch import PLAIN_TENSORS, Backend, BackendRegistry, forced, registries
 from vssm_kernels.kinds import Latest, kind_of
 from vssm_kernels.orders import ScanTable, as_scan_table
 from vssm_kernels.standard import wants_standard
@@ -123,8 +123,8 @@ class Op(BackendRegistry):
         if not needs_gradient(args.tensors()):
             forward = backend.planned(args, False)
             return lambda args: forward(args)[0]
-        forward = backend.planned(args, True)
-        return lambda args: _Eager.apply(self, backend, forward, args, *args.tensors())[0]
+        forward, backward = backend.planned(args, True), _Backward(self, backend)
+        return lambda args: _Eager.apply(self, forward, backward, args, *args.tensors())[0]
 
     def run_forward(self, backend: Backend, args: Any, save: bool) -> tuple[Tensor, Tensor | None]:
         """The forward of a backend."""
@@ -214,13 +214,33 @@ def _without_autocast(device: torch.device, function: Callable[..., Any], *args:
         torch.set_autocast_enabled(device.type, True)
 
 
+class _Backward:
+    """A backend's backward for what forwards of one kind have saved, which is of one kind too: only the gradient's is
+    looked at."""
+
+    def __init__(self, op: Op, backend: Backend):
+        self.op, self.backend = op, backend
+        self.known: dict[Hashable, Callable[[Any, Tensor], Sequence[Tensor | None]]] = {}
+
+    def __call__(self, args: Any, gradient: Tensor) -> Sequence[Tensor | None]:
+        if type(gradient) not in PLAIN_TENSORS:
+            return self.op.run_backward(self.backend, args, gradient)
+        kind = gradient.stride(), gradient.dtype, gradient.data_ptr() & 63
+        run = self.known.get(kind)
+        if run is None:
+            run = self.known[kind] = self.backend.planned_backward(args, gradient)
+        return run(args, gradient)
+
+
 class _Eager(torch.autograd.Function):
     """An op on plain tensors. Returns the output and what is saved: second derivatives pass through saved sums."""
 
     @staticmethod
-    def forward(ctx, op, backend, forward, args, *tensors):  # the tensors are those of args, for autograd to see
+    def forward(ctx, op, forward, backward, args, *tensors):  # the tensors are those of args, for autograd to see
         output, saved = forward(args)
-        ctx.run_backward = partial(op.run_backward, backend)
+        # Hooks on saved tensors may return others of another kind.
+        hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        ctx.run_backward = partial(op.run_backward, backward.backend) if hooked else backward
         _save(ctx, op, args, saved)
         return output, saved
 
@@ -260,6 +280,11 @@ def _gradients(ctx: Any, gradient: Tensor | None, dsaved: Tensor | None) -> list
     return gradients
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it is a part of another that begins at an address that compiled code does not expect."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def _define_operators(op: Op) -> tuple[Any, Any]:
     """The operators of torch for all devices, of the forward and of the backward, as compilers see them.
 
@@ -291,7 +316,7 @@ def _define_operators(op: Op) -> tuple[Any, Any]:
         return output, first.new_empty(shape_and_dtype[0], dtype=shape_and_dtype[1])
 
     def backward(gradient, *flat):
-        return [found.contiguous() for found in run(gradient, flat, False) if found is not None]
+        return [_aligned(found.contiguous()) for found in run(gradient, flat, False) if found is not None]
 
     def fake_backward(gradient, *flat):
         tensors = [tensor for tensor in op.unflatten(flat).tensors() if tensor is not None]

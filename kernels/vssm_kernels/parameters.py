@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ except ImportError:  # why_no_triton reports it
     triton = None
 
 _BLOCK = 1024  # numbers of a program
-_ALIGN = 64  # what is made begins at multiples of so many numbers
+_ALIGN = 16  # what is made begins at multiples of so many numbers
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _MOST = 12  # parameters of one kernel
 
@@ -110,7 +110,7 @@ def _plan(
         for part in (group[start : start + _MOST] for start in range(0, len(group), _MOST)):
             part_forms, shapes = tuple([forms[i] for i in part]), tuple([parameters[i].shape for i in part])
             plan = _Plan.of(shapes, part_forms, dtype, parameters[part[0]].device)
-            parts.append((part, partial(read, plan, part_forms)))
+            parts.append((part, partial(read, plan, _launcher_of(read_kernel, plan))))
     return parts
 
 
@@ -151,17 +151,18 @@ class _Plan(NamedTuple):
     begins and where its gradient does, directions, rows, columns, `last`.
     """
 
+    forms: tuple[Form, ...]
     dtype: torch.dtype
-    gradients: tuple[tuple[torch.Size, tuple[int, ...], int], ...]  # shape, strides, begin
-    outputs: tuple[tuple[bool, tuple[int, ...], tuple[int, ...], int], ...]  # whether wide, shape, strides, begin
-    sizes: tuple[int, int, int]  # of these two and of the gradients' buffer
+    outputs: tuple[tuple[bool, tuple[int, ...], tuple[int, ...]], ...]  # whether wide, shape, strides
+    gradients: tuple[torch.Size, ...]  # shapes
+    cuts: tuple[list[int], list[int], list[int]]  # lengths of the parts of the two buffers and of the gradients'
     table: Tensor
     grid: tuple[int, int]  # blocks of the largest parameter, in either direction, and parameters
 
     @staticmethod
     @functools.lru_cache(maxsize=1024)
     def of(shapes: tuple[torch.Size, ...], forms: tuple[Form, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
-        begin, gradients, outputs, fields, largest = [0, 0, 0], [], [], [], 0
+        begin, cuts, outputs, fields, largest = [0, 0, 0], ([], [], []), [], [], 0
         for shape, form in zip(shapes, forms, strict=True):
             wide = form.layout == Layout.RATES
             if form.layout == Layout.CAST:
@@ -176,61 +177,69 @@ class _Plan(NamedTuple):
                 else:
                     width = columns * directions if form.layout == Layout.SIDE_BY_SIDE else columns
                     made, strides, size = (directions * rows, width), (width, 1), directions * rows * width
-            outputs.append((wide, made, strides, begin[wide]))
+            outputs.append((wide, made, strides))
             numbers = math.prod(shape)
             fields.append([form.layout, numbers, size, begin[wide], begin[2], directions, rows, columns, form.last])
-            gradients.append((shape, _row_major(shape), begin[2]))
-            begin[wide] += cdiv(size, _ALIGN) * _ALIGN
-            begin[2] += cdiv(numbers, _ALIGN) * _ALIGN
+            for buffer, length in ((int(wide), size), (2, numbers)):
+                cuts[buffer].extend([length, -length % _ALIGN])
+                begin[buffer] += length + -length % _ALIGN
             largest = max(largest, size, numbers)
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("run the model once before capturing a CUDA graph: its parameters are not yet laid out")
         with torch.inference_mode(False), torch.no_grad():
             table = torch.tensor(fields, dtype=torch.int32, device="cpu").to(device)
         grid = cdiv(largest, _BLOCK), len(shapes)
-        return _Plan(dtype, tuple(gradients), tuple(outputs), tuple(begin), table, grid)
+        return _Plan(forms, dtype, tuple(outputs), shapes, cuts, table, grid)
 
 
 def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
-def _read_together(plan: _Plan, forms: tuple[Form, ...], *parameters: Tensor) -> tuple[Tensor, ...]:
-    return _made_of(plan, parameters)[1]
+def _read_together(plan: _Plan, launch: Launcher, *parameters: Tensor) -> tuple[Tensor, ...]:
+    return _made_of(plan, launch, parameters)[1]
 
 
-def _made_of(plan: _Plan, parameters: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _made_of(plan: _Plan, launch: Launcher, parameters: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The buffer in float32, and what is made of each parameter."""
-    device = parameters[0].device
-    narrow = torch.empty(plan.sizes[0], dtype=plan.dtype, device=device)
-    wide = torch.empty(plan.sizes[1], dtype=torch.float32, device=device)
-    _launch(read_kernel, plan, parameters, narrow, wide)
+    device, (narrow_cuts, wide_cuts, _) = parameters[0].device, plan.cuts
+    narrow = torch.empty(sum(narrow_cuts), dtype=plan.dtype, device=device)
+    wide = torch.empty(sum(wide_cuts), dtype=torch.float32, device=device)
+    launch(*_filled(parameters), plan.table, narrow, wide)
+    parts = _parts_of(narrow, narrow_cuts), _parts_of(wide, wide_cuts)
+    # Rates are a view with other strides than their part's.
     made = [
-        (wide if is_wide else narrow).as_strided(shape, strides, begin)
-        for is_wide, shape, strides, begin in plan.outputs
+        next(parts[1]).as_strided(shape, strides) if is_wide else next(parts[0]).view(shape)
+        for is_wide, shape, strides in plan.outputs
     ]
     return wide, tuple(made)
 
 
-def _launch(kernel: Any, plan: _Plan, tensors: Sequence[Tensor], first: Tensor, second: Tensor) -> None:
+def _parts_of(buffer: Tensor, cuts: list[int]) -> Iterator[Tensor]:
+    """The parts of a buffer without what fills the gaps between them; one operation, where slices are one each."""
+    return iter(buffer.split_with_sizes(cuts)[::2])
+
+
+def _filled(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Pointers that are left over are those of the first tensor; no program follows them."""
-    pointers = tuple([(tensor.dtype, tensor.data_ptr() & 15) for tensor in tensors])
-    launch = _launcher(kernel, plan.grid, pointers, first.dtype, first.device)
-    launch(*tensors, *[tensors[0]] * (_MOST - len(tensors)), plan.table, first, second)
+    return [*tensors, *[tensors[0]] * (_MOST - len(tensors))]
 
 
-@functools.lru_cache(maxsize=1024)
-def _launcher(kernel: Any, grid: tuple[int, int], *what_it_is_compiled_for: Hashable) -> Launcher:
-    return Launcher(kernel, grid, COUNT=grid[1], BLOCK=_BLOCK)
+def _launcher_of(kernel: Any, plan: _Plan) -> Launcher:
+    return Launcher(kernel, plan.grid, COUNT=plan.grid[1], BLOCK=_BLOCK)
+
+
+# By the gradients' dtypes and alignments.
+_gradient_launchers: dict[Hashable, Launcher] = Latest()
 
 
 class _Together(torch.autograd.Function):
     """`read_parameters` of a plan, in one kernel each way."""
 
     @staticmethod
-    def forward(ctx, plan, forms, *parameters):
-        wide, made = _made_of(plan, parameters)
-        ctx.plan, ctx.forms = plan, forms
+    def forward(ctx, plan, launch, *parameters):
+        wide, made = _made_of(plan, launch, parameters)
+        ctx.plan = plan
         ctx.save_for_backward(wide, *parameters)
         return made
 
@@ -238,7 +247,7 @@ class _Together(torch.autograd.Function):
     def backward(ctx, *gradients):
         wide, *parameters = ctx.saved_tensors
         if torch.is_grad_enabled() or not all(map(torch._C._has_storage, gradients)):
-            found = map(_gradient, parameters, ctx.forms, gradients)
+            found = map(_gradient, parameters, ctx.plan.forms, gradients)
         else:
             found = _gradients(ctx.plan, parameters[0], wide, gradients)
         return None, None, *found
@@ -261,15 +270,20 @@ def _gradient(parameter: Tensor, form: Form, gradient: Tensor) -> Tensor:
 
 def _gradients(plan: _Plan, parameter: Tensor, wide: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
     laid_out = []
-    for gradient, (_, shape, strides, _) in zip(gradients, plan.outputs, strict=True):
+    for gradient, (_, shape, strides) in zip(gradients, plan.outputs, strict=True):
         if gradient.stride() != strides:
             gradient = torch.empty_strided(
                 shape, strides, dtype=gradient.dtype, device=gradient.device
             ).copy_(gradient)  # fmt: skip
         laid_out.append(gradient)
-    out = torch.empty(plan.sizes[2], dtype=parameter.dtype, device=parameter.device)
-    _launch(gradient_kernel, plan, laid_out, out, wide)
-    return [out.as_strided(*place) for place in plan.gradients]
+    cuts = plan.cuts[2]
+    out = torch.empty(sum(cuts), dtype=parameter.dtype, device=parameter.device)
+    kind = (plan.grid, out.dtype, out.device, *[(tensor.dtype, tensor.data_ptr() & 15) for tensor in laid_out])
+    launch = _gradient_launchers.get(kind)
+    if launch is None:
+        launch = _gradient_launchers[kind] = _launcher_of(gradient_kernel, plan)
+    launch(*_filled(laid_out), plan.table, out, wide)
+    return [part.view(shape) for part, shape in zip(_parts_of(out, cuts), plan.gradients, strict=True)]
 
 
 if triton is not None:

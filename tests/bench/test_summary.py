@@ -6,9 +6,9 @@ import torch
 from vssm.bench import environment, write_csv
 from vssm.bench.summary import (
     COSTS,
-    duality_table,
     heads_table,
     kernels_table,
+    operators_table,
     orders_table,
     read_rows,
     study_table,
@@ -56,6 +56,13 @@ def test_table(rows):
     assert facts["commit"] in lines[5] and lines[-1] == f"    {facts['command']}"
 
 
+def test_table_before_anything_is_measured(rows):
+    facts = environment(torch.device("cpu"))
+    lines = study_table([{**row, **dict.fromkeys(MEASURED), **facts} for row in rows]).splitlines()
+    assert lines[2] == "| plain | 92.0 % (90.0 to 95.0) |"
+    assert lines[5].startswith("3 seeds a model. ") and "Throughput" not in lines[5]
+
+
 def test_table_from_the_file_is_the_same(rows, tmp_path):
     facts = environment(torch.device("cpu"))
     write_csv(tmp_path / "study.csv", rows, facts)
@@ -87,14 +94,15 @@ def test_kernels_table():
     assert kernels_table(rows).splitlines()[2] == "| small | 2 | 4 x 20 | 16 | 1 | 0.5 | 2 | 0.25 | 1.00 |"
 
 
-def test_duality_table():
+def test_operators_table():
     row = {"case": "small", "batch": 2, "tokens": 20, "directions": 1, "channels": 16, "state": 4, "dtype": "bfloat16"}
     row |= environment(torch.device("cpu"))
-    ours = {**row, "backend": "triton", "forward_ms": "0.5", "forward_backward_ms": 2.0}
+    ours = {**row, "backend": "triton", "forward_ms": "0.5", "forward_backward_ms": 2.0, "tree_ms": ""}
     attention = {**row, "backend": "attention", "forward_ms": 0.75, "forward_backward_ms": "1.5"}
-    lines = duality_table([ours, attention]).splitlines()
-    assert lines[2] == "| small | triton | 2 | 1 x 20 | 16 | 4 | 0.5 | 1.50 | 2 | 0.75 |"
-    assert not lines[3] and lines[4].startswith("bfloat16. ")
+    lines = operators_table([ours, attention, {**ours, "case": "tree", "tree_ms": "0.125"}]).splitlines()
+    assert lines[2] == "| small | triton | 2 | 1 x 20 | 16 | 4 | 0.5 |  | 1.50 | 2 | 0.75 | 3.0 |"
+    assert lines[3] == "| tree | triton | 2 | 1 x 20 | 16 | 4 | 0.5 | 0.12 |  | 2 |  | 3.0 |"
+    assert not lines[4] and lines[5].startswith("bfloat16. ")
 
 
 def test_throughput_table():

@@ -62,7 +62,7 @@ def test_results_are_those_of_recipes():
 @every_recipe
 def test_head_states_command_cost_and_score(recipe):
     published = ROWS[recipe].numbers.get("published")
-    stated = f"# Score: {published['score']}" if published else "# Score: none is published."
+    stated = f"# Score: {published['score']}" if published else "# Score: none is known here."
     assert check_head(recipe, load(recipe)).startswith(stated)
 
 

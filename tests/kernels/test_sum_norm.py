@@ -6,7 +6,7 @@ import pytest
 import torch
 from on_backends import DEVICE, device_of, require
 
-from vssm_kernels import sum_norm, use_backend
+from vssm_kernels import add_norm, sum_norm, use_backend
 from vssm_kernels.sum_norm import OP, native_cpu, reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import assert_close
@@ -274,3 +274,80 @@ def test_float16_sums_saturate(backend):
     args = NormArguments(x, None, None, 1e-5, True, torch.float16, True)
     held = torch.tensor([[65504.0, -65504.0, 2e4, 0]], device=device)
     assert_close(output(backend, args), torch.nn.functional.layer_norm(held, (4,), eps=1e-5).half())
+
+
+def added(x, branch, weight, bias, kept, scale, center, dtype):
+    """`add_norm` operation by operation, in float64."""
+    total = x.double() + branch.double() * (1.0 if kept is None else scale * kept.double())
+    return total, reference.norm(NormArguments(total, weight, bias, 1e-5, center, dtype, False))[0]
+
+
+@pytest.fixture
+def one_kernel(monkeypatch):
+    """Tensors on the CPU go a GPU's way, to kernels that Triton interprets."""
+    pytest.importorskip("triton", reason="Triton is optional")
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    OP.forget()
+    with use_backend("triton"):
+        yield
+    OP.forget()
+
+
+@CENTERED
+@pytest.mark.parametrize("branch_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("keeps", [True, False], ids=["kept", "all kept"])
+@pytest.mark.parametrize("shape", [(3, 5, 24), (2, 3, 7, 87), (4, 16)], ids=str)
+def test_a_branch_is_added_in_the_kernel_of_the_norm(one_kernel, center, branch_dtype, keeps, shape, poisoned_memory):
+    generator = torch.Generator().manual_seed(0)
+    x, branch, dtotal, dnormed = (torch.randn(shape, generator=generator) for _ in range(4))
+    weight, bias = torch.randn(2, shape[-1], generator=generator)
+    bias = bias if center else None
+    kept = (torch.arange(shape[0]) % 2).to(branch_dtype).view(-1, *[1] * (len(shape) - 1)) if keeps else None
+    leaves = [x.to(DEVICE), branch.to(DEVICE, branch_dtype), weight.to(DEVICE)]
+    leaves = [leaf.requires_grad_() for leaf in leaves] + [None if bias is None else bias.to(DEVICE).requires_grad_()]
+    kept = None if kept is None else kept.to(DEVICE)
+    wanted = [leaf for leaf in leaves if leaf is not None]
+
+    def results(function):
+        outputs = function()
+        gradients = [dtotal.to(outputs[0]), dnormed.to(outputs[1])]
+        both = torch.autograd.grad(outputs, wanted, gradients, retain_graph=True)
+        return [*outputs, *both, *torch.autograd.grad(outputs[1], wanted, gradients[1])]
+
+    how = {"kept": kept, "scale": 1.25}
+    found = results(lambda: add_norm(*leaves, eps=1e-5, center=center, dtype=torch.float32, **how))
+    expected = results(lambda: added(*leaves, kept, 1.25, center, torch.float64))
+    assert found[0].dtype == torch.float32 and found[3].dtype == branch_dtype
+    assert "_AddNorm" in type(found[0].grad_fn).__name__
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert_close(one, other, f"result {i}", 1e-2 if one.dtype == torch.bfloat16 else 2e-5)
+
+
+def test_second_derivatives_of_an_added_branch(one_kernel):
+    x, branch, weight = (torch.randn(2, 6, requires_grad=True, device=DEVICE) for _ in range(3))
+
+    def penalty(function):
+        total, normed = function()
+        value = (total.square() * normed).sum()
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), (x, branch, weight))
+
+    found = penalty(lambda: add_norm(x, branch, weight[0], eps=1e-5))
+    expected = penalty(lambda: added(x, branch, weight[0], None, None, 1.0, True, torch.float64))
+    for name, one, other in zip(("x", "branch", "weight"), found, expected, strict=True):
+        assert_close(one, other, name, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["kept", "branch", "x"])
+def test_an_added_branch_of_another_shape(name):
+    shapes = {"x": (2, 3, 8), "branch": (2, 3, 8), "kept": (2, 1, 1)} | {name: (3, 5)}
+    x, branch, kept = (torch.ones(shape) for shape in shapes.values())
+    with pytest.raises((RuntimeError, ValueError), match=r"size|shape"):
+        add_norm(x, branch, torch.ones(8), eps=1e-5, kept=kept)
+
+
+def test_compiled_code_is_given_gradients_that_begin_at_aligned_addresses():
+    args = make_arguments((2, 3, 1, 87))
+    with use_backend("triton"):
+        found = torch.ops.vssm.sum_norm_backward(torch.ones(2, 3, 87), *OP.flatten(args))
+    assert len(found) == 3 and all(gradient.data_ptr() % 16 == 0 for gradient in found)

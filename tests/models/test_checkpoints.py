@@ -42,6 +42,23 @@ def pretrained(name: str, file: str, **kwargs: object) -> nn.Module:
     return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": file}, **kwargs)
 
 
+@pytest.mark.parametrize("name", ["local_vim_tiny", "lbvim_tiny"])
+def test_root_mean_square_norms_are_read_into_layer_norms_without_biases(name: str, tmp_path: Path) -> None:
+    """As the authors read a classifier into a segmentor; the other way round what does not fit is named."""
+    small = {"embed_dim": 32, "depth": 2, "img_size": 64, "num_classes": 10}
+    classifier, centred = (timm.create_model(name, layer_norm=with_mean, **small) for with_mean in (False, True))
+    nn.init.normal_(classifier.blocks[1].norm.weight)
+    nn.init.normal_(centred.blocks[1].norm.bias)
+    load_checkpoint(centred, save(classifier.state_dict(), tmp_path / "classifier.pth"))
+    norm = centred.blocks[1].norm
+    torch.testing.assert_close(norm.weight, classifier.blocks[1].norm.weight, rtol=0, atol=0)
+    assert norm.bias.count_nonzero() == 0
+    x = torch.randn(1, 5, 32)
+    torch.testing.assert_close(norm(x), nn.functional.layer_norm(x, (32,), norm.weight, eps=1e-5))
+    with pytest.raises(CheckpointError, match=r"3 unexpected \(blocks\.0\.norm\.bias"):
+        load_checkpoint(classifier, save(centred.state_dict(), tmp_path / "centred.pth"))
+
+
 def test_official_vim_file(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:
     """As the training script writes it: settings and an average beside the weights, rope buffers among them."""
     content = {

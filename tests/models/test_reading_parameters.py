@@ -11,6 +11,7 @@ from vssm.nn import Block, Linear
 from vssm.nn.reading import ReadsParameters, ReadTogether
 from vssm.ops import CAST
 from vssm_kernels import parameters
+from vssm_kernels.gpu import Launcher
 from vssm_kernels.testing import assert_close
 
 
@@ -19,8 +20,14 @@ def as_on_a_gpu(monkeypatch):
     """Tensors of the CPU take a GPU's way through the layers; the kernel that reads is interpreted, ops run in C."""
     pytest.importorskip("triton", reason="Triton is optional")
     kernels = []
-    launch = parameters._launch
-    monkeypatch.setattr(parameters, "_launch", lambda kernel, *rest: kernels.append(kernel) or launch(kernel, *rest))
+    launch = Launcher.__call__
+
+    def counted(self, *tensors):
+        if self.kernel in (parameters.read_kernel, parameters.gradient_kernel):
+            kernels.append(self.kernel)
+        launch(self, *tensors)
+
+    monkeypatch.setattr(Launcher, "__call__", counted)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
     return kernels
 

@@ -8,6 +8,7 @@ from timm.layers import Mlp
 from torch import nn
 
 from vssm.nn import Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, SelectiveScan, initialise_linear_layers
+from vssm_kernels import use_backend
 
 
 @pytest.mark.parametrize("kind", [BranchLayerNorm, BranchRMSNorm])
@@ -54,6 +55,29 @@ def test_stochastic_depth_drops_both_branches_in_training_alone() -> None:
     block, x = Block(8, nn.Linear(8, 8), nn.Linear(8, 8), drop_path=1.0), torch.randn(2, 3, 5, 8)
     assert torch.equal(block(x), x)
     assert not torch.isclose(block.eval()(x), x).all()
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["one kernel", "hooked"])
+def test_a_block_adds_a_branch_in_its_second_norm_on_a_gpu(monkeypatch, hooked: bool) -> None:
+    pytest.importorskip("triton", reason="Triton is optional")
+    torch.manual_seed(0)
+    block, x = Block(8, nn.Linear(8, 8), nn.Linear(8, 8), drop_path=0.4), torch.randn(6, 3, 5, 8)
+    seen = []
+    if hooked:  # what a hook is given must be there
+        block.norm2.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+
+    def step() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        block.zero_grad()
+        output = block(x)
+        output.square().sum().backward()
+        return [output.detach(), *(parameter.grad for parameter in block.parameters())]
+
+    expected = step()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    with use_backend("triton"):
+        torch.testing.assert_close(step(), expected)
+    assert len(seen) == 2 * hooked
 
 
 def test_scales_of_a_block_start_where_the_families_start_them() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from forked import Command
 from kills import TASKS, kill_test
 
-
 SMALL = """
 model = dict(backbone=dict(embed_dim=16, depth=2))
 train_cfg['max_epochs'] = 2

@@ -76,6 +76,10 @@ def test_of_a_model(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(
             attended, given.scan(given.tokens[None], given.order.table, merge=True)[0, chosen], rtol=1e-4, atol=1e-5
         )
+    _, (row, column), maps = attention_maps(model, image, (0.4, 0.6), 0)  # a class token, where there is one, left out
+    height, width = maps.shape[1:]
+    assert height == width and (row, column) == (int(0.4 * height), int(0.6 * width))
+    assert maps[:, row, column].sum() > 0, "a token attends to itself"
 
 
 def test_a_direction_attends_to_what_it_has_passed() -> None:

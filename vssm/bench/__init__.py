@@ -5,7 +5,7 @@ from vssm.bench.duality import DUALITY_CASES, DualityCase, benchmark_duality
 from vssm.bench.flops import Flops, count_flops
 from vssm.bench.host import benchmark_host
 from vssm.bench.kernels import KERNEL_CASES, KernelCase, benchmark_kernel, benchmark_orders
-from vssm.bench.models import Execution, benchmark_model
+from vssm.bench.models import Execution, benchmark_model, model_flops
 from vssm.bench.report import environment, print_table, write_csv, write_plot, write_scatter
 from vssm.bench.timing import Ceilings, median_time
 from vssm.bench.trees import TREE_CASES, TreeCase, benchmark_tree
@@ -30,6 +30,7 @@ __all__ = [
     "environment",
     "fvcore_handles",
     "median_time",
+    "model_flops",
     "print_table",
     "ptflops_hooks",
     "write_csv",

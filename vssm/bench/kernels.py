@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory
+from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory, time_in_a_row
 from vssm.scan import OrderFunction, bidirectional, cross, insert_token, raster, resolve_order
 from vssm_kernels import selective_scan, sum_gate, use_backend, wavefront_scan
 from vssm_kernels.testing import TOLERANCE, make_inputs, relative_error
@@ -96,7 +96,9 @@ def benchmark_kernel(
         forward = [lambda given=given, run=run: run(given) for given in operands]
         both = [_forward_backward(given, run) for given in operands]
         peak = peak_memory(both[0], device)
+        called: list[float | None] = [None, None]
         if device.type == "cuda":  # a kernel may take less time than its launch
+            called = [1e3 * time_in_a_row(functions, device) for functions in (forward, both)]
             forward, both = ([as_graph(function) for function in functions] for functions in (forward, both))
         seconds = median_time(forward, device)
         rows.append(
@@ -111,6 +113,8 @@ def benchmark_kernel(
                 "state": case.state,
                 "forward_ms": 1e3 * seconds,
                 "forward_backward_ms": 1e3 * median_time(both, device),
+                "forward_called_ms": called[0],
+                "forward_backward_called_ms": called[1],
                 "floor_ms": 1e3 * floor,
                 "share_of_floor": floor / seconds,
                 "peak_gib": peak,

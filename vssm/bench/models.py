@@ -74,7 +74,8 @@ def benchmark_model(
     gc.collect()
     before = allocated_memory(device)
     torch.manual_seed(0)
-    model = _create(name, size, arguments or {}).to(device).train(training)
+    with device:  # a GPU draws initial weights faster
+        model = _create(name, size, arguments or {}).train(training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     # Of ours; the kernels of stem and head are shared out among them.
     blocks = sum(isinstance(module, Block) for module in model.modules())
@@ -89,7 +90,8 @@ def benchmark_model(
     functions = [lambda images=images: step(images) for images in batches]
     check_finite(step(batches[0]), name)
     peak = peak_memory(functions[0], device, before)
-    kernels = count_kernels(functions[0], device)
+    # A graph has those of the same run outside of it.
+    kernels = None if execution.captured else count_kernels(functions[0], device)
     if execution.captured:
         functions = [as_graph(function) for function in functions]
     median = median_time(functions, device, seconds)
@@ -101,7 +103,6 @@ def benchmark_model(
         "mode": "train" if training else "infer",
         "execution": execution.value,
         "parameters_m": parameters / 1e6,
-        "gflops": model_flops(name, size, arguments).total / 1e9,
         "ms": 1e3 * median,
         "images_per_second": batch / median,
         "peak_gib": peak,

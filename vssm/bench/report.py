@@ -100,8 +100,12 @@ def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:
     _save(figure, axes, path)
 
 
-def write_scatter(path: Path, points: Iterable[tuple[str, str, float, float]], x: str, y: str) -> None:
+def write_scatter(
+    path: Path, points: Iterable[tuple[str, str, float, float]], x: str, y: str, comment: str = ""
+) -> None:
     """Plot points, each (group, label, x, y), over a logarithmic x axis; a colour for each group, the label beside it.
+
+    The comment stands in the PNG file as text.
 
     Raises:
         ImportError: matplotlib is missing; the message has the install line.
@@ -118,7 +122,8 @@ def write_scatter(path: Path, points: Iterable[tuple[str, str, float, float]], x
             axes.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xscale="log", xlabel=x, ylabel=y)
     _plain_numbers(axes)
-    _save(figure, axes, path)
+    axes.xaxis.set_minor_formatter(axes.xaxis.get_major_formatter())
+    _save(figure, axes, path, {"Comment": comment})
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -136,8 +141,8 @@ def _plain_numbers(axes: Any) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _save(figure: Any, axes: Any, path: Path) -> None:
+def _save(figure: Any, axes: Any, path: Path, texts: dict[str, str] | None = None) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, metadata=texts)

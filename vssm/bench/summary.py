@@ -75,14 +75,14 @@ def study_table(rows: list[Mapping[str, object]]) -> str:
     for model in models:
         spread = f"{model.mean:.1f} % ({min(model.scores):.1f} to {max(model.scores):.1f})"
         lines.append([model.label, spread, *(_text(model.costs[name], form) for name, _, form in columns)])
-    first = rows[0]
-    return (
-        f"{_table(lines)}\n"
-        f"{max(len(model.scores) for model in models)} seeds a model. Throughput and peak memory: each model alone "
-        f"({first['execution']}), {first['batch']} images of {first['size']} x {first['size']} pixels at once, "
-        f"{first['dtype']}. "
-        f"{conditions(first)}"
-    )
+    seeds = f"{max(len(model.scores) for model in models)} seeds a model."
+    measured = next((row for row in rows if row["execution"]), None)
+    if measured is not None:
+        seeds += (
+            f" Throughput and peak memory: each model alone ({measured['execution']}), {measured['batch']} images of "
+            f"{measured['size']} x {measured['size']} pixels at once, {measured['dtype']}."
+        )
+    return f"{_table(lines)}\n{seeds} {conditions(rows[0])}"
 
 
 def orders_table(rows: list[Mapping[str, object]]) -> str:
@@ -132,18 +132,24 @@ def kernels_table(rows: list[Mapping[str, object]], official: Iterable[Mapping[s
     return f"{_table(lines)}\n{rows[0]['dtype']}, {rows[0]['backend']}. {conditions(rows[0])}"
 
 
-def duality_table(rows: list[Mapping[str, object]]) -> str:
-    """A Markdown table of the rows of `benchmark_duality`: each backend beside attention, and the conditions below."""
+def operators_table(rows: list[Mapping[str, object]]) -> str:
+    """A Markdown table of rows of kernels of any kind, and the conditions below: beside attention where it was timed,
+    with the time of the tree in that of a forward, and the backward alone as a multiple of the forward."""
     attention = {str(row["case"]): row for row in rows if row["backend"] == "attention"}
-    head = ["case", "backend", "batch", "directions x tokens", "channels", "state"]
-    lines = [[*head, "forward, ms", "attention / ours", "with backward, ms", "attention / ours"]]
-    ours = [row for row in rows if row["backend"] != "attention"]
-    for row in ours:
-        peer = attention[str(row["case"])]
+    head = ["case", "backend", "batch", "directions x tokens", "channels", "state", "forward, ms", "of it the tree"]
+    lines = [[*head, "attention / ours", "with backward, ms", "attention / ours", "backward / forward"]]
+    for row in rows:
+        if row["backend"] == "attention":
+            continue
+        peer, tree = attention.get(str(row["case"])), row.get("tree_ms") or None
+        forward, both = float(row["forward_ms"]), float(row["forward_backward_ms"])
+        ratio, ratio_both = (
+            None if peer is None else float(peer[what]) / ours
+            for what, ours in (("forward_ms", forward), ("forward_backward_ms", both))
+        )
         cells = [str(row["case"]), str(row["backend"]), str(row["batch"]), f"{row['directions']} x {row['tokens']}"]
-        cells += [str(row["channels"]), str(row["state"])]
-        for what in ("forward_ms", "forward_backward_ms"):
-            cells += [f"{float(row[what]):.3g}", f"{float(peer[what]) / float(row[what]):.2f}"]
+        cells += [str(row["channels"]), str(row["state"]), f"{forward:.3g}", _text(tree and float(tree), "{:.2g}")]
+        cells += [_text(ratio, "{:.2f}"), f"{both:.3g}", _text(ratio_both, "{:.2f}"), f"{both / forward - 1:.1f}"]
         lines.append(cells)
     return f"{_table(lines)}\n{rows[0]['dtype']}. {conditions(rows[0])}"
 

@@ -33,6 +33,22 @@ def median_time(functions: Sequence[Callable[[], object]], device: torch.device,
     return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
 
 
+def time_in_a_row(functions: Sequence[Callable[[], object]], device: torch.device, calls: int = 200) -> float:
+    """Seconds a call takes as Python calls it, one after another: the GPU's time, or the host's where that is longer.
+
+    >>> time_in_a_row([lambda: torch.ones(3)], torch.device("cpu"), calls=3) > 0
+    True
+    """
+    turn = cycle(functions)
+    for repeats in (10, calls):  # the first to warm up
+        start = time.perf_counter()
+        for _ in range(repeats):
+            next(turn)()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
 def as_graph(function: Callable[[], object]) -> Callable[[], object]:
     """The same work as a CUDA graph, whose time does not include launching kernels from Python."""
     stream = torch.cuda.Stream()

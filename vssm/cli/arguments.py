@@ -38,15 +38,26 @@ pixels = whole_number(1, 65_536)
 seed = whole_number(0, 2**32 - 1)
 
 
-def share(text: str) -> float:
-    """Refuse all but numbers from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"takes a number from 0 to 1, but got {text!r}")
-    return value
+def number(least: float, most: float) -> Callable[[str], float]:
+    """A type of option that refuses all but numbers of a range.
+
+    >>> number(0, 1)("0.5")
+    0.5
+    """
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"takes a number from {least} to {most}, but got {text!r}")
+        return value
+
+    return parse
+
+
+share = number(0, 1)
 
 
 def _add_config_options(parser: argparse.ArgumentParser, told: str) -> None:
@@ -180,7 +191,8 @@ def compare_parser() -> argparse.ArgumentParser:
     """The options of tools/compare.py."""
     parser = argparse.ArgumentParser(
         description="Train several models the same way, with several seeds; compare accuracy, throughput and memory.",
-        epilog="To continue an interrupted study, run the same command again. Without a GPU it runs on the CPU.",
+        epilog="To continue an interrupted study, run the same command again, with --overwrite where it has written a "
+        "table already. Without a GPU it runs on the CPU.",
     )
     parser.add_argument("config", type=Path, metavar="STUDY", help="such as configs/studies/scan_orders.py")
     parser.add_argument(

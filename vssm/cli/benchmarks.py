@@ -6,6 +6,7 @@ warm-up; peers run in the same call, so that ratios do not depend on the state o
     python tools/benchmark.py kernels --cases vim_tiny vmamba_s1_stage1 --csv kernels.csv
     python tools/benchmark.py kernels --cases vmamba_s1_stage1 --orders all --csv orders.csv
     python tools/benchmark.py models vim_tiny deit_tiny_patch16_224 --sizes 224 384 512 --train --plot growth.png
+    python tools/benchmark.py models --train --graph --latency --csv docs/studies/zoo.csv
     python tools/benchmark.py heads configs/detection/vmamba/mask_rcnn_vmamba_tiny_s1l8_1x_coco.py
     python tools/benchmark.py host vim_tiny vmamba_tiny
     python tools/benchmark.py export vim_tiny vmamba_tiny --formats onnx torchscript
@@ -21,7 +22,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -39,11 +42,12 @@ from vssm.bench import (
     benchmark_orders,
     benchmark_tree,
     environment,
+    model_flops,
     print_table,
     write_csv,
     write_plot,
 )
-from vssm.cli.arguments import CHECKOUT, add_overwrite, pixels, positive
+from vssm.cli.arguments import CHECKOUT, add_overwrite, number, pixels, positive
 from vssm.errors import ConfigError
 from vssm.files import check_outputs, make_directory
 from vssm.inference.create import check_known, create_model
@@ -79,13 +83,16 @@ def benchmark_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--batch", type=positive, help="instead of each case's own")
 
     models = commands.add_parser("models", help="any timm models end to end")
-    models.add_argument("names", nargs="+", metavar="MODEL", help="vim_tiny, deit_tiny_patch16_224, ...")
+    models.add_argument("names", nargs="*", metavar="MODEL",
+                        help="vim_tiny, deit_tiny_patch16_224, ... (default: those of docs/zoo.md)")  # fmt: skip
     models.add_argument("--sizes", nargs="+", type=pixels, default=[224], help="pixels (default: 224)")
     models.add_argument("--batch", type=positive, default=128, help="default: %(default)s")
     models.add_argument("--train", action="store_true", help="also forward, backward and an AdamW step")
     models.add_argument("--compile", action="store_true", help="also through torch.compile")
     models.add_argument("--graph", action="store_true", help="also as CUDA graphs; with --compile, of both")
     models.add_argument("--latency", action="store_true", help="also inference of a single image")
+    models.add_argument("--seconds", type=number(0, 3600), default=2.0,
+                        help="to measure each run (default: %(default)s); 0 fills Triton's cache on disk")  # fmt: skip
     models.add_argument("--plot", type=Path, help="PNG of the time per image over the size")
 
     heads = commands.add_parser("heads", help="detectors and segmentors, and their backbones alone")
@@ -153,11 +160,13 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     print("  ".join(f"{name} {value}" for name, value in facts.items() if name != "command"))
     rows = []
     runs = {"kernels": run_kernels, "models": run_models, "heads": run_heads, "host": run_host, "export": run_exports}
-    for row in runs[arguments.command](arguments, device):
-        rows.append(row)
-        if arguments.csv:  # after every row, so that an interrupted run leaves its results
-            write_csv(arguments.csv, rows, facts)
-    print_table(rows)
+    try:
+        for row in runs[arguments.command](arguments, device):
+            rows.append(row)
+            if arguments.csv:  # after every row, so that an interrupted run leaves its results
+                write_csv(arguments.csv, rows, facts)
+    finally:
+        print_table(rows)
     if arguments.command == "models" and arguments.plot:
         lines = [
             {
@@ -201,14 +210,28 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
     modes = (False, True) if arguments.train else (False,)
     runs = [(how, mode, arguments.batch) for how in executions for mode in modes]
     runs += [(how, False, 1) for how in executions] if arguments.latency and arguments.batch > 1 else []
-    for name in arguments.names:
+    names, failures = arguments.names or zoo(), []
+    for name in names:
         check_known(name)
-    for name in arguments.names:
+    for name in names:
         for size in arguments.sizes:
-            for execution, training, batch in runs:
-                row = benchmark_model(name, size, batch, device, dtype, execution=execution, training=training)
-                yield row | (published(name) if size == 224 else {})
-            print(f"  {name} {size} done", file=sys.stderr)
+            try:
+                facts = {"gflops": model_flops(name, size).total / 1e9, **(published(name) if size == 224 else {})}
+                for execution, training, batch in runs:
+                    how = {"execution": execution, "training": training, "seconds": arguments.seconds}
+                    yield benchmark_model(name, size, batch, device, dtype, **how) | facts
+                print(f"  {name} {size} done", file=sys.stderr)
+            except Exception as error:  # of whatever kind: the others are measured all the same
+                failures.append(f"{name} at {size} px: {error}")
+                print(f"  {failures[-1]}", file=sys.stderr)
+    if failures:
+        raise ConfigError(f"not or not wholly measured: {'; '.join(failures)}")
+
+
+def zoo() -> list[str]:
+    """A model or two of every family, and those of timm's that docs/zoo.md has beside them."""
+    baselines = yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["baselines"]
+    return [*(name for family in FAMILIES.values() for name in family.measured), *baselines]
 
 
 def run_heads(arguments: argparse.Namespace, device: torch.device) -> Iterator[dict[str, object]]:
@@ -274,6 +297,16 @@ def _cut(name: str, blocks: int) -> dict[str, object]:
 
 def published(name: str) -> dict[str, object]:
     """Published parameters and operations of a model at its input size, or of the model that a recipe trains."""
+    entries = _entries()
+    if name not in entries:
+        return {}
+    stated = entries[name].get("published", {})
+    return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}
+
+
+@cache
+def _entries() -> dict[str, dict[str, Any]]:
+    """What model_cards/results.yaml says of each model and recipe, by their names."""
     results = yaml.safe_load(RESULTS.read_text(encoding="utf-8"))["families"]
     kinds = yaml.safe_load(RECIPES.read_text(encoding="utf-8"))["kinds"]
     entries = {}
@@ -284,7 +317,4 @@ def published(name: str) -> dict[str, object]:
         for kind, models in numbers.get("downstream", {}).items():
             for model, entry in models.items():
                 entries[Path(kinds[kind]["file"].format(family=family.name, model=model)).stem] = entry
-    if name not in entries:
-        return {}
-    stated = entries[name].get("published", {})
-    return {"published_parameters": stated.get("parameters"), "published_gflops": stated.get("flops")}
+    return entries

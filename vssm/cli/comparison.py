@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ import torch
 from vssm.bench import environment, write_csv
 from vssm.bench.summary import COSTS, study_table, summarise
 from vssm.cli.arguments import CHECKOUT
+from vssm.errors import TrainingError
 from vssm.files import check_outputs, make_directory
 from vssm.mm.runtime.config import parse_options
-from vssm.mm.tasks.study import Report, load_study, make_data, measure, train_study
+from vssm.mm.tasks.study import MEASUREMENTS, Report, load_study, make_data, measure, train_study
 from vssm.viz import draw_comparison
 
 TRAIN = (sys.executable, str(CHECKOUT / "tools/train.py"))
@@ -33,17 +35,31 @@ def run_study(arguments: argparse.Namespace) -> None:
 
     print(study.title)
     make_data(study)
-    rows = with_bar("trainings", lambda report: train_study(study, directory, TRAIN, arguments.parallel, report))
+    rows, failures = with_bar(
+        "trainings", lambda report: train_study(study, directory, TRAIN, arguments.parallel, report)
+    )
+    if not rows:
+        raise TrainingError("\n".join(failures))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    costs = with_bar("measured", lambda report: measure(study, device, report))
+    trained = {row["label"] for row in rows}
+    study = replace(study, runs={label: config for label, config in study.runs.items() if label in trained})
 
-    facts = environment(device)
-    rows = [{**row, **costs[row["label"]]} for row in rows]
-    table = study_table([{**row, **facts} for row in rows])
-    write_csv(out / f"{name}.csv", rows, facts)
-    (out / f"{name}.md").write_text(f"# {study.title}\n\n{table}\n![accuracy and costs]({name}.png)\n")
-    draw(rows, study.title, out / f"{name}.png")
-    print(f"\n{table}\n{out / name}.csv, .md and .png")
+    def write(costs: dict[str, dict]) -> str:
+        """The table, also written with CSV and plot."""
+        facts = environment(device)
+        measured = [{**row, **costs.get(row["label"], dict.fromkeys(MEASUREMENTS))} for row in rows]
+        table = study_table([{**row, **facts} for row in measured])
+        write_csv(out / f"{name}.csv", measured, facts)
+        (out / f"{name}.md").write_text(f"# {study.title}\n\n{table}\n![accuracy and costs]({name}.png)\n")
+        draw(measured, study.title, out / f"{name}.png")
+        return table
+
+    write({})  # an interrupted run leaves its accuracies
+    costs, more = with_bar("measured", lambda report: measure(study, directory, device, report))
+    print(f"\n{write(costs)}\n{out / name}.csv, .md and .png")
+    if failures := failures + more:
+        advice = "the table has the other results, which are saved: for the rest run the same command with --overwrite"
+        raise TrainingError("\n".join([*failures, advice]))
 
 
 def draw(rows: list[dict], title: str, path: Path) -> None:

@@ -63,6 +63,7 @@ _RULES = {
     "scan_order": Rule("a function of vssm.scan (timm.create_model takes names too)", callable),
     "scan_orders": list_of(_MADE_BY_CALL),
     "official_columns": FLAG,
+    "layer_norm": FLAG,
     "routes": list_of(_MADE_BY_CALL),
     "threshold": number(0, 64),
     "global_pool": Rule(f"one of {_POOLS}", lambda value: value in _POOLS),

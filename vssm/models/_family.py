@@ -102,6 +102,7 @@ class Family:
         data: what the weights were trained on.
         code_license: of the official code, by its title, where it is another than that of the weights.
         deprecated: names that go away, and the names to use instead (None for nothing): timm warns of them.
+        timed: names of the models that docs/zoo.md times beside timm's, if not that of the first variant.
     """
 
     title: str
@@ -119,6 +120,7 @@ class Family:
     data: TrainingData = IMAGENET
     code_license: str = ""
     deprecated: Mapping[str, str | None] = field(default_factory=dict)
+    timed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -129,6 +131,11 @@ class Family:
     def models(self) -> dict[str, Variant]:
         """The variant behind every name that timm knows, aliases included."""
         return {name: variant for variant in self.variants for name in (variant.name, *variant.aliases)}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The models that docs/zoo.md times beside timm's."""
+        return self.timed or (self.variants[0].name,)
 
     @property
     def default_cfgs(self) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
 from vssm.models._contract import Backbone, Indices, as_format, check_format, take_indices, with_defaults
-from vssm.nn import PatchStem, resize_position
+from vssm.nn import PatchStem, insert_class_row, resize_position, split_class_row
+from vssm.scan import place_of_class_token
 
 
 class Plain(Backbone):
@@ -198,20 +199,15 @@ class PlainWithPosition(Plain):
         batch, height, width, _ = tokens.shape
         tokens = tokens.flatten(1, 2)
         if self.has_class_token:
-            middle = height * width // 2
-            class_token = self.cls_token.expand(batch, -1, -1)
-            tokens = torch.cat([tokens[:, :middle], class_token, tokens[:, middle:]], dim=1)
+            tokens = insert_class_row(tokens, self.cls_token.expand(batch, -1, -1))
         tokens = tokens + self._resized(self.pos_embed, self.grid, height, width)
         return tokens.to(torch.promote_types(self.pos_embed.dtype, torch.float32)), height, width
 
     def class_token(self, tokens: Tensor) -> Tensor:
-        return tokens[:, (tokens.shape[1] - 1) // 2]
+        return tokens[:, place_of_class_token(tokens.shape[1] - 1)]
 
     def patch_tokens(self, tokens: Tensor) -> Tensor:
-        if not self.has_class_token:
-            return tokens
-        middle = (tokens.shape[1] - 1) // 2
-        return torch.cat([tokens[:, :middle], tokens[:, middle + 1 :]], dim=1)
+        return split_class_row(tokens)[1] if self.has_class_token else tokens
 
     def _resized(self, position: Tensor, old_grid: tuple[int, int], height: int, width: int) -> Tensor:
         return resize_position(position, old_grid, height, width, self.antialias)
@@ -236,6 +232,19 @@ class PlainWithPosition(Plain):
             if side * side + self.has_class_token == position.shape[1]:
                 return state | {"pos_embed": self._resized(position, (side, side), *self.grid)}
         return state
+
+
+def with_norm_biases(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict that has zeros where norms of the model have a bias, and those that it comes from have none.
+
+    So the authors read the root-mean-square norms of a classifier into the layer norms of a segmentor.
+    """
+    biases = {
+        name: torch.zeros_like(value)
+        for name, value in model.state_dict().items()
+        if name.endswith("norm.bias") and f"{name.removesuffix('bias')}weight" in state
+    }
+    return biases | state
 
 
 def _linear(in_features: int, num_classes: int, **dd: Any) -> nn.Module:

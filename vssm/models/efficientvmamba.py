@@ -211,4 +211,5 @@ FAMILY = Family(
         ("inverted residual (InRes) block", "InvertedResidual", InvertedResidual),
         ("EfficientVMamba", "EfficientVSSM", EfficientVMamba),
     ),
+    timed=("efficientvmamba_base",),
 )

@@ -251,4 +251,5 @@ FAMILY = Family(
         ("classification neck", "HRFuseScales", Neck),
         ("HRVMamba", "HRVmamba, HRVmamba_se_lpu", HRVMamba),
     ),
+    timed=("hrvmamba_small",),
 )

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._layouts import MAMBA_ROWS
-from vssm.models._plain import PlainWithPosition
+from vssm.models._plain import PlainWithPosition, with_norm_biases
 from vssm.nn import (
     Block,
+    BranchLayerNorm,
     BranchRMSNorm,
     LatentPooling,
     OrderTable,
@@ -155,6 +156,7 @@ class LBMamba(PlainWithPosition):
             backwards.
         global_pool: as in Plain, or "map", timm's name for pooling by the attention of a learned query.
         pool_heads: of that pooling.
+        layer_norm: norms with mean and bias, as in the authors' segmentors; a classifier's weights fit.
         drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
         in_chans, num_classes, device, dtype: as everywhere in timm.
 
@@ -179,6 +181,7 @@ class LBMamba(PlainWithPosition):
         state: int = 16,
         scan_order: OrderFunction = raster,
         pool_heads: int = 6,
+        layer_norm: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -188,17 +191,18 @@ class LBMamba(PlainWithPosition):
         super().__init__(embed_dim, patch_size, depth, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, patch_size, **dd)
         self.add_position(img_size, **dd)
+        norm = BranchLayerNorm if layer_norm else BranchRMSNorm
         # official: the tokens are flipped in memory after every layer. Here: the order is.
         orders = scan_order, backwards(scan_order)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         mixers = [LBMambaMixer(embed_dim, state, scan_order=orders[i % 2], **dd) for i in range(depth)]
         self.blocks = nn.Sequential(
             *(
-                Block(embed_dim, mixer, drop_path=rate, norm=BranchRMSNorm, **dd)
+                Block(embed_dim, mixer, drop_path=rate, norm=norm, **dd)
                 for mixer, rate in zip(mixers, rates, strict=True)
             )
         )
-        self.norm = BranchRMSNorm(embed_dim, **dd)
+        self.norm = norm(embed_dim, **dd)
         self.attn_pool = LatentPooling(embed_dim, pool_heads, **dd) if global_pool == "map" else None
         if self.attn_pool is not None:
             self.renaming = RENAMING + _POOLED_BY_ATTENTION
@@ -215,6 +219,9 @@ class LBMamba(PlainWithPosition):
         for head in (self.attn_pool, self.head):
             if head is not None:
                 initialise_linear_layers(head)
+
+    def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_norm_biases(super().resize_weights(state), self)
 
     def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         # official: detection and segmentation read a layer's output before it is added to the residual stream.

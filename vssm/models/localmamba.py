@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._layouts import BLOCK, PATCH_PYRAMID, SS2D_ROWS
 from vssm.models._local_mixers import LocalSS2D, LocalVimMixer
-from vssm.models._plain import PlainWithPosition
+from vssm.models._plain import PlainWithPosition, with_norm_biases
 from vssm.models._pyramid import Pyramid, make_stages
 from vssm.models._searched_orders import LOCAL_VIM, LOCAL_VMAMBA_SMALL, LOCAL_VMAMBA_TINY, ROWS_AND_WINDOWS
 from vssm.nn import (
     Block,
+    BranchLayerNorm,
     BranchRMSNorm,
     ChannelGate,
     PatchMerging,
@@ -85,6 +86,7 @@ class LocalVim(PlainWithPosition):
         scan_order: one for all blocks instead.
         official_columns: on grids that are not square, put the outputs of scans of columns where the official code
             puts them: in the wrong places.
+        layer_norm: norms with mean and bias, as in the authors' detectors and segmentors; a classifier's weights fit.
         drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
         in_chans, num_classes, global_pool, device, dtype: as everywhere in timm.
 
@@ -118,6 +120,7 @@ class LocalVim(PlainWithPosition):
         scan_orders: Sequence[OrderFunction] = LOCAL_VIM,
         scan_order: OrderFunction | None = None,
         official_columns: bool = False,
+        layer_norm: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -129,6 +132,7 @@ class LocalVim(PlainWithPosition):
         super().__init__(embed_dim, patch_size, depth, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, padding=None, **dd)
         self.add_position(img_size, **dd)
+        norm = BranchLayerNorm if layer_norm else BranchRMSNorm
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.Sequential(
             *(
@@ -136,15 +140,18 @@ class LocalVim(PlainWithPosition):
                     embed_dim,
                     LocalVimMixer(embed_dim, state, self.of_tokens(order), official_columns, **dd),
                     drop_path=rate,
-                    norm=BranchRMSNorm,
+                    norm=norm,
                     position=self.make_position(embed_dim),
                     **dd,
                 )
                 for order, rate in zip(_of_blocks(scan_order, scan_orders, depth), rates, strict=True)
             )
         )
-        self.norm = BranchRMSNorm(embed_dim, **dd)
+        self.norm = norm(embed_dim, **dd)
         self._init_weights()
+
+    def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_norm_biases(super().resize_weights(state), self)
 
     def of_tokens(self, order: OrderFunction) -> OrderFunction:
         """The order of all tokens from that of the patches."""
@@ -310,4 +317,5 @@ FAMILY = Family(
         ("LocalVim", "VisionMamba", LocalVim),
         ("LocalVMamba", "VSSM", LocalVMamba),
     ),
+    timed=("local_vim_tiny", "local_vmamba_tiny"),
 )

@@ -338,4 +338,5 @@ FAMILY = Family(
         ("classifier", "MlpHead", MlpHead),
         ("Mamba2D", "Mamba2D", Mamba2D),
     ),
+    timed=("mamba2d_tiny",),
 )

@@ -210,6 +210,8 @@ _SMALL = {"dims": (96, 192, 384, 768), "depths": (3, 3, 7, 5), "stem_width": 64}
 _BASE = {"dims": (128, 256, 512, 1024), "depths": (3, 3, 10, 5), "stem_width": 64, "layer_scale": 1e-5}
 _LARGE = {**_BASE, "dims": (196, 392, 784, 1568), "window_heads": (16, 32)}
 _LARGE2 = {**_LARGE, "depths": (3, 3, 12, 5)}
+_LARGE3 = {**_LARGE, "dims": (256, 512, 1024, 2048), "depths": (3, 3, 20, 10)}
+_256 = {"input_size": (3, 256, 256), "pool_size": (8, 8)}
 _512 = {"input_size": (3, 512, 512), "pool_size": (16, 16), "crop_mode": "squash"}
 
 
@@ -255,6 +257,24 @@ FAMILY = Family(
             0.93,
             _512,
             **_LARGE2,
+            windows=(32, 16),
+        ),
+        _variant(
+            "large3_256_21k",
+            "MambaVision-L3-256-21K",
+            "L3-256-21K/resolve/main/mambavision_L3_21k_740m_256",
+            1.0,
+            _256,
+            **_LARGE3,
+            windows=(16, 8),
+        ),
+        _variant(
+            "large3_512_21k",
+            "MambaVision-L3-512-21K",
+            "L3-512-21K/resolve/main/mambavision_L3_21k_740m_512",
+            0.93,
+            _512,
+            **_LARGE3,
             windows=(32, 16),
         ),
     ),

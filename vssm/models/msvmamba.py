@@ -284,4 +284,5 @@ FAMILY = Family(
         ("multi-scale state space (MS3) block", "VSSBlock", Block),
         ("MSVMamba", "VSSM", MSVMamba),
     ),
+    timed=("msvmamba_tiny",),
 )

@@ -290,4 +290,5 @@ FAMILY = Family(
         ("convolutional tokenizer", "ConvPatchEmbed", BatchNormStem),
         ("PlainMamba", "PlainMamba", PlainMamba),
     ),
+    timed=("plainmamba_l2",),
 )

@@ -222,4 +222,5 @@ FAMILY = Family(
         ("multi-path activation mechanism", "RSMamba.forward, gate_layers", MultiPathMixer),
         ("RSMamba", "RSMamba", RSMamba),
     ),
+    timed=("rsmamba_base",),
 )

@@ -160,4 +160,5 @@ FAMILY = Family(
         ("Vim block (encoder)", "Block", Block),
         ("Vim", "VisionMamba", Vim),
     ),
+    timed=("vim_tiny", "vim_small"),
 )

@@ -126,4 +126,5 @@ FAMILY = Family(
         ("stem", "Stem", ResidualStem),
         ("VSSD", "VMAMBA2", VSSD),
     ),
+    timed=("vssd_tiny",),
 )

@@ -14,7 +14,13 @@ from vssm.nn.mixer import SS2D, GatedMixer, VimMixer
 from vssm.nn.mlp import ConvMlp, LeanMlp
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
-from vssm.nn.position import ConditionalPosition, RotaryPosition, resize_position
+from vssm.nn.position import (
+    ConditionalPosition,
+    RotaryPosition,
+    insert_class_row,
+    resize_position,
+    split_class_row,
+)
 from vssm.nn.recompute import product_of_recomputed, recomputed
 from vssm.nn.ssd import SSD, HydraMixer, NoncausalSSD
 from vssm.nn.ssm import SelectiveScan, TwiceBiasedScan
@@ -66,9 +72,11 @@ __all__ = [
     "cut_windows",
     "graph_module",
     "initialise_linear_layers",
+    "insert_class_row",
     "product_of_recomputed",
     "recomputed",
     "resize_position",
     "run_fast",
+    "split_class_row",
     "stitch_windows",
 ]

@@ -8,8 +8,10 @@ import torch
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
-from vssm.nn.norm import BranchLayerNorm
+from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.reading import ReadTogether
+from vssm.nn.recompute import has_hooks
+from vssm.ops import runs_eagerly
 
 
 class Block(nn.Module):
@@ -93,13 +95,42 @@ class Block(nn.Module):
     def _forward(self, x: Tensor, *grid: int) -> Tensor:
         if self.position is not None:
             x = self.position(x, *grid)
-        x = self._add(x, self.mixer(self.norm(x), *grid), self.layer_scale, self.residual_scale)
+        branch = self.mixer(self.norm(x), *grid)
+        if self._adds_in_norm2(x):
+            x, normed = self.norm2.of_sum(x, branch, *self._kept(branch))
+            return self._add(x, self.mlp(normed), None, None)
+        x = self._add(x, branch, self.layer_scale, self.residual_scale)
         if self.mlp is None:
             return x
         if self.position2 is not None:
             x = self.position2(x, *grid)
         branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
         return self._add(x, branch, self.layer_scale2, self.residual_scale2)
+
+    def _adds_in_norm2(self, x: Tensor) -> bool:
+        """Whether one kernel adds the mixer's branch and norms the sum, with nothing between the two: on a GPU only."""
+        return (
+            type(x) is Tensor
+            and x.is_cuda
+            and self.mlp is not None
+            and type(self.norm2) in (BranchLayerNorm, BranchRMSNorm)
+            and type(self.drop_path) is DropPath
+            and self.layer_scale is None
+            and self.residual_scale is None
+            and self.position2 is None
+            and not self.post_norm
+            and not has_hooks(self.norm2)
+            and not has_hooks(self.drop_path)
+            and runs_eagerly()
+        )
+
+    def _kept(self, branch: Tensor) -> tuple[Tensor | None, float]:
+        """What DropPath multiplies a branch by: a random 0 or 1 for each sample, and a number."""
+        keep = 1 - self.drop_path.drop_prob
+        if keep == 1 or not self.drop_path.training:
+            return None, 1.0
+        kept = branch.new_empty((len(branch),) + (1,) * (branch.dim() - 1)).bernoulli_(keep)
+        return kept, 1 / keep if keep > 0 and self.drop_path.scale_by_keep else 1.0
 
     def _add(
         self, x: Tensor, branch: Tensor, layer_scale: nn.Module | None, residual_scale: nn.Module | None

@@ -23,6 +23,8 @@ from vssm.ops import ScanTable, causal_conv1d
 from vssm.scan import OrderFunction, bidirectional, cross
 from vssm.values import widened
 
+_GATE = Gate(1.0)
+
 
 class GatedMixer(nn.Module):
     """in_proj, mix, out_proj; with `gated`, silu of the second half of in_proj's outputs multiplies what mix returns.
@@ -36,7 +38,7 @@ class GatedMixer(nn.Module):
     ...         self.gated, self.in_proj, self.out_proj = True, Linear(dim, 2 * dim), Linear(dim, dim)
     ...
     ...     def mix(self, x):
-    ...         return x.mean((1, 2), keepdim=True)
+    ...         return x.mean((1, 2), keepdim=True).expand_as(x)
     >>> Pooling(4)(torch.randn(2, 3, 5, 4)).shape
     torch.Size([2, 3, 5, 4])
     """
@@ -55,7 +57,8 @@ class GatedMixer(nn.Module):
         if not self.gated:
             return self.out_proj(self.mix(x))
         x, z = x.chunk(2, dim=-1)
-        return self.out_proj(self.mix(x) * F.silu(z))
+        tokens = self.mix(x).flatten(1, 2), z.flatten(1, 2)
+        return product_of_recomputed(self.out_proj, _GATE, *tokens).unflatten(1, x.shape[1:3])
 
 
 @register_notrace_module

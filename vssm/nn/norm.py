@@ -6,7 +6,7 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.ops import sum_norm
+from vssm.ops import add_norm, sum_norm
 
 
 @register_notrace_module
@@ -28,6 +28,11 @@ class BranchLayerNorm(nn.LayerNorm):
         """(..., channels) in and out; with merge (..., directions, channels) in, and their sum is normed."""
         dtype = product_dtype(x, self.weight)
         return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype, merge=merge)
+
+    def of_sum(self, x: Tensor, branch: Tensor, kept: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        """x + scale * kept * branch, and its norm: see `add_norm`."""
+        dtype = product_dtype(x, self.weight)
+        return add_norm(x, branch, self.weight, self.bias, eps=self.eps, dtype=dtype, kept=kept, scale=scale)
 
 
 @register_notrace_module
@@ -52,6 +57,11 @@ class BranchRMSNorm(nn.RMSNorm):
         """As in BranchLayerNorm."""
         dtype = product_dtype(x, self.weight)
         return sum_norm(x, self.weight, eps=self.eps, center=False, dtype=dtype, merge=merge)
+
+    def of_sum(self, x: Tensor, branch: Tensor, kept: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        """As in BranchLayerNorm."""
+        dtype = product_dtype(x, self.weight)
+        return add_norm(x, branch, self.weight, eps=self.eps, center=False, dtype=dtype, kept=kept, scale=scale)
 
 
 @register_notrace_module

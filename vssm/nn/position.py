@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.order_table import concrete
+from vssm.scan import place_of_class_token
 
 
 class ConditionalPosition(ChannelsLastConv2d):
@@ -129,8 +130,26 @@ def _resized(position: Tensor, old_grid: tuple[int, int], height: int, width: in
         )
     if position.shape[1] == tokens:
         return resample_abs_pos_embed(position, [height, width], list(old_grid), **how)
-    old_middle, middle = tokens // 2, height * width // 2
-    class_row = position[:, old_middle : old_middle + 1]
-    patch_rows = torch.cat([position[:, :old_middle], position[:, old_middle + 1 :]], dim=1)
-    patch_rows = resample_abs_pos_embed(patch_rows, [height, width], list(old_grid), **how)
-    return torch.cat([patch_rows[:, :middle], class_row, patch_rows[:, middle:]], dim=1)
+    class_row, patch_rows = split_class_row(position)
+    return insert_class_row(resample_abs_pos_embed(patch_rows, [height, width], list(old_grid), **how), class_row)
+
+
+def insert_class_row(rows: Tensor, class_row: Tensor) -> Tensor:
+    """(batch, patches, channels) with (batch, 1, channels) in the middle: a class token, or its position.
+
+    >>> insert_class_row(torch.tensor([[[1], [2], [3]]]), torch.tensor([[[0]]])).flatten().tolist()
+    [1, 0, 2, 3]
+    """
+    place = place_of_class_token(rows.shape[1])
+    return torch.cat([rows[:, :place], class_row, rows[:, place:]], dim=1)
+
+
+def split_class_row(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The row in the middle, (batch, 1, channels), and the others: what `insert_class_row` was given.
+
+    >>> class_row, rows = split_class_row(torch.tensor([[[1], [0], [2], [3]]]))
+    >>> class_row.flatten().tolist(), rows.flatten().tolist()
+    ([0], [1, 2, 3])
+    """
+    place = place_of_class_token(rows.shape[1] - 1)
+    return rows[:, place : place + 1], torch.cat([rows[:, :place], rows[:, place + 1 :]], dim=1)

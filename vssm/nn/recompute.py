@@ -38,9 +38,9 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
     >>> layer, x = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     >>> product_of_recomputed(layer, torch.relu, x).sum().backward()
     """
-    if not _recomputes():
+    if not _recomputes() or type(layer) is nn.Identity:
         return layer(function(*inputs))
-    if not (type(layer) is Linear or _is_pointwise(layer)) or _has_hooks(layer):
+    if not (type(layer) is Linear or _is_pointwise(layer)) or has_hooks(layer):
         return recomputed(lambda *saved: layer(function(*saved)), *inputs)  # torch's own, which stops at the product
     weight, bias = layer.read(inputs[0])
     return _ProductOfRecomputed.apply(function, _again(function), weight.flatten(1), bias, *inputs)
@@ -69,9 +69,7 @@ def _again(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, tuple
     """(gradient, *inputs) to what the function returned for the inputs, and their gradients."""
     if isinstance(function, Gate):
         return function.again
-    if function is F.gelu or (
-        type(function) is nn.GELU and function.approximate == "none" and not _has_hooks(function)
-    ):
+    if function is F.gelu or (type(function) is nn.GELU and function.approximate == "none" and not has_hooks(function)):
         return _gelu_again
     return partial(_differentiated, function)
 
@@ -101,7 +99,12 @@ def _is_pointwise(layer: nn.Module) -> bool:
     )
 
 
-def _has_hooks(layer: nn.Module) -> bool:
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether something has to see what the layer is given or returns, or the gradients.
+
+    >>> has_hooks(nn.Linear(2, 2))
+    False
+    """
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 

@@ -119,7 +119,16 @@ class _WithClassToken:
     order: OrderFunction
 
     def __call__(self, height: int, width: int) -> ScanOrder:
-        return insert_token(self.order(height, width), height * width // 2)
+        return insert_token(self.order(height, width), place_of_class_token(height * width))
+
+
+def place_of_class_token(patches: int) -> int:
+    """How many of the patches come before a class token in the middle of them (Vim, arXiv 2401.09417).
+
+    >>> place_of_class_token(5)
+    2
+    """
+    return patches // 2
 
 
 def with_class_token(order: OrderFunction) -> OrderFunction:

@@ -20,7 +20,7 @@ from torch import Tensor
 from vssm.models import Backbone, Plain
 from vssm.nn import SelectiveScan
 from vssm.ops import ScanTable
-from vssm.scan import ScanOrder
+from vssm.scan import ScanOrder, place_of_class_token
 from vssm.viz.style import GAP, INK, LITTLE_TO_MUCH, MARGIN, PALE, PAPER, bar, enlarged, font, save
 
 # Bytes allowed for the largest tensor; two of this size exist at a time.
@@ -166,11 +166,11 @@ def attention_maps(
     if not all(0 <= part <= 1 for part in place):
         raise ValueError(f"place is {place}; expected two numbers from 0 to 1, down and along")
     given = scan_input(model, image, layer)
-    has_class_token = isinstance(model, Plain)
+    has_class_token = isinstance(model, Plain) and model.has_class_token
     height, width = grid_of(given.tokens.shape[0] - has_class_token, image.shape[-2:])
     row, column = (min(int(part * side), side - 1) for part, side in zip(place, (height, width), strict=True))
     token = row * width + column
-    if has_class_token and token >= height * width // 2:
+    if has_class_token and token >= place_of_class_token(height * width):
         token += 1
     rows = hidden_attention(given, token).abs().mean(1)
     if has_class_token:

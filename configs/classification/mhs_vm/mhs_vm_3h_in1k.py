@@ -1,6 +1,6 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/classification/mhs_vm/mhs_vm_3h_in1k.py --launcher pytorch
 # Cost: 8 GPUs x 128 images, 300 epochs; hours are not published and have not been measured here.
-# Score: none is published.
+# Score: none is known here.
 # Its authors train segmentors from scratch and no classifier: this is the recipe of VMamba.
 # Written by `make cards` from configs/recipes.yaml.
 _base_ = [

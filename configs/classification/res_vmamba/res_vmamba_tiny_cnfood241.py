@@ -1,6 +1,6 @@
 # Command: python tools/train.py configs/classification/res_vmamba/res_vmamba_tiny_cnfood241.py
 # Cost: 1 GPU x 128 images, 300 epochs; hours are not published and have not been measured here.
-# Score: none is published.
+# Score: none is known here.
 # Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/datasets/cnfood241.py',

@@ -1,6 +1,6 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/detection/msvmamba/mask_rcnn_msvmamba_nano_1x_coco.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 12 epochs; about 5 hours on A100 cards (an estimate from its FLOPs).
-# Score: none is published.
+# Score: none is known here.
 # The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into the file named
 # below.
 # Written by `make cards` from configs/recipes.yaml.

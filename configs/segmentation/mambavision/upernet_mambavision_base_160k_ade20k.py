@@ -1,7 +1,7 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/mambavision/upernet_mambavision_base_160k_ade20k.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 160000 steps; about 20 hours on A100 cards (an estimate from its FLOPs).
 # Score: 49.1 mIoU (published, github.com/NVlabs/MambaVision).
-# Official: drop path 0.2 whatever the configs say; larger windows than the classifier's.
+# Official: drop path 0.2 whatever the configs say; larger windows than the classifier's; float16. Here: bfloat16.
 # Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
@@ -14,3 +14,4 @@ model = dict(
     backbone=dict(name='mambavision_base', drop_path_rate=0.2, pretrained=True, windows=[64, 32]),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512))
+optim_wrapper = dict(type='Bfloat16OptimWrapper', optimizer=dict(lr=5e-05))

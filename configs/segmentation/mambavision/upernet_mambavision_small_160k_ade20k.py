@@ -1,7 +1,7 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/mambavision/upernet_mambavision_small_160k_ade20k.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 160000 steps; about 40 hours on A100 cards (an estimate from its FLOPs).
 # Score: 48.2 mIoU (published, github.com/NVlabs/MambaVision).
-# Official: drop path 0.2 whatever the configs say; larger windows than the classifier's.
+# Official: drop path 0.2 whatever the configs say; larger windows than the classifier's; float16. Here: bfloat16.
 # Written by `make cards` from configs/recipes.yaml.
 _base_ = [
     '../../_base_/models/upernet.py',
@@ -14,3 +14,4 @@ model = dict(
     backbone=dict(name='mambavision_small', drop_path_rate=0.2, pretrained=True, windows=[160, 56]),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384))
+optim_wrapper = dict(type='Bfloat16OptimWrapper')

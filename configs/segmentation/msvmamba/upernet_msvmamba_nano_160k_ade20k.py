@@ -1,6 +1,6 @@
 # Command: torchrun --nproc-per-node 8 tools/train.py configs/segmentation/msvmamba/upernet_msvmamba_nano_160k_ade20k.py --launcher pytorch
 # Cost: 8 GPUs x 2 images, 160000 steps; about 11 hours on A100 cards (an estimate from its FLOPs).
-# Score: none is published.
+# Score: none is known here.
 # The ImageNet weights lie in a folder that only a browser can open (see the model card): put them into the file named
 # below.
 # Written by `make cards` from configs/recipes.yaml.

@@ -15,6 +15,11 @@ from vssm_kernels.selective_scan.triton_kernels import LOG2_E, softplus
 from vssm_kernels.triton_math import saturate, sigmoid
 
 
+# Not compiled in, so that all lengths and batches share a kernel; what is left shows which accesses can be vectors.
+SIZES = ["steps", "rows", "batch", "directions", "heads", "per_group", "blocks", "chunks", "length", "segments"]
+SIZES += ["delta_batch", "delta_token", "delta_direction"]
+
+
 @triton.jit
 def product(a, b, NARROW: tl.constexpr, PRECISION: tl.constexpr):
     """On tensor cores, in bfloat16 if NARROW, and added up in float32."""
@@ -93,7 +98,7 @@ def pair_decays(a, LENGTH: tl.constexpr):
     return tl.exp2(tl.where(later, a[:, None] - a[None, :], float("-inf")))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     u, delta, B, C, A, D, bias, order, starts, y, saved,
     steps, rows, directions, heads, channels, state, per_group, blocks, chunks, length, segments,
@@ -151,7 +156,7 @@ def forward_kernel(
             h = tl.exp2(total) * h + product(tl.trans(given), u_rows, NARROW, PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def ends_kernel(
     u, delta, B, A, bias, order, ends, totals,
     steps, directions, heads, channels, state, per_group, blocks, chunks, length, segments,
@@ -187,7 +192,7 @@ def ends_kernel(
     tl.store(totals + own * segments + segment, whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     u, delta, B, C, dy, A, D, bias, order, dends, saved, du, ddelta, dB, dC, dstart, shares,
     steps, rows, batch, directions, heads, channels, state, per_group, blocks, chunks, length, segments,

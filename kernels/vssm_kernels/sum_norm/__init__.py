@@ -1,12 +1,18 @@
-"""The sum over scan directions and the norm that follows it, or the norm alone: the public function and its op."""
+"""The sum over scan directions and the norm that follows it, or the norm alone: the public function and its op. And a
+residual block's sum with the norm that follows."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
+from vssm_kernels.dispatch import forced, runs_eagerly
 from vssm_kernels.gpu import why_no_triton
-from vssm_kernels.op import Op, needs_gradient
+from vssm_kernels.kinds import Latest, kind_of
+from vssm_kernels.op import Op, needs_gradient, without_autocast
 from vssm_kernels.sum_norm import native_cpu, reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments
 
@@ -69,6 +75,120 @@ def sum_norm(
         args.check()
         return OP(_for_inductor(args)).view(args.output_shape)
     return OP(args)
+
+
+def add_norm(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
+    center: bool = True,
+    dtype: torch.dtype | None = None,
+    kept: Tensor | None = None,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """x + branch, and its norm: a residual block's sum, read and written once, and so are their gradients on a GPU.
+
+    Elsewhere, and where a compiler, a mode or a transform of torch has to see it: two operations.
+
+    Args:
+        x: (batch, ..., channels).
+        branch: of the same shape.
+        weight, bias, eps, center, dtype: of the norm, as for `sum_norm`.
+        kept: (batch, 1, ..., 1), 0 where a sample's branch is left out, 1 elsewhere (stochastic depth, arXiv
+            1603.09382); None keeps all.
+        scale: multiplies what is kept.
+
+    Returns:
+        The sum, in the wider dtype of the two, and its norm.
+
+    >>> import torch
+    >>> total, normed = add_norm(torch.zeros(2, 3), torch.tensor([[1.0, 2.0, 3.0]] * 2), torch.ones(3), eps=1e-5,
+    ...     kept=torch.tensor([[0.0], [1.0]]))
+    >>> total.tolist(), normed[0].tolist()
+    ([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]], [0.0, 0.0, 0.0])
+    """
+    args = NormArguments(x, weight, bias, float(eps), center, x.dtype if dtype is None else dtype, False)
+    if x.is_cuda and runs_eagerly():
+        kind = kind_of((*args, branch, kept, scale))
+        if kind is not None:
+            kind = forced.get(), *kind
+            plan = _additions.get(kind)
+            if plan is None:
+                plan = _additions[kind] = _Addition(args, branch, kept, scale)
+            if plan.forward is not None:
+                if needs_gradient((*args.tensors(), branch)):
+                    return _AddNorm.apply(plan, args, x, branch, weight, bias, kept)
+                return plan.forward(args, branch, kept)
+    total = x + (branch if kept is None else branch * (kept * scale))
+    return total, sum_norm(total, weight, bias, eps=eps, center=center, dtype=args.dtype)
+
+
+class _Addition:
+    """How additions of one kind are run on a GPU; `forward` is None where they are not, in one kernel."""
+
+    def __init__(self, args: NormArguments, branch: Tensor, kept: Tensor | None, scale: float):
+        x = args.x
+        self.scale, self.sample, self.dtype = scale, math.prod(x.shape[1:-1]), branch.dtype
+        self.forward = None
+        if (
+            branch.shape == x.shape
+            and x.numel() > 0
+            and torch.promote_types(x.dtype, branch.dtype) == x.dtype
+            and all(tensor is None or tensor.is_contiguous() for tensor in (x, branch, kept))
+            and (kept is None or kept.numel() == len(x))
+            and why_no_triton(x, branch, kept) is None
+            and OP.choose(args) is triton_fused.BACKEND
+        ):
+            args.check()
+            self.forward = triton_fused.plan_add(args, self.sample, scale)
+        self.backwards: dict[Hashable, Callable[..., tuple]] = {}
+
+    def backward(
+        self, args: NormArguments, dtotal: Tensor | None, dy: Tensor, kept: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of x, branch, weight and bias; `args` holds the sum in place of x."""
+        given = dy = dy.contiguous()
+        if dtotal is not None:
+            given = dtotal = dtotal.contiguous()
+        key = given.dtype, dy.dtype, dtotal is None, (given.data_ptr() | dy.data_ptr() | args.x.data_ptr()) & 15
+        run = self.backwards.get(key)
+        if run is None:
+            run = triton_fused.plan_add_backward(args, self.dtype, self.sample, self.scale)
+            self.backwards[key] = run
+        return run(args, dtotal, dy, kept)
+
+
+_additions: dict[Hashable, _Addition] = Latest()
+
+
+class _AddNorm(torch.autograd.Function):
+    """`add_norm` in one kernel each way. It saves the sum, which the layers that follow save too."""
+
+    @staticmethod
+    def forward(ctx, plan, args, x, branch, weight, bias, kept):
+        total, normed = plan.forward(args, branch, kept)
+        ctx.plan, ctx.args = plan, args[3:]
+        ctx.save_for_backward(total, weight, bias, kept)
+        ctx.set_materialize_grads(False)
+        return total, normed
+
+    @staticmethod
+    def backward(ctx, dtotal, dnormed):
+        total, weight, bias, kept = ctx.saved_tensors
+        args, plan = NormArguments(total, weight, bias, *ctx.args), ctx.plan
+        given = [gradient for gradient in (dtotal, dnormed) if gradient is not None]
+        if not torch.is_grad_enabled() and dnormed is not None and all(map(torch._C._has_storage, given)):
+            dx, dbranch, dweight, dbias = plan.backward(args, dtotal, dnormed, kept)
+        else:  # second derivatives, many gradients at once
+            dx, dweight, dbias = (dtotal, None, None)
+            if dnormed is not None:
+                dx, dweight, dbias = without_autocast(total.device, OP.reference.backward, args, dnormed)
+                dx = dx if dtotal is None else dx + dtotal
+            dbranch = (dx if kept is None else dx * (kept * plan.scale)).to(plan.dtype)
+        return None, None, dx, dbranch, dweight, dbias, None
 
 
 def _for_inductor(args: NormArguments) -> NormArguments:

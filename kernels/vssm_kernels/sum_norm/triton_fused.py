@@ -28,6 +28,7 @@ except ImportError:  # why_no_triton reports it
 
 _TILE = 2048  # elements of a program's tile; its rows are padded to a power of two channels
 _SHARES_MAX = 1024  # programs of the backward, the same on every device
+_SUM = {"BLOCK": 32, "ROWS": 128, "num_warps": 8}  # a program's share of the sum over the programs of the backward
 _STAGES = 2  # tiles that a program of the backward has in flight
 
 if triton is not None:
@@ -49,9 +50,14 @@ if triton is not None:
         factor = tl.rsqrt(tl.sum(values * values, 1) / CHANNELS + eps)
         return values * factor[:, None], factor
 
-    @triton.jit(do_not_specialize=["rows"])
+    @triton.jit
+    def branch_scale(kept, row, rows, sample, kept_scale):
+        """The factor of each row's branch: of its sample, `sample` rows of which follow one another."""
+        return kept_scale * tl.load(kept + row // sample, mask=row < rows, other=0.0).to(tl.float32)[:, None]
+
+    @triton.jit(do_not_specialize=["rows", "sample", "kept_scale"])
     def forward_kernel(
-        x, weight, bias, y, merged, rows, row_stride, direction_stride, eps,
+        x, weight, bias, y, merged, branch, kept, rows, row_stride, direction_stride, eps, sample, kept_scale,
         DIRECTIONS: tl.constexpr, CENTER: tl.constexpr,
         CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
     ):  # fmt: skip
@@ -63,6 +69,10 @@ if triton is not None:
             for _ in tl.static_range(DIRECTIONS - 1):
                 x += direction_stride
                 values += load_rows(x, row, row_stride, c, mask)
+        if branch is not None:
+            added = load_rows(branch, row, CHANNELS, c, mask)
+            values += added if kept is None else added * branch_scale(kept, row, rows, sample, kept_scale)
+        if DIRECTIONS > 1 or branch is not None:
             values = saturate(values, x.dtype.element_ty).to(tl.float32)
             if merged is not None:
                 store_rows(merged, row, CHANNELS, c, mask, values)
@@ -73,9 +83,9 @@ if triton is not None:
             normed += tl.load(bias + c, mask=c < CHANNELS, other=0.0).to(tl.float32)[None, :]
         store_rows(y, row, CHANNELS, c, mask, normed)
 
-    @triton.jit(do_not_specialize=["rows", "turns"])
+    @triton.jit(do_not_specialize=["rows", "turns", "sample", "kept_scale"])
     def backward_kernel(
-        dy, x, weight, dx, shares, rows, turns, row_stride, eps,
+        dy, x, weight, dx, shares, dsum, dbranch, kept, rows, turns, row_stride, eps, sample, kept_scale,
         CENTER: tl.constexpr, HAS_BIAS: tl.constexpr,
         CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
@@ -99,37 +109,51 @@ if triton is not None:
             values = gradient - normed * along[:, None]
             if CENTER:
                 values -= (tl.sum(gradient, 1) / CHANNELS)[:, None]
-            store_rows(dx, row, CHANNELS, c, mask, values * factor[:, None])
+            values *= factor[:, None]
+            if dsum is not None:
+                values += load_rows(dsum, row, CHANNELS, c, mask)
+            store_rows(dx, row, CHANNELS, c, mask, values)
+            if dbranch is not None:
+                if kept is not None:
+                    values *= branch_scale(kept, row, rows, sample, kept_scale)
+                store_rows(dbranch, row, CHANNELS, c, mask, values)
         shares += program * (1 + HAS_BIAS) * CHANNELS + c
         tl.store(shares, tl.sum(dweight, 0), mask=c < CHANNELS)
         if HAS_BIAS:
             tl.store(shares + CHANNELS, tl.sum(dbias, 0), mask=c < CHANNELS)
 
+    @triton.jit(do_not_specialize=["count"])
+    def sum_shares_kernel(
+        shares, dweight, dbias, count, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+        BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    ):  # fmt: skip
+        """The gradients of weight and bias, which are the first and second CHANNELS columns of all programs' shares."""
+        c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        for first in range(0, count, ROWS):
+            row = first + tl.arange(0, ROWS)
+            mask = (row < count)[:, None] & (c < COLUMNS)[None, :]
+            total += tl.load(shares + row[:, None] * COLUMNS + c[None, :], mask=mask, other=0.0)
+        sums = tl.sum(total, 0)
+        if dweight is not None:
+            tl.store(dweight + c, sums.to(dweight.dtype.element_ty), mask=c < CHANNELS)
+        if dbias is not None:
+            tl.store(dbias + c - CHANNELS, sums.to(dbias.dtype.element_ty), mask=(c >= CHANNELS) & (c < COLUMNS))
+
 
 def plan_norm(args: NormArguments, save: bool) -> Callable[[NormArguments], tuple[Tensor, Tensor | None]]:
     """The output in args.dtype and, where there are several directions, their sum in x's dtype."""
-    x, row_stride, direction_stride = _rows(args.x, args.directions)
-    channels, directions, shape, dtype, device = x.shape[-1], args.directions, args.output_shape, args.dtype, x.device
-    shape_of_sums = (*args.x.shape[:-2], 1, channels) if save and directions > 1 else None
-    rows, tile, contiguous = math.prod(shape) // channels, _tile(channels), args.x.is_contiguous()
-    launch = Launcher(
-        forward_kernel,
-        (cdiv(rows, tile["ROWS"]),),
-        rows=rows,
-        row_stride=row_stride,
-        direction_stride=direction_stride,
-        eps=args.eps,
-        DIRECTIONS=directions,
-        CENTER=args.center,
-        **tile,
-    )
+    launch = _plan_forward(args)
+    shape, dtype, device, directions = args.output_shape, args.dtype, args.x.device, args.directions
+    shape_of_sums = (*shape[:-1], 1, shape[-1]) if save and directions > 1 else None
+    contiguous = args.x.is_contiguous()
 
     def run(args: NormArguments) -> tuple[Tensor, Tensor | None]:
         x = args.x if contiguous else _rows(args.x, directions)[0]
         y, sums = torch.empty(shape, dtype=dtype, device=device), None
         if shape_of_sums is not None:
             sums = torch.empty(shape_of_sums, dtype=x.dtype, device=device)
-        launch(x, args.weight, args.bias, y, sums)
+        launch(x, args.weight, args.bias, y, sums, None, None)
         return y, sums
 
     return run
@@ -137,12 +161,66 @@ def plan_norm(args: NormArguments, save: bool) -> Callable[[NormArguments], tupl
 
 def plan_norm_backward(args: NormArguments, gradient: Tensor) -> Callable[[NormArguments, Tensor], tuple]:
     """The gradients of x, of one direction where it has any, and of weight and bias."""
+    run_backward, contiguous = _plan_backward(args), args.x.is_contiguous()
+
+    def run(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x = args.x if contiguous else _rows(args.x, 1)[0]
+        dx = torch.empty(args.x.shape, dtype=x.dtype, device=x.device)
+        return dx, *run_backward(args, gradient.contiguous(), x, dx)
+
+    return run
+
+
+def plan_add(args: NormArguments, sample: int, scale: float) -> Callable[..., tuple[Tensor, Tensor]]:
+    """(args, branch, kept) to x + branch and its norm, see `add_norm`; `sample` rows of x share a number in kept."""
+    launch = _plan_forward(args, sample, scale)
+
+    def run(args: NormArguments, branch: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        total, y = torch.empty_like(args.x), torch.empty_like(args.x, dtype=args.dtype)
+        launch(args.x, args.weight, args.bias, y, total, branch, kept)
+        return total, y
+
+    return run
+
+
+def plan_add_backward(args: NormArguments, branch: torch.dtype, sample: int, scale: float) -> Callable[..., tuple]:
+    """(args, dtotal, dy, kept) to the gradients of x, branch, weight and bias; in args the sum stands in place of x."""
+    run_backward = _plan_backward(args, sample, scale)
+
+    def run(args: NormArguments, dtotal: Tensor | None, dy: Tensor, kept: Tensor | None) -> tuple[Tensor | None, ...]:
+        dx, dbranch = torch.empty_like(args.x), torch.empty_like(args.x, dtype=branch)
+        return dx, dbranch, *run_backward(args, dy, args.x, dx, dtotal, dbranch, kept)
+
+    return run
+
+
+def _plan_forward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> Launcher:
+    x, row_stride, direction_stride = _rows(args.x, args.directions)
+    channels = x.shape[-1]
+    rows, tile = math.prod(args.output_shape) // channels, _tile(channels)
+    return Launcher(
+        forward_kernel,
+        (cdiv(rows, tile["ROWS"]),),
+        rows=rows,
+        row_stride=row_stride,
+        direction_stride=direction_stride,
+        eps=args.eps,
+        sample=sample,
+        kept_scale=scale,
+        DIRECTIONS=args.directions,
+        CENTER=args.center,
+        **tile,
+    )
+
+
+def _plan_backward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> Callable[..., tuple]:
+    """(args, dy, x, dx, ...) to the gradients of weight and bias; writes dx, and what else the kernel is given."""
     x, row_stride, _ = _rows(args.x, 1)
-    has_bias, channels, shape, device = args.bias is not None, x.shape[-1], args.x.shape, x.device
-    rows, tile, contiguous = gradient.numel() // channels, _tile(channels), args.x.is_contiguous()
+    has_bias, channels, device = args.bias is not None, x.shape[-1], x.device
+    rows, tile = math.prod(args.x.shape) // channels, _tile(channels)
     tiles = cdiv(rows, tile["ROWS"])
     turns = max(1, cdiv(tiles, _SHARES_MAX))
-    programs = cdiv(tiles, turns)
+    programs, columns = cdiv(tiles, turns), (1 + has_bias) * channels
     launch = Launcher(
         backward_kernel,
         (programs,),
@@ -150,20 +228,38 @@ def plan_norm_backward(args: NormArguments, gradient: Tensor) -> Callable[[NormA
         turns=turns,
         row_stride=row_stride,
         eps=args.eps,
+        sample=sample,
+        kept_scale=scale,
         CENTER=args.center,
         HAS_BIAS=has_bias,
         STAGES=_STAGES,
         **tile,
     )
+    sum_shares = Launcher(
+        sum_shares_kernel,
+        (cdiv(columns, _SUM["BLOCK"]),),
+        count=programs,
+        CHANNELS=channels,
+        COLUMNS=columns,
+        **_SUM,
+    )
 
-    def run(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = args.x if contiguous else _rows(args.x, 1)[0], args.weight
-        dx = torch.empty(shape, dtype=x.dtype, device=device)
-        shares = torch.empty((programs, 1 + has_bias, channels), dtype=torch.float32, device=device)
-        launch(gradient.contiguous(), x, weight, dx, shares)
-        sums = shares.sum(0)
-        dweight = None if weight is None else sums[0].to(weight.dtype)
-        return dx, dweight, sums[1].to(args.bias.dtype) if has_bias else None
+    def run(
+        args: NormArguments,
+        dy: Tensor,
+        x: Tensor,
+        dx: Tensor,
+        dsum: Tensor | None = None,
+        dbranch: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = args.weight, args.bias
+        shares = torch.empty((programs, columns), dtype=torch.float32, device=device)
+        launch(dy, x, weight, dx, shares, dsum, dbranch, kept)
+        dweight, dbias = (None if tensor is None else torch.empty_like(tensor) for tensor in (weight, bias))
+        if weight is not None or has_bias:
+            sum_shares(shares, dweight, dbias)
+        return dweight, dbias
 
     return run
 

@@ -36,6 +36,20 @@ if triton is not None:
     LOG2_E = tl.constexpr(1.4426950408889634)
 
     @triton.jit
+    def place_of_program(
+        u, delta, A, B, delta_bias, tree, tokens, channels, u_batch, delta_batch, B_batch,
+        ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    ):  # fmt: skip
+        """Image and channels of this program, the image's inputs and tree, and the channels' rates and biases."""
+        blocks = tl.cdiv(channels, CHANNELS)
+        image = (tl.program_id(0) // blocks).to(tl.int64)
+        c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+        A_c = tl.load(A + c, mask=c < channels, other=0.0).to(tl.float32)
+        bias = tl.load(delta_bias + c, mask=c < channels, other=0.0).to(tl.float32)
+        inputs = u + image * u_batch, delta + image * delta_batch, B + image * B_batch, tree + image * ROWS * tokens
+        return image, c, inputs, A_c, bias
+
+    @triton.jit
     def load_steps(tree, tokens, first, end, VERTICES: tl.constexpr):
         """Steps from `first` to `end`, which of them exist, their vertices and parents."""
         step = first + tl.arange(0, VERTICES)
@@ -74,17 +88,13 @@ if triton is not None:
         ROWS: tl.constexpr, VERTICES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
         """In the sweep up, h holds what vertices hand on to their parents, in the order of steps."""
-        blocks = tl.cdiv(channels, CHANNELS)
-        image = (tl.program_id(0) // blocks).to(tl.int64)
-        c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-        u += image * u_batch
-        delta += image * delta_batch
-        B += image * B_batch
-        tree += image * ROWS * tokens
+        image, c, inputs, A_c, bias = place_of_program(
+            u, delta, A, B, delta_bias, tree, tokens, channels, u_batch, delta_batch, B_batch, ROWS, CHANNELS
+        )
+        u, delta, B, tree = inputs
         sums += image * tokens * channels
         h += image * tokens * channels
-        rate = tl.load(A + c, mask=c < channels, other=0.0).to(tl.float32) * LOG2_E
-        bias = tl.load(delta_bias + c, mask=c < channels, other=0.0).to(tl.float32)
+        rate = A_c * LOG2_E
 
         end = tokens
         while end > 0:
@@ -126,14 +136,10 @@ if triton is not None:
         ROWS: tl.constexpr, VERTICES: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
         """As the forward, of the gradient too; h and dh hold what is handed on, and then the states of both."""
-        blocks = tl.cdiv(channels, CHANNELS)
-        image = (tl.program_id(0) // blocks).to(tl.int64)
-        block = tl.program_id(0) % blocks
-        c = block * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-        u += image * u_batch
-        delta += image * delta_batch
-        B += image * B_batch
-        tree += image * ROWS * tokens
+        image, c, inputs, A_c, bias = place_of_program(
+            u, delta, A, B, delta_bias, tree, tokens, channels, u_batch, delta_batch, B_batch, ROWS, CHANNELS
+        )
+        u, delta, B, tree = inputs
         rows = image * tokens * channels
         gradient += rows
         sums += rows
@@ -142,9 +148,7 @@ if triton is not None:
         dh += rows
         du += rows
         ddelta += rows
-        dB += (image * blocks + block) * tokens
-        A_c = tl.load(A + c, mask=c < channels, other=0.0).to(tl.float32)
-        bias = tl.load(delta_bias + c, mask=c < channels, other=0.0).to(tl.float32)
+        dB += tl.program_id(0).to(tl.int64) * tokens  # of each image, and of each block of channels
         rate = A_c * LOG2_E
 
         end = tokens

@@ -1,14 +1,16 @@
 """Studies: their files are read and checked, trainings run, results are reused, and failures are explained."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import timm
+import torch
 
-from vssm.errors import ConfigError, TrainingError
-from vssm.mm.tasks.study import last_accuracy, load_study, train_study
+from vssm.errors import ConfigError
+from vssm.mm.tasks.study import MEASUREMENTS, last_accuracy, load_study, measure, train_study
 from vssm.models import FAMILIES
 
 STUDIES = Path(__file__).resolve().parents[3] / "configs" / "studies"
@@ -50,14 +52,14 @@ def study_file(tmp_path):
 
 @pytest.fixture
 def train(study_file, tmp_path):
-    """Train the small study with a stand-in for tools/train.py; returns its rows and what was reported."""
+    """Train the small study with a stand-in for tools/train.py; returns its rows, what was reported, and failures."""
 
-    def call(bad_seed: int = -1, options: dict | None = None) -> tuple[list[dict], list[str]]:
+    def call(bad_seed: int = -1, options: dict | None = None) -> tuple[list[dict], list[str], list[str]]:
         command = [sys.executable, "-c", TRAIN.format(bad_seed=bad_seed)]
         told = []
         study = load_study(study_file, options)
-        rows = train_study(study, tmp_path / "work", command, 2, lambda done, total, text: told.append(text))
-        return rows, told
+        rows, failures = train_study(study, tmp_path / "work", command, 2, lambda done, total, text: told.append(text))
+        return rows, told, failures
 
     return call
 
@@ -110,7 +112,7 @@ def test_a_wrong_study_says_what_is_wrong(study_file, old, new, message):
 
 
 def test_every_run_is_trained_with_every_seed(train, tmp_path):
-    rows, told = train()
+    rows, told, _ = train()
     assert [(row["label"], row["seed"], row["top1"]) for row in rows] == [
         ("a, plain", 0, 80.0),
         ("a, plain", 1, 81.0),
@@ -130,21 +132,50 @@ def test_trainings_are_spread_over_the_gpus(train, tmp_path, monkeypatch):
 
 
 def test_results_are_reused(train, tmp_path):
-    first, _ = train()
+    first, *_ = train()
     (tmp_path / "work" / "b" / "seed_1" / "result.json").unlink()  # as if interrupted before its end
-    second, told = train()
+    second, told, _ = train()
     assert [text.endswith("(from an earlier run)") for text in told] == [True, True, True, False]
     assert [row["top1"] for row in second] == [row["top1"] for row in first]
     assert second[0]["seconds"] == first[0]["seconds"]
-    _, told = train(options={"train_cfg.max_epochs": 3})
+    _, told, _ = train(options={"train_cfg.max_epochs": 3})
     assert not any(text.endswith("(from an earlier run)") for text in told)
 
 
 def test_a_failure_names_its_run_and_the_other_results_are_saved(train):
-    with pytest.raises(TrainingError, match=r"(?s)the training b, seed 1 failed with exit code 1; .*no such luck"):
-        train(bad_seed=1)
-    _, told = train()
-    assert sum(text.endswith("(from an earlier run)") for text in told) == 3
+    rows, told, (failure,) = train(bad_seed=1)
+    assert re.match(r"(?s)the training b, seed 1 failed with exit code 1; .*no such luck", failure)
+    assert [(row["label"], row["seed"]) for row in rows] == [("a, plain", 0), ("a, plain", 1), ("b", 0)]
+    assert "b, seed 1: failed" in told
+    _, told, failures = train()
+    assert sum(text.endswith("(from an earlier run)") for text in told) == 3 and not failures
+
+
+def test_what_was_measured_is_reused_and_a_failure_stops_no_other(study_file, tmp_path, monkeypatch):
+    """Costs are of the code, the machine and the model: other arguments are measured anew."""
+    measured = []
+
+    def stand_in(name: str, *sizes: object, training: bool, arguments: dict, **how: object) -> dict[str, object]:
+        measured.append(arguments.get("scan_order"))
+        if arguments.get("scan_order") == bad:
+            raise RuntimeError("no graph")
+        return dict.fromkeys(MEASUREMENTS, 1.0) | {"images_per_second": 2.0 + training, "peak_gib": None}
+
+    def call() -> tuple[dict[str, dict], list[str]]:
+        measured.clear()
+        return measure(load_study(study_file), tmp_path / "work", torch.device("cpu"), lambda *told: None)
+
+    monkeypatch.setattr("vssm.mm.tasks.study.benchmark_model", stand_in)
+    bad = "hilbert"
+    costs, failures = call()
+    assert measured == [None, None, "hilbert"] and failures == ["b could not be measured: RuntimeError: no graph"]
+    assert costs["a, plain"]["infer_images_per_second"] == 2 and set(costs["b"].values()) == {None}
+    bad = "none is"
+    again, failures = call()
+    assert measured == ["hilbert"] * 2 and not failures and again["a, plain"] == costs["a, plain"]
+    study_file.write_text(STUDY.replace("hilbert", "zigzag"))
+    call()
+    assert measured == ["zigzag"] * 2
 
 
 def test_the_last_accuracy_of_the_last_start_counts(tmp_path):

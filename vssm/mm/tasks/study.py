@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS
 
 from vssm.bench import Execution, benchmark_model, environment
-from vssm.errors import ConfigError, TrainingError
+from vssm.errors import ConfigError
 from vssm.files import file_stem, write_atomically
 from vssm.inference.create import with_name
 from vssm.inference.saved import to_plain
@@ -24,8 +24,20 @@ from vssm.processes import available_cores, die_with_parent
 
 OPTIONS = ("title", "recipe", "runs", "seeds", "measured")
 MEASURED = ("size", "batch", "seconds")
-RESULT = "result.json"
+RESULT, COSTS = "result.json", "costs.json"
 LOG_LINES = 15
+# What `measure` finds of each model.
+MEASUREMENTS = (
+    "parameters_m",
+    "size",
+    "batch",
+    "dtype",
+    "execution",
+    "infer_images_per_second",
+    "train_images_per_second",
+    "infer_peak_gib",
+    "train_peak_gib",
+)
 
 # Called after each training with (trainings done, total, sentence).
 Report = Callable[[int, int, str], None]
@@ -119,7 +131,9 @@ def make_data(study: Study) -> None:
                 raise ConfigError(f"data: {error}") from error
 
 
-def train_study(study: Study, directory: Path, command: Sequence[str], parallel: int, report: Report) -> list[dict]:
+def train_study(
+    study: Study, directory: Path, command: Sequence[str], parallel: int, report: Report
+) -> tuple[list[dict], list[str]]:
     """Train every run with every seed, each in its own process; results of finished trainings are reused.
 
     A training that fails does not stop the others. All runs are trained with the first seed before the second, so that
@@ -134,10 +148,8 @@ def train_study(study: Study, directory: Path, command: Sequence[str], parallel:
         report: called after each training.
 
     Returns:
-        One row per training: label, seed, top1 in percent on the held-out images, seconds.
-
-    Raises:
-        TrainingError: names the trainings that failed, with the end of their logs.
+        One row per training that succeeded: label, seed, top1 in percent on the held-out images, seconds. And a text
+        for each that failed, with the end of its log.
     """
     trainings = _prepare(study, directory)
     results = {training: earlier for training in trainings if (earlier := _earlier_result(training)) is not None}
@@ -154,51 +166,68 @@ def train_study(study: Study, directory: Path, command: Sequence[str], parallel:
             write_atomically(training.folder / RESULT, json.dumps({**results[training], **training.stamp}))
             sentence = f"{training}: {top1:.1f} % ({seconds:.0f} s)"
         report(len(results) + len(failures), len(trainings), sentence)
-    if failures:
-        raise TrainingError(
-            "\n".join([*failures, "the other results are saved: run the same command to train the rest"])
-        )
-    by_run = sorted(trainings, key=lambda training: list(study.runs).index(training.label))
-    return [{"label": training.label, "seed": training.seed, **results[training]} for training in by_run]
+    by_run = sorted(results, key=lambda training: list(study.runs).index(training.label))
+    return [{"label": training.label, "seed": training.seed, **results[training]} for training in by_run], failures
 
 
-def measure(study: Study, device: torch.device, report: Report) -> dict[str, dict]:
+def measure(study: Study, directory: Path, device: torch.device, report: Report) -> tuple[dict[str, dict], list[str]]:
     """Throughput and peak memory of each run's model, alone on the device, in inference and in training steps.
 
-    On a GPU as CUDA graphs, because the time that Python takes to launch the kernels of small models varies.
+    On a GPU as CUDA graphs, because the time that Python takes to launch the kernels of small models varies. What was
+    measured earlier is reused, and a model that cannot be measured does not stop the others.
 
     Args:
         study: its models are built with initial weights.
+        directory: of the study, as in `train_study`.
         device: a GPU computes in bfloat16, a CPU in float32.
         report: called after each model.
 
     Returns:
-        The costs of each label: parameters, images per second and GiB of GPU memory (None on a CPU).
+        The costs of each label: parameters, images per second and GiB of GPU memory (None on a CPU), nothing but None
+        where it failed. And a text for each failure.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    costs = {}
+    costs, failures = {}, []
+    facts = {name: fact for name, fact in environment(device).items() if name != "command"}
     for done, (label, config) in enumerate(study.runs.items(), 1):
         arguments = with_name(to_plain(config.model.backbone))
-        name = arguments.pop("name")
-        execution = Execution.GRAPH if device.type == "cuda" else Execution.EAGER
-        how = {"arguments": arguments, "seconds": study.measured["seconds"], "execution": execution}
-        infer, train = (
-            benchmark_model(name, study.measured["size"], study.measured["batch"], device, dtype, training=mode, **how)
-            for mode in (False, True)
+        file = directory / file_stem(label) / COSTS
+        stamp = {"of": {**facts, **study.measured, "arguments": json.loads(json.dumps(arguments))}}
+        earlier = _unchanged(file, stamp)
+        if earlier is not None and set(earlier) == set(MEASUREMENTS):
+            costs[label], sentence = earlier, "measured by an earlier run"
+        else:
+            try:
+                costs[label] = _costs(arguments, study.measured, device)
+            except Exception as error:  # whatever it is: hours of training are not lost for it
+                costs[label], sentence = dict.fromkeys(MEASUREMENTS), "failed"
+                failures.append(f"{label} could not be measured: {type(error).__name__}: {error}")
+            else:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, json.dumps({**costs[label], **stamp}))
+                sentence = f"{costs[label]['train_images_per_second']:,.0f} img/s in training"
+        report(done, len(study.runs), f"{label}: {sentence}")
+    return costs, failures
+
+
+def _costs(arguments: dict, measured: dict[str, float], device: torch.device) -> dict[str, object]:
+    gpu = device.type == "cuda"
+    name, arguments = arguments["name"], {key: value for key, value in arguments.items() if key != "name"}
+    infer, train = (
+        benchmark_model(
+            name,
+            measured["size"],
+            measured["batch"],
+            device,
+            torch.bfloat16 if gpu else torch.float32,
+            execution=Execution.GRAPH if gpu else Execution.EAGER,
+            training=mode,
+            arguments=arguments,
+            seconds=measured["seconds"],
         )
-        costs[label] = {
-            "parameters_m": infer["parameters_m"],
-            "size": infer["size"],
-            "batch": infer["batch"],
-            "dtype": infer["dtype"],
-            "execution": infer["execution"],
-            "infer_images_per_second": infer["images_per_second"],
-            "train_images_per_second": train["images_per_second"],
-            "infer_peak_gib": infer["peak_gib"],
-            "train_peak_gib": train["peak_gib"],
-        }
-        report(done, len(study.runs), f"{label}: {train['images_per_second']:,.0f} img/s in training")
-    return costs
+        for mode in (False, True)
+    )
+    found = {f"{mode}_{key}": value for mode, row in (("infer", infer), ("train", train)) for key, value in row.items()}
+    return {key: {**infer, **found}[key] for key in MEASUREMENTS}
 
 
 def last_accuracy(folder: Path) -> float | None:
@@ -234,11 +263,16 @@ def _prepare(study: Study, directory: Path) -> list[Training]:
 
 def _earlier_result(training: Training) -> dict[str, float] | None:
     """The result of an earlier training with the same code and config; None if there is none that can be read."""
-    file = training.folder / RESULT
-    result = _read_json(file.read_text(errors="replace")) if file.is_file() else {}
-    if any(result.pop(name, None) != value for name, value in training.stamp.items()):
+    result = _unchanged(training.folder / RESULT, training.stamp)
+    if result is None or not all(isinstance(result.get(name), int | float) for name in ("top1", "seconds")):
         return None
-    return result if all(isinstance(result.get(name), int | float) for name in ("top1", "seconds")) else None
+    return result
+
+
+def _unchanged(file: Path, stamp: dict[str, object]) -> dict | None:
+    """What a JSON file holds beside its stamp; None if it is absent or damaged, or its stamp another."""
+    values = _read_json(file.read_text(errors="replace")) if file.is_file() else {}
+    return None if any(values.pop(name, None) != value for name, value in stamp.items()) else values
 
 
 def _run_all(waiting: list[Training], command: Sequence[str], parallel: int) -> Iterator[tuple[Training, int, float]]:
