@@ -24,7 +24,7 @@ def is_plain(kind: tuple[str, dict]) -> bool:
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind[0])
 every_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
 every_class_shallow = pytest.mark.parametrize("kind", list(map(shallow, CLASSES)), ids=lambda kind: kind[0])
-every_ordered_class = pytest.mark.parametrize("kind", list(map(shallow, ORDERED)), ids=lambda kind: kind[0])
+every_ordered_class = pytest.mark.parametrize("kind", ORDERED, ids=lambda kind: kind[0])
 # A plain model and a pyramid, for what depends on scan orders alone.
 ONE_OF_EACH = [shallow(kind) for kind in (next(filter(is_plain, ORDERED)), next(filterfalse(is_plain, ORDERED)))]
 
@@ -230,7 +230,7 @@ def sharpen(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@every_ordered_class
+@pytest.mark.parametrize("kind", list(map(shallow, ORDERED)), ids=lambda kind: kind[0])
 @pytest.mark.parametrize(
     ("order", "written_out"),
     [
