@@ -150,21 +150,16 @@ def top1(family: Family, published: dict[str, Any]) -> str | None:
 
 def models(sources: Sources, family: Family) -> str:
     """Size, published accuracy and parity of every model."""
-    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published"]
-    head += ["parity with the official code"]
-    entries, recorded = sources.numbers(family)["models"], sources.recorded(family)
-    rows = []
+    head = ["model", "parameters", "input", "GFLOPs, counted", "GFLOPs, published", "top-1, published", "parity"]
+    rows, entries, recorded = [], sources.numbers(family)["models"], sources.recorded(family)
     for variant in family.variants:
-        if variant.name not in entries:
-            continue
-        model = entries[variant.name]
-        names = ", ".join(f"`{name}`" for name in (variant.name, *variant.aliases))
-        published = model.get("published", {})
-        parity = "recorded outputs reproduced" if variant.name in recorded else "same code, no record"
-        size = f"{model['parameters'] / 1e6:.2f} M"
-        flops = [f"{model['gflops']:.2f}", published.get("flops")]
-        pixels = family.default_cfgs[variant.name].default.input_size[-1]
-        rows.append([names, size, pixels, *flops, top1(family, published), parity])
+        if model := entries.get(variant.name):
+            names = ", ".join(f"`{name}`" for name in (variant.name, *variant.aliases))
+            published = model.get("published", {})
+            parity = "recorded outputs reproduced" if variant.name in recorded else "same code, no record"
+            pixels = family.default_cfgs[variant.name].default.input_size[-1]
+            counted = f"{model['parameters'] / 1e6:.2f} M", pixels, f"{model['gflops']:.2f}"
+            rows.append([names, *counted, published.get("flops"), top1(family, published), parity])
     return markdown(head, rows)
 
 

@@ -73,6 +73,9 @@ def speeds(sources: Sources) -> str:
         "Losses stand here as gains do. Compare within one table: each is of one run on one GPU. Kernels are counted "
         "in eager mode, and those of stem and head are shared out among the blocks."
     )
+    measured = {row["model"] for rows in runs(sources.root) for row in rows}
+    if rest := [name for family in sources.families for name in family.measured if name not in measured]:
+        text += f" Not measured yet: {', '.join(f'`{name}`' for name in rest)}."
     picture = "![published accuracy over measured throughput](studies/zoo.png)\n"
     tables = [speed_table(sources, rows) for rows in runs(sources.root)]
     return "\n".join(["## Speed beside models of timm's\n", paragraph(text), picture, *tables])

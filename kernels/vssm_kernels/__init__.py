@@ -31,6 +31,7 @@ from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.ssd import ssd
 from vssm_kernels.standard import standard_operations
+from vssm_kernels.state_fusion import state_fusion
 from vssm_kernels.sum_gate import sum_gate, sum_gate_again
 from vssm_kernels.sum_norm import add_norm, sum_norm
 from vssm_kernels.tree_scan import tree_scan
@@ -55,6 +56,7 @@ __all__ = [
     "side_by_side",
     "ssd",
     "standard_operations",
+    "state_fusion",
     "sum_gate",
     "sum_gate_again",
     "sum_norm",
@@ -73,6 +75,7 @@ for _op in (
     noncausal_ssd,
     selective_scan,
     ssd,
+    state_fusion,
     sum_gate,
     sum_norm,
     tree_scan,

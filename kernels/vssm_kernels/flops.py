@@ -20,6 +20,7 @@ from vssm_kernels import (  # noqa: F401  (define the operators)
     noncausal_ssd,
     selective_scan,
     ssd,
+    state_fusion,
     tree_scan,
     wavefront_scan,
 )
@@ -57,6 +58,11 @@ def conv_flops(x: Shape, weight: Shape, bias: Shape | None, order: Shape, *rest:
 @register_flop_formula(torch.ops.vssm.noncausal_ssd)
 def noncausal_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, **output: object) -> int:
     return 2 * (2 * math.prod(u) * B[-1])
+
+
+@register_flop_formula(torch.ops.vssm.state_fusion)
+def fusion_flops(states: Shape, weight: Shape, *rest: object, **output: object) -> int:
+    return 2 * math.prod(states) * weight[0] * 9
 
 
 @register_flop_formula(torch.ops.vssm.wavefront_scan)
@@ -111,6 +117,11 @@ def conv_backward_flops(gradient: Shape, *arguments: Shape | None, **output: obj
 @register_flop_formula(torch.ops.vssm.noncausal_ssd_backward)
 def noncausal_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
     return 2 * noncausal_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.state_fusion_backward)
+def fusion_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+    return 2 * fusion_flops(*arguments)
 
 
 @register_flop_formula(torch.ops.vssm.ssd_backward)

@@ -26,6 +26,8 @@ from vssm_kernels.selective_scan.arguments import ScanArguments
 from vssm_kernels.ssd import triton_fused as ssd
 from vssm_kernels.ssd import triton_kernels as ssd_kernels
 from vssm_kernels.ssd.arguments import SSDArguments
+from vssm_kernels.state_fusion import triton_fused as fusion
+from vssm_kernels.state_fusion.arguments import FusionArguments
 from vssm_kernels.sum_gate import triton_fused as gate
 from vssm_kernels.sum_gate.arguments import GateArguments
 from vssm_kernels.sum_norm import triton_fused as norm
@@ -95,6 +97,7 @@ def replace_kernels() -> None:
         triton_chunk_kernels,
         triton_kernels,
         ssd_kernels,
+        fusion,
         gate,
         norm,
         direction_sum,
@@ -179,6 +182,8 @@ def main() -> None:
             )
             out, sums = norm.BACKEND.forward(args, True)
             norm.BACKEND.backward(args.for_backward(sums), out)
+    args = FusionArguments(torch.randn(2, 3, 5, 128), torch.randn(3, 128, 3, 3))
+    fusion.BACKEND.backward(args, fusion.BACKEND.forward(args, False)[0])
     stream, branch = torch.randn(2, 9, 96), torch.randn(2, 9, 96).bfloat16()
     for kept in (torch.ones(2, 1, 1).bfloat16(), None):
         args = NormArguments(stream, weight[0, :, 0].contiguous(), torch.ones(96), 1e-5, True, branch.dtype, False)

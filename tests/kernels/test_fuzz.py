@@ -21,6 +21,7 @@ from vssm_kernels import (
     causal_conv1d,
     grid_tree,
     selective_scan,
+    state_fusion,
     sum_gate,
     sum_norm,
     tree_scan,
@@ -171,6 +172,15 @@ def a_norm(make: Maker) -> Callable[[], Tensor]:
     return lambda: sum_norm(x, weight, bias, eps=1e-1, center=center, dtype=dtype, merge=merge)
 
 
+def a_fusion(make: Maker) -> Callable[[], Tensor]:
+    grid, channels = (make.size(0, 1, 2), make.size(1, 5), make.size(1, 2)), make.size(1, 16)
+    states, weight = (
+        make.tensor(*grid, channels),
+        make.tensor(make.random.randint(1, 3), channels, 3, 3, dtype=make.wide),
+    )
+    return lambda: state_fusion(states, weight)
+
+
 def a_tree(make: Maker) -> Callable[[], Tensor]:
     batch, height, width, channels = make.size(0, 1, 2), make.size(1, 5) % 9 + 1, make.size(1, 4) % 9 + 1, make.size(16)
     rows = batch, height * width
@@ -180,7 +190,7 @@ def a_tree(make: Maker) -> Callable[[], Tensor]:
     return lambda: tree_scan(u, delta, A, B, bias, tree)
 
 
-OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm, a_tree]
+OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm, a_fusion, a_tree]
 
 
 def output_and_gradients(run: Callable[[], Tensor], leaves: list[Tensor], gradient: Tensor | None) -> list[Tensor]:

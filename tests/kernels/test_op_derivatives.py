@@ -18,6 +18,7 @@ from vssm_kernels import (
     noncausal_ssd,
     selective_scan,
     ssd,
+    state_fusion,
     sum_gate,
     sum_norm,
     tree_scan,
@@ -67,6 +68,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         lambda u, delta, A, B, C, D, bias: wavefront_scan(u, delta, -A.exp(), B, C, D, delta_bias=bias, reverse=True),
         [(2, 2, 3, 3), (2, 2, 3, 2, 3), (2, 3, 2), (2, 2, 3, 2, 2), (2, 2, 3, 2), (3,), (2, 3)],
     ),
+    "fusion": (state_fusion, [(2, 3, 4, 2), (2, 2, 3, 3)]),
     "tree": (
         lambda u, delta, A, B, bias: tree_scan(u, delta, -A.exp(), B, bias, TREE.expand(len(u), -1, -1)),
         [(2, 6, 3), (2, 6, 3), (3,), (2, 6), (3,)],

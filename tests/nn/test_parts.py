@@ -342,6 +342,20 @@ def test_deformable_sampling_far_outside_of_the_map_is_zero() -> None:
     assert not layer(torch.randn(1, 3, 5, 8)).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [0, 2])
+def test_deformable_sampling_without_gradients_is_the_same(batch: int, dtype: torch.dtype) -> None:
+    """There it is another operation of torch's."""
+    layer, x = DeformableSampling(8, groups=2).to(dtype), torch.randn(batch, 5, 7, 8, dtype=dtype)
+    nn.init.normal_(layer.offset_mask.weight)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        found = layer(x)
+    assert found.dtype == dtype and found.shape == expected.shape
+    tolerance = {torch.float64: 1e-12, torch.bfloat16: 2e-2}.get(dtype, 1e-5)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
 def test_patch_stem_refuses_less_than_one_patch() -> None:
     with pytest.raises(ValueError, match="expected at least one patch, 3 x 3"):
         PatchStem(3, 2, 7, padding=2)(torch.randn(1, 3, 2, 9))

@@ -114,6 +114,8 @@ def write_scatter(
     for group, *point in points:
         groups.setdefault(group, []).append(tuple(point))
     figure, axes = _axes(10, 7)
+    from matplotlib import ticker
+
     for number, (group, found) in enumerate(groups.items()):
         names, across, up = zip(*found, strict=True)
         # Ten colours, then the same ten with another marker.
@@ -122,7 +124,9 @@ def write_scatter(
             axes.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set(xscale="log", xlabel=x, ylabel=y)
     _plain_numbers(axes)
-    axes.xaxis.set_minor_formatter(axes.xaxis.get_major_formatter())
+    # Ten and its powers alone would leave a narrow range without numbers, and all of 1 to 9 lie on each other.
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
     _save(figure, axes, path, {"Comment": comment})
 
 

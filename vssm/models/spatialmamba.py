@@ -34,11 +34,9 @@ from vssm.nn import (
     SelectiveScan,
     initialise_linear_layers,
 )
-from vssm.ops import without_autocast
+from vssm.ops import state_fusion
 from vssm.scan import OrderFunction, raster
 from vssm.values import widened
-
-_DILATIONS = (1, 3, 5)
 
 
 class StateFusion(nn.Module):
@@ -56,22 +54,15 @@ class StateFusion(nn.Module):
     def __init__(self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.kernels = nn.ParameterList(nn.Parameter(torch.ones(channels, 1, 3, 3, **dd)) for _ in _DILATIONS)
-        self.alpha = nn.Parameter(torch.ones(len(_DILATIONS), **dd))
+        self.kernels = nn.ParameterList(nn.Parameter(torch.ones(channels, 1, 3, 3, **dd)) for _ in range(3))
+        self.alpha = nn.Parameter(torch.ones(3, **dd))
 
     def forward(self, states: Tensor) -> Tensor:
         """(batch, height, width, channels) in and out, float32."""
         # official: in evaluation the three kernels are merged into one, at the first image, and never again. Here: the
         # same mathematics with the parameters of the moment.
-        return without_autocast(states.device, self._fused, states.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-    def _fused(self, states: Tensor) -> Tensor:
-        fused = torch.zeros_like(states)
-        for kernel, alpha, dilation in zip(self.kernels, self.alpha, _DILATIONS, strict=True):
-            padded = F.pad(states, [dilation] * 4, mode="replicate")
-            weight = (alpha * kernel).to(states.dtype)
-            fused = fused + F.conv2d(padded, weight, dilation=dilation, groups=len(kernel))
-        return fused
+        weight = self.alpha[:, None, None, None] * torch.cat(list(self.kernels), 1).transpose(0, 1)
+        return state_fusion(states, weight)
 
 
 @register_notrace_module

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.recompute import recomputed
+from vssm.ops import runs_eagerly
 
 
 @register_notrace_module  # reads shapes
@@ -20,7 +22,7 @@ class DeformableSampling(nn.Module):
 
     Places and weights are computed in float32 at least. Composed of torch's gathering, so that every derivative exists
     (torchvision's deform_conv2d and torch's grid_sample have no second one); torch.compile fuses gathering,
-    interpolation and sum into one kernel.
+    interpolation and sum into one kernel. Without gradients torch's embedding bags, which sum what they gather, do.
 
     Args:
         channels: of the map.
@@ -68,10 +70,12 @@ class DeformableSampling(nn.Module):
         rows, columns, window = (torch.arange(size, device=x.device) for size in (height, width, 9))
         position = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)], -1)
         places = position[:, :, None, None] + torch.stack([window // 3, window % 3], -1) - 1
+        values = x.unflatten(-1, (self.groups, -1))
+        if runs_eagerly() and not torch.is_grad_enabled():
+            return weighted_sum(values, places, offsets, weights, bags=True).to(x.dtype).flatten(-2)
         # What is read is four times as large as the map for each sample. A compiler never writes it to memory; without
         # one it is read in three parts, and again in the backward instead of saved.
         parts = 1 if torch.compiler.is_compiling() else 3
-        values = x.unflatten(-1, (self.groups, -1))
         sums = [
             recomputed(weighted_sum, values, *part)
             for part in zip(
@@ -81,7 +85,7 @@ class DeformableSampling(nn.Module):
         return sum(sums[1:], sums[0]).to(x.dtype).flatten(-2)
 
 
-def weighted_sum(values: Tensor, places: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(values: Tensor, places: Tensor, offsets: Tensor, weights: Tensor, bags: bool = False) -> Tensor:
     """The weighted sum of samples of a map, each interpolated bilinearly, with zeros around the map.
 
     Args:
@@ -89,6 +93,7 @@ def weighted_sum(values: Tensor, places: Tensor, offsets: Tensor, weights: Tenso
         places: (height, width, 1, samples, 2) integers, the column and the row that each sample is moved from.
         offsets: (batch, height, width, groups, samples, 2), by how much: added only once rounded, which is exact.
         weights: (batch, height, width, groups, samples).
+        bags: read and sum in one kernel of torch's, which has no second derivatives: what is read is never written.
 
     Returns:
         The shape of `values`, in the dtype of `weights` at least.
@@ -106,5 +111,10 @@ def weighted_sum(values: Tensor, places: Tensor, offsets: Tensor, weights: Tenso
     first = images[:, None, None, None] * (height * width * groups) + group
     corners = (row[..., :, None] * width + column[..., None, :]) * groups + first[..., None, None, None]
     shares = (by_row[..., :, None] * by_column[..., None, :] * weights[..., None, None]).flatten(-3)
-    read = values.reshape(-1, channels).index_select(0, corners.flatten()).view(*shares.shape, channels)
+    table = values.reshape(-1, channels)
+    if bags:
+        corners, shares = corners.reshape(-1, shares.shape[-1]), shares.reshape(-1, shares.shape[-1])
+        table = table.to(shares.dtype)
+        return F.embedding_bag(corners, table, mode="sum", per_sample_weights=shares).view(values.shape)
+    read = table.index_select(0, corners.flatten()).view(*shares.shape, channels)
     return (read * shares[..., None]).sum(-2)

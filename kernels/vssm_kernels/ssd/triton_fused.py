@@ -33,6 +33,7 @@ except ImportError:  # why_no_triton reports it
 
 # Steps of a chunk: long ones walk faster, and the backward spills less in short ones.
 LENGTH, LONG_LENGTH, LONG_STEPS = 32, 64, 256
+REGISTERS = 168  # of a thread of the forward
 PROGRAMS = 528  # fill a large GPU: with fewer, sequences are cut into segments
 STATES = 256  # the largest state
 
@@ -89,14 +90,12 @@ def plan_duality_backward(args: SSDArguments, gradient: Tensor) -> Callable[[SSD
     saved_here = args.states is not None and args.states.shape == shape  # else by another backend: ignored
     walk = None if saved_here else _plan_forward(args, plan, save=True)
     carry = _plan_carry(args, plan, adjoint=True) if tile.segments > 1 else None
-    merge = args.shared_input and plan.merges
     launch = Launcher(
         kernels.backward_kernel,
-        plan.grid(merge),
+        plan.grid,
         **plan.numbers_for(kernels.backward_kernel),
         HAS_END=carry is not None,
         HAS_START=args.initial is not None,
-        MERGE=merge,
         **tile.options,
     )
     shares_of_group = args.heads // args.groups * tile.blocks
@@ -106,7 +105,7 @@ def plan_duality_backward(args: SSDArguments, gradient: Tensor) -> Callable[[SSD
         u, delta, B, C, *of_heads = tensors
         saved = args.states if walk is None else walk(args, tensors)[1]
         dends = saved if carry is None else carry(args, (dy, delta, C, B, *of_heads))
-        du = plan.rows(args, (), (args.heads, args.channels), like=args.u, merge=merge)
+        du = plan.rows(args, (), (args.heads, args.channels), like=args.u)
         ddelta = plan.rows(args, (tile.blocks,), (args.heads,), like=args.delta if tile.blocks == 1 else None)
         dB, dC = (plan.rows(args, (shares_of_group,), args.B.shape[3:], like=each) for each in (args.B, args.C))
         dstart, shares = saved, torch.empty((*shape[:4], tile.segments, 3), device=args.device, **floats)
@@ -138,15 +137,17 @@ def _plan_forward(args: SSDArguments, plan: _Plan, save: bool) -> _Walk:
     """What programs write, in rows, and the states that are saved."""
     shape, dtype = saves(args)
     carry = _plan_carry(args, plan) if plan.tile.segments > 1 else None
-    merge, tile = args.merge and plan.merges, plan.tile
+    tile, numbers = plan.tile, plan.numbers_for(kernels.forward_kernel)
+    # Short chunks in bfloat16 fit into fewer registers than the compiler takes: then three programs run where two did.
+    few = {"maxnreg": REGISTERS} if numbers["NARROW"] and tile.steps == LENGTH else {}
     launch = Launcher(
         kernels.forward_kernel,
-        plan.grid(merge),
-        **plan.numbers_for(kernels.forward_kernel),
+        plan.grid,
+        **numbers,
         HAS_START=carry is not None or args.initial is not None,
         SAVE=save,
-        MERGE=merge,
         **tile.options,
+        **few,
     )
 
     def run(args: SSDArguments, tensors: _Tensors) -> tuple[Tensor, Tensor | None]:
@@ -156,7 +157,7 @@ def _plan_forward(args: SSDArguments, plan: _Plan, save: bool) -> _Walk:
         elif args.initial is not None:
             starts = _as_tiles(args.initial, tile)
         saved = torch.empty(shape, dtype=dtype, device=args.device) if save else None
-        y = plan.rows(args, (), (args.heads, args.channels), like=args.u, merge=merge)
+        y = plan.rows(args, (), (args.heads, args.channels), like=args.u)
         if args.batch:
             launch(*tensors, starts, y, starts if saved is None else saved)
         return y, saved
@@ -175,7 +176,7 @@ def _plan_carry(args: SSDArguments, plan: _Plan, adjoint: bool = False) -> _Walk
                 numbers[key] = numbers[other + key[1:]]
     numbers |= {"SHIFT": numbers["SHIFT"] if adjoint else 0, "ADJOINT": adjoint}
     numbers = {name: number for name, number in numbers.items() if name in kernels.ends_kernel.arg_names}
-    launch = Launcher(kernels.ends_kernel, plan.grid(False), **numbers, **tile.options)
+    launch = Launcher(kernels.ends_kernel, plan.grid, **numbers, **tile.options)
 
     def run(args: SSDArguments, tensors: _Tensors) -> Tensor:
         u, delta, B, _, A, _, bias, order = tensors
@@ -198,32 +199,17 @@ class _Plan:
 
     def __init__(self, args: SSDArguments, backward_follows: bool, gradient: Tensor | None = None):
         self.tile = _Tile.of(args, backward_follows)
-        self.walks = args.batch, args.directions
-        self.programs = args.heads * self.tile.blocks * self.tile.segments  # of a walk
+        self.grid = (args.batch * args.directions * args.heads * self.tile.blocks * self.tile.segments,)
         # Tokens that are visited twice have a row for each visit, which are added up.
         self.row_count = args.steps if args.repeats else args.tokens
-        # Whether one program may walk all directions, and add to what it wrote before.
-        whole = args.order is None or args.order.writes_each_row_once
-        self.merges = bool(whole) and args.batch * args.heads * self.tile.blocks >= PROGRAMS
         self.numbers = self._numbers(args, gradient)
-
-    def grid(self, merge: bool) -> tuple[int]:
-        batch, directions = self.walks
-        return ((batch if merge else batch * directions) * self.programs,)
 
     def numbers_for(self, kernel: Any) -> dict[str, Any]:
         return {name: number for name, number in self.numbers.items() if name in kernel.arg_names}
 
-    def rows(
-        self,
-        args: SSDArguments,
-        before: tuple[int, ...],
-        after: tuple[int, ...],
-        like: Tensor | None,
-        merge: bool = False,
-    ) -> Tensor:
-        """Memory for (*before, batch, rows, directions, *after), without the directions where programs merge them."""
-        shape = (*before, args.batch, self.row_count, *(() if merge else (args.directions,)), *after)
+    def rows(self, args: SSDArguments, before: tuple[int, ...], after: tuple[int, ...], like: Tensor | None) -> Tensor:
+        """Memory for (*before, batch, rows, directions, *after)."""
+        shape = (*before, args.batch, self.row_count, args.directions, *after)
         dtype = torch.float32 if like is None or args.repeats else like.dtype
         return output_rows(args.order, shape, dtype, args.device)
 
@@ -296,7 +282,7 @@ def _of_tokens(rows: Tensor, args: SSDArguments, dtype: torch.dtype, merge: bool
         places = batch[:, None, None], direction[:, None], torch.where(token < 0, args.tokens, token)
         sums.index_put_(places, rows.transpose(1, 2), accumulate=True)  # on a GPU in a fixed order
         rows = saturate(sums[:, :, :-1].transpose(1, 2).contiguous(), dtype)
-    if merge and rows.dim() == 5:  # else the programs have merged them
+    if merge:
         return sum_directions(rows.flatten(3)).unflatten(2, rows.shape[3:])
     return rows
 

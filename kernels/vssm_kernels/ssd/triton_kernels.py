@@ -14,7 +14,6 @@ import triton.language as tl
 from vssm_kernels.selective_scan.triton_kernels import LOG2_E, softplus
 from vssm_kernels.triton_math import saturate, sigmoid
 
-
 # Not compiled in, so that all lengths and batches share a kernel; what is left shows which accesses can be vectors.
 SIZES = ["steps", "rows", "batch", "directions", "heads", "per_group", "blocks", "chunks", "length", "segments"]
 SIZES += ["delta_batch", "delta_token", "delta_direction"]
@@ -30,18 +29,15 @@ def product(a, b, NARROW: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def place(directions, heads, blocks, segments, MERGE: tl.constexpr):
-    """Batch, first direction and the one after the last, segment, head and block of channels of this program. The heads
-    of a token, which read the same B and C, run at the same time."""
+def place(directions, heads, blocks, segments):
+    """Batch, direction, segment, head and block of channels of this program. The heads of a token, which read the same
+    B and C, run at the same time."""
     program = tl.program_id(0)
     block = program % blocks
     head = program // blocks % heads
     segment = program // (blocks * heads) % segments
     walk = program // (blocks * heads * segments)
-    if MERGE:
-        return walk.to(tl.int64), 0, directions, segment, head, block
-    else:
-        return (walk // directions).to(tl.int64), walk % directions, walk % directions + 1, segment, head, block
+    return (walk // directions).to(tl.int64), walk % directions, segment, head, block
 
 
 @triton.jit
@@ -105,55 +101,47 @@ def forward_kernel(
     u_batch, u_token, u_direction, u_head, delta_batch, delta_token, delta_direction, delta_head,
     B_batch, B_token, B_direction, B_group, C_batch, C_token, C_direction, C_group,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_START: tl.constexpr, SAVE: tl.constexpr,
-    SHIFT: tl.constexpr, MERGE: tl.constexpr, BY_STEP: tl.constexpr, WIDE: tl.constexpr,
+    SHIFT: tl.constexpr, BY_STEP: tl.constexpr, WIDE: tl.constexpr,
     NARROW: tl.constexpr, PRECISION: tl.constexpr, LENGTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Where outputs are merged and programs are many, each walks all directions, and adds to what it wrote before."""
-    b, first, end, segment, head, block = place(directions, heads, blocks, segments, MERGE)
+    """Outputs of a segment, and SAVE the state before each of its chunks."""
+    b, k, segment, head, block = place(directions, heads, blocks, segments)
     group = head // per_group
     p, n, l = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), tl.arange(0, LENGTH)
     tile = n[:, None] * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
-    y_row = heads * channels if MERGE else directions * heads * channels
-    for k in range(first, end):
-        own = ((b * directions + k) * heads + head) * blocks + block
-        u_walk = u + b * u_batch + k * u_direction + head * u_head
-        delta_walk = delta + b * delta_batch + k * delta_direction + head * delta_head
-        B_walk = B + b * B_batch + k * B_direction + group * B_group
-        C_walk = C + b * C_batch + k * C_direction + group * C_group
-        y_walk = y + b * rows * y_row + ((0 if MERGE else k) * heads + head) * channels
-        first_writes = k == first
-        rate, shift = head_constants(A, bias, k, heads, head, HAS_BIAS)
-        if MERGE:
-            tl.debug_barrier()  # other threads may have written what is added to
-        if HAS_START:
-            h = tl.load(starts + (own * segments + segment) * (BLOCK_N * BLOCK_P) + tile)
-        else:
-            h = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-        if SHIFT:  # nothing is shifted to the first step
-            row = tl.where(
-                (l == 0) & (segment == 0) & first_writes, row_of(order, k, l, steps, HAS_ORDER, BY_STEP, WIDE), -1
-            )
-            store(y_walk, row, y_row, p, channels, tl.zeros((LENGTH, BLOCK_P), tl.float32))
-        for chunk in range(segment * length, tl.minimum((segment + 1) * length, chunks)):
-            step = chunk * LENGTH + l
-            token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-            _, size, a, total = steps_of(delta_walk, delta_token, shift, rate, token, step, steps)
-            u_rows = load(u_walk, token, u_token, p, channels)
-            B_rows, C_rows = load(B_walk, token, B_token, n, state), load(C_walk, token, C_token, n, state)
-            if SAVE:
-                tl.store(saved + (own * chunks + chunk) * (BLOCK_N * BLOCK_P) + tile, h.to(saved.dtype.element_ty))
-            scores = product(C_rows, tl.trans(B_rows), NARROW, PRECISION)
-            weights = scores * pair_decays(a, LENGTH) * size[None, :]
-            out = product(weights, u_rows, NARROW, PRECISION)
-            out += tl.exp2(a)[:, None] * product(C_rows, h, NARROW, PRECISION)
-            if HAS_D:
-                out += tl.load(D + k * heads + head) * u_rows.to(tl.float32)
-            row = row_of(order, k, step + SHIFT, steps, HAS_ORDER, BY_STEP, WIDE)
-            if MERGE:
-                out += load(y_walk, tl.where(first_writes, -1, row), y_row, p, channels).to(tl.float32)
-            store(y_walk, row, y_row, p, channels, out)
-            given = B_rows.to(tl.float32) * (size * tl.exp2(total - a))[:, None]
-            h = tl.exp2(total) * h + product(tl.trans(given), u_rows, NARROW, PRECISION)
+    y_row = directions * heads * channels
+    own = ((b * directions + k) * heads + head) * blocks + block
+    u += b * u_batch + k * u_direction + head * u_head
+    delta += b * delta_batch + k * delta_direction + head * delta_head
+    B += b * B_batch + k * B_direction + group * B_group
+    C += b * C_batch + k * C_direction + group * C_group
+    y += b * rows * y_row + (k * heads + head) * channels
+    rate, shift = head_constants(A, bias, k, heads, head, HAS_BIAS)
+    if HAS_START:
+        h = tl.load(starts + (own * segments + segment) * (BLOCK_N * BLOCK_P) + tile)
+    else:
+        h = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
+    if SHIFT:  # nothing is shifted to the first step
+        row = tl.where((l == 0) & (segment == 0), row_of(order, k, l, steps, HAS_ORDER, BY_STEP, WIDE), -1)
+        store(y, row, y_row, p, channels, tl.zeros((LENGTH, BLOCK_P), tl.float32))
+    for chunk in range(segment * length, tl.minimum((segment + 1) * length, chunks)):
+        step = chunk * LENGTH + l
+        token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
+        _, size, a, total = steps_of(delta, delta_token, shift, rate, token, step, steps)
+        u_rows = load(u, token, u_token, p, channels)
+        B_rows, C_rows = load(B, token, B_token, n, state), load(C, token, C_token, n, state)
+        if SAVE:
+            tl.store(saved + (own * chunks + chunk) * (BLOCK_N * BLOCK_P) + tile, h.to(saved.dtype.element_ty))
+        scores = product(C_rows, tl.trans(B_rows), NARROW, PRECISION)
+        weights = scores * pair_decays(a, LENGTH) * size[None, :]
+        out = product(weights, u_rows, NARROW, PRECISION)
+        out += tl.exp2(a)[:, None] * product(C_rows, h, NARROW, PRECISION)
+        if HAS_D:
+            out += tl.load(D + k * heads + head) * u_rows.to(tl.float32)
+        row = row_of(order, k, step + SHIFT, steps, HAS_ORDER, BY_STEP, WIDE)
+        store(y, row, y_row, p, channels, out)
+        given = B_rows.to(tl.float32) * (size * tl.exp2(total - a))[:, None]
+        h = tl.exp2(total) * h + product(tl.trans(given), u_rows, NARROW, PRECISION)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -168,7 +156,7 @@ def ends_kernel(
 ):  # fmt: skip
     """The state that a segment reaches from zero, and the sum of its logarithms of decays; adjoint, with the output's
     gradient for u and C for B, the gradient of the state before it by what it puts out."""
-    b, k, _next, segment, head, block = place(directions, heads, blocks, segments, False)
+    b, k, segment, head, block = place(directions, heads, blocks, segments)
     own = ((b * directions + k) * heads + head) * blocks + block
     p, n, l = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), tl.arange(0, LENGTH)
     u += b * u_batch + k * u_direction + head * u_head
@@ -200,88 +188,82 @@ def backward_kernel(
     B_batch, B_token, B_direction, B_group, C_batch, C_token, C_direction, C_group,
     dy_batch, dy_token, dy_direction, dy_head,
     HAS_ORDER: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_END: tl.constexpr,
-    HAS_START: tl.constexpr, SHIFT: tl.constexpr, MERGE: tl.constexpr, BY_STEP: tl.constexpr, WIDE: tl.constexpr,
+    HAS_START: tl.constexpr, SHIFT: tl.constexpr, BY_STEP: tl.constexpr, WIDE: tl.constexpr,
     NARROW: tl.constexpr, PRECISION: tl.constexpr, LENGTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """All gradients; those of B and C are shares of each head and block, and so is that of delta of each block. Where
-    the input is shared and programs are many, each walks all directions, and adds to what it wrote before."""
-    b, first, end, segment, head, block = place(directions, heads, blocks, segments, MERGE)
+    """All gradients; those of B and C are shares of each head and block, and so is that of delta of each block."""
+    b, k, segment, head, block = place(directions, heads, blocks, segments)
     group, groups = head // per_group, heads // per_group
     p, n, l = block * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), tl.arange(0, LENGTH)
     tile = n[:, None] * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
     earlier = l[:, None] > l[None, :]
     row_size, state_row = directions * heads, directions * groups * state
-    du_row = heads * channels if MERGE else row_size * channels
+    du_row = row_size * channels
     of_group = (((head % per_group) * blocks + block) * batch + b) * rows * directions * groups + group
-    for k in range(first, end):
-        own = ((b * directions + k) * heads + head) * blocks + block
-        u_walk = u + b * u_batch + k * u_direction + head * u_head
-        delta_walk = delta + b * delta_batch + k * delta_direction + head * delta_head
-        B_walk = B + b * B_batch + k * B_direction + group * B_group
-        C_walk = C + b * C_batch + k * C_direction + group * C_group
-        dy_walk = dy + b * dy_batch + k * dy_direction + head * dy_head
-        du_walk = du + b * rows * du_row + ((0 if MERGE else k) * heads + head) * channels
-        ddelta_walk = ddelta + (block * batch + b) * rows * row_size + k * heads + head
-        dB_walk, dC_walk = dB + (of_group + k * groups) * state, dC + (of_group + k * groups) * state
-        first_writes = k == first
-        rate, shift = head_constants(A, bias, k, heads, head, HAS_BIAS)
-        if MERGE:
-            tl.debug_barrier()  # other threads may have written what is added to
-        if HAS_END:
-            dh = tl.load(dends + (own * segments + segment) * (BLOCK_N * BLOCK_P) + tile)
-        else:
-            dh = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
-        dA, dD, dbias = 0.0, 0.0, 0.0
-        begin, stop = segment * length, tl.minimum((segment + 1) * length, chunks)
-        for i in range(0, stop - begin):
-            chunk = stop - 1 - i
-            step = chunk * LENGTH + l
-            token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-            x, size, a, total = steps_of(delta_walk, delta_token, shift, rate, token, step, steps)
-            row = row_of(order, k, step, steps, HAS_ORDER, BY_STEP, WIDE)
-            B_rows, C_rows = load(B_walk, token, B_token, n, state), load(C_walk, token, C_token, n, state)
-            u_rows = load(u_walk, token, u_token, p, channels)
-            dy_rows = load(dy_walk, token_of(order, k, step + SHIFT, steps, HAS_ORDER, WIDE), dy_token, p, channels)
+    own = ((b * directions + k) * heads + head) * blocks + block
+    u += b * u_batch + k * u_direction + head * u_head
+    delta += b * delta_batch + k * delta_direction + head * delta_head
+    B += b * B_batch + k * B_direction + group * B_group
+    C += b * C_batch + k * C_direction + group * C_group
+    dy += b * dy_batch + k * dy_direction + head * dy_head
+    du += b * rows * du_row + (k * heads + head) * channels
+    ddelta += (block * batch + b) * rows * row_size + k * heads + head
+    dB += (of_group + k * groups) * state
+    dC += (of_group + k * groups) * state
+    rate, shift = head_constants(A, bias, k, heads, head, HAS_BIAS)
+    if HAS_END:
+        dh = tl.load(dends + (own * segments + segment) * (BLOCK_N * BLOCK_P) + tile)
+    else:
+        dh = tl.zeros((BLOCK_N, BLOCK_P), tl.float32)
+    dA, dD, dbias = 0.0, 0.0, 0.0
+    begin, stop = segment * length, tl.minimum((segment + 1) * length, chunks)
+    for i in range(0, stop - begin):
+        chunk = stop - 1 - i
+        step = chunk * LENGTH + l
+        token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
+        x, size, a, total = steps_of(delta, delta_token, shift, rate, token, step, steps)
+        row = row_of(order, k, step, steps, HAS_ORDER, BY_STEP, WIDE)
+        B_rows, C_rows = load(B, token, B_token, n, state), load(C, token, C_token, n, state)
+        u_rows = load(u, token, u_token, p, channels)
+        dy_rows = load(dy, token_of(order, k, step + SHIFT, steps, HAS_ORDER, WIDE), dy_token, p, channels)
 
-            decay = pair_decays(a, LENGTH)
-            weights = product(C_rows, tl.trans(B_rows), NARROW, PRECISION) * decay
-            dweights = product(dy_rows, tl.trans(u_rows), NARROW, PRECISION) * size[None, :]
-            pairs = tl.where(earlier, dweights * weights, 0.0)
-            da = tl.sum(pairs, 1) - tl.sum(pairs, 0)
-            dscores = dweights * decay
+        decay = pair_decays(a, LENGTH)
+        weights = product(C_rows, tl.trans(B_rows), NARROW, PRECISION) * decay
+        dweights = product(dy_rows, tl.trans(u_rows), NARROW, PRECISION) * size[None, :]
+        pairs = tl.where(earlier, dweights * weights, 0.0)
+        da = tl.sum(pairs, 1) - tl.sum(pairs, 0)
+        dscores = dweights * decay
 
-            read = product(B_rows, dh, NARROW, PRECISION) * tl.exp2(total - a)[:, None]
-            from_step = size * tl.sum(read * u_rows.to(tl.float32), 1)
-            dadded = product(tl.trans(weights), dy_rows, NARROW, PRECISION) + read
-            dsize = tl.sum(dadded * u_rows.to(tl.float32), 1)
-            du_rows = size[:, None] * dadded
-            if HAS_D:
-                du_rows += tl.load(D + k * heads + head) * dy_rows.to(tl.float32)
-                dD += tl.sum(dy_rows.to(tl.float32) * u_rows.to(tl.float32))
-            if MERGE:
-                du_rows += load(du_walk, tl.where(first_writes, -1, row), du_row, p, channels).to(tl.float32)
-            store(du_walk, row, du_row, p, channels, du_rows)
+        read = product(B_rows, dh, NARROW, PRECISION) * tl.exp2(total - a)[:, None]
+        from_step = size * tl.sum(read * u_rows.to(tl.float32), 1)
+        dadded = product(tl.trans(weights), dy_rows, NARROW, PRECISION) + read
+        dsize = tl.sum(dadded * u_rows.to(tl.float32), 1)
+        du_rows = size[:, None] * dadded
+        if HAS_D:
+            du_rows += tl.load(D + k * heads + head) * dy_rows.to(tl.float32)
+            dD += tl.sum(dy_rows.to(tl.float32) * u_rows.to(tl.float32))
+        store(du, row, du_row, p, channels, du_rows)
 
-            dB_rows = product(u_rows, tl.trans(dh), NARROW, PRECISION) * (size * tl.exp2(total - a))[:, None]
-            dB_rows += product(tl.trans(dscores), C_rows, NARROW, PRECISION)
-            store(dB_walk, row, state_row, n, state, dB_rows)
+        dB_rows = product(u_rows, tl.trans(dh), NARROW, PRECISION) * (size * tl.exp2(total - a))[:, None]
+        dB_rows += product(tl.trans(dscores), C_rows, NARROW, PRECISION)
+        store(dB, row, state_row, n, state, dB_rows)
 
-            h = tl.load(saved + (own * chunks + chunk) * (BLOCK_N * BLOCK_P) + tile)
-            at_start = product(dy_rows, tl.trans(h), NARROW, PRECISION) * tl.exp2(a)[:, None]
-            store(dC_walk, row, state_row, n, state, product(dscores, B_rows, NARROW, PRECISION) + at_start)
+        h = tl.load(saved + (own * chunks + chunk) * (BLOCK_N * BLOCK_P) + tile)
+        at_start = product(dy_rows, tl.trans(h), NARROW, PRECISION) * tl.exp2(a)[:, None]
+        store(dC, row, state_row, n, state, product(dscores, B_rows, NARROW, PRECISION) + at_start)
 
-            last = tl.sum(from_step, 0) + tl.exp2(total) * tl.sum(dh * h.to(tl.float32))
-            da += tl.sum(at_start * C_rows.to(tl.float32), 1) - from_step + tl.where(l == LENGTH - 1, last, 0.0)
-            drate = tl.cumsum(da, 0, reverse=True)
-            dx = tl.where(step < steps, (dsize + rate / LOG2_E * drate) * sigmoid(x), 0.0)
-            tl.store(ddelta_walk + row * row_size, dx.to(ddelta.dtype.element_ty), mask=row >= 0)
-            dA += tl.sum(size * drate, 0)
-            dbias += tl.sum(dx, 0)
-            dh = tl.exp2(total) * dh
-            dh += product(tl.trans(C_rows.to(tl.float32) * tl.exp2(a)[:, None]), dy_rows, NARROW, PRECISION)
-        if HAS_START:
-            tl.store(dstart + own * (BLOCK_N * BLOCK_P) + tile, dh, mask=tile >= segment * (BLOCK_N * BLOCK_P))
-        share = shares + (own * segments + segment) * 3
-        tl.store(share, dA)
-        tl.store(share + 1, dD)
-        tl.store(share + 2, dbias)
+        last = tl.sum(from_step, 0) + tl.exp2(total) * tl.sum(dh * h.to(tl.float32))
+        da += tl.sum(at_start * C_rows.to(tl.float32), 1) - from_step + tl.where(l == LENGTH - 1, last, 0.0)
+        drate = tl.cumsum(da, 0, reverse=True)
+        dx = tl.where(step < steps, (dsize + rate / LOG2_E * drate) * sigmoid(x), 0.0)
+        tl.store(ddelta + row * row_size, dx.to(ddelta.dtype.element_ty), mask=row >= 0)
+        dA += tl.sum(size * drate, 0)
+        dbias += tl.sum(dx, 0)
+        dh = tl.exp2(total) * dh
+        dh += product(tl.trans(C_rows.to(tl.float32) * tl.exp2(a)[:, None]), dy_rows, NARROW, PRECISION)
+    if HAS_START:
+        tl.store(dstart + own * (BLOCK_N * BLOCK_P) + tile, dh, mask=tile >= segment * (BLOCK_N * BLOCK_P))
+    share = shares + (own * segments + segment) * 3
+    tl.store(share, dA)
+    tl.store(share + 1, dD)
+    tl.store(share + 2, dbias)

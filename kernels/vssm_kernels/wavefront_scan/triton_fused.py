@@ -34,8 +34,8 @@ except ImportError:  # why_no_triton reports it
 # by timing both scanned stages of mamba2d_tiny at batch 128 and one image of 1024 pixels on an H200.
 PROGRAMS, TILED = 1024, 4096
 TILE = 8  # rows and columns of the smallest tile
-PIECE = 512  # numbers of a (state, channel) piece, 16 in a thread
-COLUMNS = 2  # of a strip of the forward; the backward's strips are columns
+# Numbers of a (channel, state) piece, the larger one where programs are many, and columns of a strip.
+FORWARD, BACKWARD = ((256, 128), 4), ((256, 256), 2)
 
 
 class _Cut(NamedTuple):
@@ -49,6 +49,9 @@ class _Cut(NamedTuple):
     tile_rows: int
     tile_columns: int
 
+    def options(self) -> dict[str, int]:
+        return {"BLOCK_C": self.block_c, "BLOCK_N": self.block_n, "COLUMNS": self.columns, "num_warps": 1}
+
     def diagonals(self, batch: int, blocks: int) -> Iterator[dict[str, int | tuple[int]]]:
         """Of every launch: the diagonal, the row of its first tile, how many tiles it has, and the grid."""
         for diagonal in range(self.tile_rows + self.tile_columns - 1):
@@ -57,11 +60,14 @@ class _Cut(NamedTuple):
             yield {"diagonal": diagonal, "first": first, "count": count, "grid": (batch * count * blocks,)}
 
 
-def _cut(args: WavefrontArguments, columns: int) -> _Cut:
+def _cut(args: WavefrontArguments, pieces: tuple[int, int], columns: int) -> _Cut:
     batch, height, width, channels = args.u.shape
     block_n = 1 << (args.state - 1).bit_length()
-    block_c = max(1, min(PIECE // block_n, 1 << (channels - 1).bit_length()))
-    programs = max(1, batch * cdiv(channels, block_c))
+    for piece in pieces:
+        block_c = max(1, min(piece // block_n, 1 << (channels - 1).bit_length()))
+        programs = max(1, batch * cdiv(channels, block_c))
+        if programs >= PROGRAMS:
+            break
     sides = 1 if programs >= PROGRAMS else cdiv(TILED, programs)  # as many tiles on the longest diagonal
     rows = max(cdiv(height, sides), min(TILE, height))
     strips = max(cdiv(cdiv(width, columns), sides), cdiv(TILE, columns))
@@ -70,11 +76,13 @@ def _cut(args: WavefrontArguments, columns: int) -> _Cut:
 
 def plan_scan(args: WavefrontArguments, save: bool) -> Callable[[WavefrontArguments], tuple[Tensor, None]]:
     shape, dtype, device = args.u.shape, args.u.dtype, args.u.device
-    walk = _plan_walk(args, again=False)
+    cut = _cut(args, *FORWARD)
+    pitch = _pitch(shape[3], cut)
+    walk = _plan_walk(args, cut, pitch, again=False)
 
     def run(args: WavefrontArguments) -> tuple[Tensor, None]:
         y = torch.empty(shape, dtype=dtype, device=device)
-        walk(_tensors(args), y, y)
+        walk(_tensors(args, pitch, cut.block_n), y, y)
         return y, None
 
     return run
@@ -85,80 +93,82 @@ def plan_scan_backward(
 ) -> Callable[[WavefrontArguments, Tensor], tuple[Tensor | None, ...]]:
     batch, height, width, channels = shape = args.u.shape
     device, dtype, state = args.u.device, args.u.dtype, args.state
-    cut = _cut(args, 1)
-    blocks, pitch, piece = _sizes(args, cut)
-    walk = _plan_walk(args, again=True)
-    numbers = _numbers(args, cut, _rows(gradient)) | {"PARTS": _parts(args)}
+    forward, cut = _cut(args, *FORWARD), _cut(args, *BACKWARD)
+    pitch = max(_pitch(channels, forward), _pitch(channels, cut))  # a multiple of both blocks, powers of two
+    piece, blocks = pitch * cut.block_n, pitch // cut.block_c
+    walk = _plan_walk(args, forward, pitch, again=True)
+    numbers = _numbers(args, cut, pitch, _rows(gradient))
     launches = [
         Launcher(kernels.backward_kernel, where.pop("grid"), **numbers, **where)
         for where in reversed(list(cut.diagonals(batch, blocks)))
     ]
 
-    narrow = args.B.dtype if args.C.dtype == args.B.dtype else torch.float32
-
     def floats(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
 
     def run(args: WavefrontArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = _tensors(args)
+        tensors = _tensors(args, pitch, cut.block_n)
         states = floats(batch, height, width, piece)
         walk(tensors, tensors[0], states)
         du = torch.empty(shape, dtype=dtype, device=device)
         ddelta = torch.empty(args.delta.shape, dtype=args.delta.dtype, device=device)
-        across, down = (torch.zeros((batch, side, piece), device=device) for side in (height, width))
-        dBC = floats(blocks, batch, height, width, WAYS + 1, cut.block_n)
+        across, down = floats(batch, height, piece), floats(batch, width, piece)
+        dB, dC = (floats(blocks, *rows.shape[:-1], cut.block_n) for rows in (args.B, args.C))
         shares = floats(batch * cut.tile_rows * cut.tile_columns, WAYS * piece + 3 * pitch)
         gradient = _rows(gradient)
         for launch in launches:
-            launch(*tensors, states, across, down, gradient, du, ddelta, dBC, shares)
+            launch(*tensors, states, across, down, gradient, du, ddelta, dB, dC, shares)
         total = shares.sum(0)
-        dA = total[: WAYS * piece].view(WAYS, cut.block_n, pitch)[:, :state, :channels].mT
+        dA = total[: WAYS * piece].view(WAYS, pitch, cut.block_n)[:, :channels, :state]
         dD, *dbias = total[WAYS * piece :].view(3, pitch)[:, :channels]
-        dB, dC = sum_blocks(dBC, narrow)[..., :state].split([WAYS, 1], -2)
-        return args.cast(du, ddelta, dA, dB, dC.squeeze(-2), dD, torch.stack(dbias))
+        dB, dC = (sum_blocks(d, rows.dtype)[..., :state] for d, rows in ((dB, args.B), (dC, args.C)))
+        return args.cast(du, ddelta, dA, dB, dC, dD, torch.stack(dbias))
 
     return run
 
 
-def _plan_walk(args: WavefrontArguments, *, again: bool) -> Callable[[tuple[Tensor, ...], Tensor, Tensor], None]:
+def _plan_walk(
+    args: WavefrontArguments, cut: _Cut, pitch: int, *, again: bool
+) -> Callable[[tuple[Tensor, ...], Tensor, Tensor], None]:
     """The walk forwards: the outputs into y, or `again` for the backward the states of all positions."""
     batch, height, width, _ = args.u.shape
-    cut, device = _cut(args, COLUMNS), args.u.device
-    blocks, _, piece = _sizes(args, cut)
-    numbers = _numbers(args, cut) | {"COLUMNS": COLUMNS, "AGAIN": again}
+    numbers, device = _numbers(args, cut, pitch), args.u.device
     launches = [
-        Launcher(kernels.forward_kernel, where.pop("grid"), **numbers, **where)
-        for where in cut.diagonals(batch, blocks)
+        Launcher(kernels.forward_kernel, where.pop("grid"), **numbers, **where, AGAIN=again)
+        for where in cut.diagonals(batch, pitch // cut.block_c)
     ]
 
     def run(tensors: tuple[Tensor, ...], y: Tensor, states: Tensor) -> None:
-        across, down = (torch.zeros((batch, side, piece), device=device) for side in (height, width))
+        across, down = (
+            torch.empty((batch, side, pitch * cut.block_n), dtype=torch.float32, device=device)
+            for side in (height, width)
+        )
         for launch in launches:
             launch(*tensors, y, states, across, down)
 
     return run
 
 
-def _sizes(args: WavefrontArguments, cut: _Cut) -> tuple[int, int, int]:
-    """Blocks of channels, the channels in them, and the numbers of all pieces of a position."""
-    blocks = cdiv(args.u.shape[3], cut.block_c)
-    return blocks, blocks * cut.block_c, blocks * cut.block_c * cut.block_n
+def _pitch(channels: int, cut: _Cut) -> int:
+    """Channels of the buffers of states: whole blocks."""
+    return cdiv(channels, cut.block_c) * cut.block_c
 
 
-def _tensors(args: WavefrontArguments) -> tuple[Tensor, ...]:
+def _tensors(args: WavefrontArguments, pitch: int, block_n: int) -> tuple[Tensor, ...]:
     """What both kernels take first. Where D or the bias is absent its pointer is that of A, which is not followed."""
     _, channels, state = args.A.shape
-    cut = _cut(args, 1)
-    A = F.pad(args.A.float().mT, (0, _sizes(args, cut)[1] - channels, 0, cut.block_n - state)).contiguous()
+    A = args.A.float()
+    if (pitch, block_n) != (channels, state):
+        A = F.pad(A, (0, block_n - state, 0, pitch - channels))
+    A = A.contiguous()
     D, bias = (A if tensor is None else tensor.float().contiguous() for tensor in (args.D, args.delta_bias))
     return _rows(args.u), _rows(args.delta), A, _rows(args.B), _rows(args.C), D, bias
 
 
-def _numbers(args: WavefrontArguments, cut: _Cut, gradient: Tensor | None = None) -> dict[str, int | bool]:
+def _numbers(args: WavefrontArguments, cut: _Cut, pitch: int, gradient: Tensor | None = None) -> dict[str, int | bool]:
     """Sizes, strides and switches."""
     batch, height, width, channels = args.u.shape
-    u, delta, _, B, C, *_ = _tensors(args)
-    blocks, pitch, piece = _sizes(args, cut)
+    u, delta, _, B, C, *_ = _tensors(args, pitch, cut.block_n)
     rows = {"u": u, "delta": delta, "B": B, "C": C} | ({} if gradient is None else {"dy": gradient})
     strides = {"delta_way": delta.stride(3), "B_way": B.stride(3)}
     for name, tensor in rows.items():
@@ -170,9 +180,7 @@ def _numbers(args: WavefrontArguments, cut: _Cut, gradient: Tensor | None = None
         "width": width,
         "channels": channels,
         "state": args.state,
-        "blocks": blocks,
-        "pitch": pitch,
-        "piece": piece,
+        "blocks": pitch // cut.block_c,
         "rows": cut.rows,
         "strips": cut.strips,
         **strides,
@@ -181,16 +189,8 @@ def _numbers(args: WavefrontArguments, cut: _Cut, gradient: Tensor | None = None
         "HAS_BIAS": args.delta_bias is not None,
         "REVERSE": args.reverse,
         "STATE_ALIGN": math.gcd(args.state, *of_states, *places, 8),
-        "BLOCK_C": cut.block_c,
-        "BLOCK_N": cut.block_n,
-        "num_warps": 1,
-        "num_stages": 1,  # loads are ahead by hand
+        **cut.options(),
     }
-
-
-def _parts(args: WavefrontArguments) -> int:
-    """Of how many TF32 each term of a sum over channels consists; 0 without tensor cores that have them."""
-    return 0 if torch.version.hip is not None else 2 if torch.float32 in {args.B.dtype, args.C.dtype} else 1
 
 
 def _rows(tensor: Tensor) -> Tensor:
