@@ -1,13 +1,18 @@
 """The one place where tests list families, from their declarations: what to build, and what a family still lacks."""
 
 from collections.abc import Iterator
+from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 import yaml
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vssm.models import FAMILIES, Backbone, Family
+from vssm.models import FAMILIES, Backbone, Family, Plain, Pyramid
 
 ROOT = Path(__file__).parents[1]
 # What `make cards` writes into a new card where its author has to write.
@@ -34,16 +39,47 @@ ORDERED = [kind for kind in CLASSES if "scan_order" in signature(model_class(kin
 UNORDERED = [kind for kind in CLASSES if kind not in ORDERED]
 
 
-def shallow(kind: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """A kind cut to two stages or two blocks, for tests that trace a model: every block takes them seconds.
+def shallow(kind: tuple[str, dict[str, Any]], parts: int = 2) -> tuple[str, dict[str, Any]]:
+    """A kind cut to so many stages or blocks, for tests that trace a model: every block takes them seconds.
 
-    One with arguments for some of its stages alone stays whole.
+    One with arguments for some of its stages alone stays whole, and one of branches keeps two.
     """
     name, arguments = kind
+    parts = parts if issubclass(model_class(name), Plain | Pyramid) else max(parts, 2)
     stages = {key: value for key, value in arguments.items() if isinstance(value, tuple) and isinstance(value[0], int)}
     alike = len({len(value) for value in stages.values()}) == 1
-    cut = {key: value[:2] for key, value in stages.items() if alike}
-    return name, {**arguments, **cut, **({"depth": 2} if "depth" in arguments else {})}
+    cut = {key: value[:parts] for key, value in stages.items() if alike}
+    return name, {**arguments, **cut, **({"depth": parts} if "depth" in arguments else {})}
+
+
+class _Calls(TorchDispatchMode):
+    """Which operators of ours are called, each with the arguments that its code branches at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple] = set()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if operator.namespace == "vssm":
+            branches = [each.shape[-1:] == (1,) if isinstance(each, Tensor) else type(each) for each in args]
+            self.seen.add((str(operator), *branches))
+        return operator(*args, **(kwargs or {}))
+
+
+@cache
+def bringing_operators() -> list[tuple[str, dict[str, Any]]]:
+    """The classes of models, made shallow, that call an operator of ours as none before them does.
+
+    For tests of what works or fails with each operator, and takes seconds for every model.
+    """
+    found, seen = [], set()
+    for kind in map(shallow, CLASSES):
+        model = timm.create_model(kind[0], **kind[1]).eval()
+        with torch.no_grad(), _Calls() as calls:
+            model(torch.zeros(1, 3, 32, 32))
+        found += [kind] if calls.seen - seen else []
+        seen |= calls.seen
+    return found
 
 
 def missing(family: Family, root: Path = ROOT) -> list[str]:

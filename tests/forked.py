@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,20 @@ class Command:
 
     def send_signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
+
+
+def train_in_two(folder: Path, *arguments: object) -> tuple[list[int], str]:
+    """A training in two processes of the CPU, as torchrun starts them. Returns their exit codes and what they print."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "CUDA_VISIBLE_DEVICES": ""}
+    place |= {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    logs = [folder / f"{rank}.log" for rank in range(2)]
+    arguments = (*arguments, "--launcher", "pytorch")
+    processes = [
+        Command("train", *arguments, log=log, RANK=rank, LOCAL_RANK=rank, **place) for rank, log in enumerate(logs)
+    ]
+    codes = [process.wait(300) for process in processes]
+    return codes, "".join(log.read_text() for log in logs)
 
 
 def _run_code(code: str, folder: Path) -> None:

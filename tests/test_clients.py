@@ -1,13 +1,11 @@
 """The quick ones of client_checks.py, for a plain model and a pyramid, and what they rest on for every class."""
 
-import subprocess
-import sys
-
 import pytest
 import timm
 import torch
 from client_checks import CLIENTS
 from families import CLASSES, model_class
+from forked import run_code
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssm.bench import fvcore_handles, ptflops_hooks
@@ -57,12 +55,23 @@ def test_other_counters_are_told_what_torch_counts(kind):
     assert {str(operator) for operator in ptflops_hooks()} >= set(ours)
 
 
+# `python -m vssm`, twice, in a process that has not imported vssm.
+RUN_SCRIPTS = """
+import contextlib, runpy, sys
+for script in ("validate.py", "nothing.py"):
+    sys.argv = ["vssm", script, "--model", "vim_tiny", "-b", "3"]
+    try:
+        with contextlib.redirect_stderr(sys.stdout):
+            runpy.run_module("vssm", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print("exit code", end.code)
+"""
+
+
 def test_scripts_of_others_run_with_our_models(tmp_path):
-    script = tmp_path / "validate.py"
-    script.write_text("import sys, timm, beside\nprint(sys.argv[1:], timm.is_model('vim_tiny'), __name__)\n")
+    script = "import sys, timm, beside\nprint(sys.argv[1:], timm.is_model('vim_tiny'), __name__)\n"
+    (tmp_path / "validate.py").write_text(script)
     (tmp_path / "beside.py").write_text("")
-    command = [sys.executable, "-m", "vssm", str(script), "--model", "vim_tiny", "-b", "3"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout == "['--model', 'vim_tiny', '-b', '3'] True __main__\n", done.stderr
-    done = subprocess.run([*command[:3], "nothing.py"], capture_output=True, text=True)
-    assert done.returncode == 2 and "there is no file nothing.py" in done.stderr
+    printed = run_code(RUN_SCRIPTS, tmp_path)
+    assert printed.startswith("['--model', 'vim_tiny', '-b', '3'] True __main__\n"), printed
+    assert "there is no file nothing.py" in printed and printed.endswith("exit code 2\n"), printed

@@ -95,20 +95,6 @@ def test_wheel_carries_licence_and_notice(wheel):
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names if ".dist-info/" in name}
 
 
-def test_wheel_works_from_a_directory_elsewhere(unpacked, tmp_path):
-    code = """
-import timm, torch, vssm, vssm_kernels
-print(vssm.__file__)
-print(vssm_kernels.__file__)
-model = timm.create_model("vim_tiny", num_classes=3).eval()
-print(model(torch.zeros(1, 3, 224, 224)).shape)
-"""
-    vssm_file, kernels_file, shape = run_elsewhere(code, unpacked, tmp_path).splitlines()
-    assert vssm_file == str(unpacked / "vssm" / "__init__.py")
-    assert kernels_file == str(unpacked / "vssm_kernels" / "__init__.py")
-    assert shape == "torch.Size([1, 3])"
-
-
 def test_kernels_of_the_wheel_work_alone(unpacked, tmp_path):
     alone = tmp_path / "alone"
     shutil.copytree(unpacked / "vssm_kernels", alone / "vssm_kernels")
@@ -121,16 +107,20 @@ print([name for name in ("timm", "torchvision", "vssm") if name in sys.modules])
     assert run_elsewhere(code, alone, tmp_path).splitlines() == ["(2, 63, 2, 24)", "[]"]
 
 
-def test_models_need_torch_and_timm_only(unpacked, tmp_path):
+def test_models_work_from_a_directory_elsewhere_and_need_torch_and_timm_only(unpacked, tmp_path):
     """Without the optional packages, and without Triton, as CPU-only builds of torch come."""
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({(*OPTIONAL, "triton")}))  # any import of one now fails
 import timm, torch, vssm, vssm.models, vssm.nn, vssm.ops, vssm.scan, vssm_kernels
+print(vssm.__file__)
+print(vssm_kernels.__file__)
 print(timm.create_model("vim_tiny", num_classes=3).eval()(torch.zeros(1, 3, 224, 224)).shape)
 print(vssm_kernels.backend_report())
 """
-    shape, report = run_elsewhere(code, unpacked, tmp_path).splitlines()
+    vssm_file, kernels_file, shape, report = run_elsewhere(code, unpacked, tmp_path).splitlines()
+    assert vssm_file == str(unpacked / "vssm" / "__init__.py")
+    assert kernels_file == str(unpacked / "vssm_kernels" / "__init__.py")
     assert shape == "torch.Size([1, 3])"
     assert "triton" in report, "the report says nothing of the backend that is missing"
 
@@ -152,8 +142,9 @@ except ImportError as error:
     assert "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu" in said
 
 
-def test_report_for_bug_reports(capsys):
+def test_report_for_bug_reports(capsys, monkeypatch):
     """What python -m vssm prints."""
+    monkeypatch.setattr(sys, "argv", ["vssm"])
     runpy.run_module("vssm", run_name="__main__")
     printed = capsys.readouterr().out
     names = [line.split("  ")[0] for line in printed.splitlines()]

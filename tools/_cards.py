@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import _recipes
-import timm
-import yaml
 from timm.data import IMAGENET_DEFAULT_MEAN
 
 import vssm
@@ -98,7 +96,7 @@ class Sources:
     @classmethod
     def read(cls, root: Path) -> Sources:
         """Raises ValueError where results.yaml has a family or a model that no file of vssm/models declares."""
-        results = yaml.safe_load((root / "model_cards" / "results.yaml").read_text(encoding="utf-8"))
+        results = _recipes.read_yaml(root / "model_cards" / "results.yaml")
         for family, entry in results["families"].items():
             _recipes.check("model_cards/results.yaml", family in FAMILIES, f"family {family!r} in vssm/models")
             for model in entry["models"]:
@@ -119,7 +117,7 @@ class Sources:
     def recorded(self, family: Family) -> dict[str, float]:
         """The models that reproduce recorded outputs of the official code, and how closely."""
         file = self.root / "tests" / "parity" / f"{family.name}.yaml"
-        records = yaml.safe_load(file.read_text(encoding="utf-8"))["records"] if file.exists() else {}
+        records = _recipes.read_yaml(file)["records"] if file.exists() else {}
         found: dict[str, float] = {}
         for record in records.values():
             found[record["model"]] = max(found.get(record["model"], 0.0), record.get("tolerance", TOLERANCE))
@@ -257,7 +255,7 @@ def use(family: Family) -> str:
     variant = family.variants[0]
     name = (*variant.aliases, variant.name)[0]
     weights = "pretrained=True takes the authors' weights" if variant.downloadable else "for weights see below"
-    info = timm.create_model(name, features_only=True, device="meta").feature_info
+    info = _recipes.maps_of(name)
     maps = zip(info.channels(), info.reduction(), strict=True)
     shapes = "\n".join(f"(1, {channels}, {224 // stride}, {160 // stride})" for channels, stride in maps)
     return USE.format(name=name, weights=weights, shapes=shapes)

@@ -77,9 +77,9 @@ def with_tables(text: str, sources: Sources) -> str:
     return TABLE.sub(table, text)
 
 
-def written(root: Path) -> dict[Path, str | None]:
+def written(sources: Sources) -> dict[Path, str | None]:
     """The text of every file that is written in whole or in part; None for one that has to go."""
-    sources = Sources.read(root)
+    root = sources.root
     texts = {path: path.read_text(encoding="utf-8") for pattern in DOCUMENTS for path in root.glob(pattern)}
     texts |= {root / "model_cards" / f"{each.name}.md": whole_card(sources, each) for each in sources.families}
     files: dict[Path, str | None] = {path: with_tables(text, sources) for path, text in texts.items()}
@@ -93,8 +93,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail where something is out of date")
     check = parser.parse_args(arguments).check
 
-    files = written(root)
     sources = Sources.read(root)
+    files = written(sources)
     drawings = {path: draw for path, draw in pictures(sources).items() if not path.exists()}
     if runs(root) and not is_drawn(sources, root / PICTURE):
         drawings[root / PICTURE] = partial(draw_zoo, sources)

@@ -6,10 +6,10 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import TRANSFORMS, init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 from recipes import RECIPES, SOURCES, check_head, configs, ident, loaded, one_block_a_stage
@@ -145,7 +145,8 @@ def test_pipelines_and_optimiser_are_built(recipe):
     init_default_scope(config.default_scope)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         assert len(Compose([TRANSFORMS.build(step) for step in loader.dataset.pipeline]).transforms) > 2
-    model = nn.ModuleDict({"backbone": shallow(config, "meta").backbone, "head": nn.Conv2d(3, 3, 1, device="meta")})
+    with torch.device("meta"):
+        model = nn.ModuleDict({"backbone": MODELS.build(shallow_backbone(config)), "head": nn.Conv2d(3, 3, 1)})
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     assert set(groups) == set(model.parameters())
@@ -156,18 +157,25 @@ def test_pipelines_and_optimiser_are_built(recipe):
     assert (len(rates) > 1) == ("layer_decay" in config.optim_wrapper.paramwise_cfg)
 
 
-def shallow(config: Config, device: str = "cpu") -> nn.Module:
-    """The model with one block a stage, windows to which small maps are not padded, and few regions for its heads."""
+def shallow_backbone(config: Config) -> ConfigDict:
+    """The backbone with one block a stage, and windows to which small maps are not padded."""
+    backbone = config.model.backbone
+    backbone.update(one_block_a_stage(backbone.name, len(backbone.out_indices)))
+    if "windows" in backbone:
+        backbone.windows = [8, 4]
+    return backbone
+
+
+def shallow(config: Config) -> nn.Module:
+    """The model with a shallow backbone, and few regions for its heads."""
     model = config.model
-    model.backbone.update(one_block_a_stage(model.backbone.name, len(model.backbone.out_indices)))
-    if "windows" in model.backbone:
-        model.backbone.windows = [8, 4]
+    shallow_backbone(config)
     model.data_preprocessor.pop("batch_augments", None)
     if "roi_head" in model:
         stages = model.train_cfg.rcnn if isinstance(model.train_cfg.rcnn, list) else [model.train_cfg.rcnn]
         for stage in stages:
             stage.sampler.num = 4
-    return build_model(config, device)
+    return build_model(config, "cpu")
 
 
 @every_kind

@@ -98,7 +98,7 @@ def test_softplus_for_onnx_is_rounded_once():
     torch.testing.assert_close(standard.softplus_for_onnx(x), exact, rtol=3e-7, atol=0)
 
 
-@pytest.mark.parametrize(("name", "arguments"), map(shallow, KINDS))
+@pytest.mark.parametrize(("name", "arguments"), [*map(shallow, KINDS)])
 def test_traces_are_the_same_with_and_without_gradients(name, arguments):
     """jit.trace checks it, as it does for TensorBoard's add_graph; the trace runs and has gradients."""
     model, images = timm.create_model(name, **arguments).eval(), torch.randn(1, 3, 32, 32)
@@ -164,10 +164,10 @@ def test_what_cannot_be_exported_is_said(tmp_path):
 
 
 @onnx
-@pytest.mark.parametrize(("name", "arguments"), map(shallow, FIRST))
+@pytest.mark.parametrize(("name", "arguments"), [shallow(kind, 1) for kind in FIRST])
 def test_onnx_without_an_option_of_ours(name, arguments, tmp_path):
-    """A family's other classes have the same operations. Optimised once alone: that takes half of the time, and nothing
-    of ours has part in it."""
+    """A family's other classes and further blocks have the same operations. Optimised once alone: that takes half of
+    the time, and nothing of ours has part in it."""
     import onnxruntime
 
     model, images = timm.create_model(name, **arguments).eval(), torch.randn(1, 3, 32, 32)

@@ -1,9 +1,7 @@
-"""Fixtures of the tests of kernels: a quicker interpreter, memory that shows what was not written, a compiler's
-surroundings."""
+"""Fixtures of the tests of kernels: memory that shows what was not written, a compiler's surroundings."""
 
 import _ctypes
 import ctypes
-import importlib.util
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,32 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick_interpreter import quick_interpreter  # noqa: F401
 
 from vssm_kernels import compiler, kernel_cache
-
-
-@pytest.fixture(autouse=True, scope="session")
-def quick_interpreter() -> Iterator[None]:
-    """Triton's interpreter replaces the functions of triton.language by its own at each call of a function in a kernel.
-
-    That takes half of its time. Once for each module is enough, since a launch does it too.
-    """
-    if importlib.util.find_spec("triton") is None:
-        yield
-        return
-    from triton.runtime import interpreter
-
-    replaced = set()
-
-    def call(function, *args, **named):
-        if function.fn.__module__ not in replaced:
-            interpreter._patch_lang(function.fn)
-            replaced.add(function.fn.__module__)
-        return function.rewrite()(*args, **named)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
-        yield
 
 
 @pytest.fixture

@@ -48,9 +48,9 @@ CASES = {
 }
 
 
-def make_arguments(case: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> ScanArguments:
+def make_arguments(case: str, dtype: torch.dtype = torch.float32, device: str = "cpu", batch: int = 2) -> ScanArguments:
     sizes, order, segment, extras, states = CASES[case]
-    inputs = make_inputs(**sizes, dtype=dtype, device=device)
+    inputs = make_inputs(batch, **sizes, dtype=dtype, device=device)
     directions, tokens = sizes["directions"], sizes["tokens"]
     table = {
         None: None,
@@ -100,7 +100,7 @@ def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
     """Short sequences cut as only long ones are."""
     monkeypatch.setattr(triton_fused, "CHUNK_UNIT", 8)
     monkeypatch.setattr(triton_fused, "CARRY_TILE", 64)
-    args = make_arguments(case, device=DEVICE)
+    args = make_arguments(case, device=DEVICE, batch=1)
     require(triton_fused.BACKEND, args)
     launch = triton_fused._forward_launch(args.channels, args.state, args.batch * args.directions)
     assert triton_fused._chunks(args, launch).count == math.ceil(args.steps / 8)
@@ -112,10 +112,10 @@ def test_triton_in_chunks(case, poisoned_memory, monkeypatch):
 def test_triton_with_many_programs(state, channels, poisoned_memory, monkeypatch):
     """Tiles of two widths, or groups of two lengths, as only large batches have."""
     monkeypatch.setattr(triton_fused, "PROGRAMS", 1)
-    forward, back = triton_fused._launches(channels, state, 2)
+    forward, back = triton_fused._launches(channels, state, 1)
     assert (forward.block_c > back.block_c) if channels == 256 else (forward.unroll > back.unroll)
-    inputs = make_inputs(batch=1, tokens=13, channels=channels, state=state, directions=2, device=DEVICE)
-    args = ScanArguments(**inputs, order=permuted(2, 13, DEVICE))
+    inputs = make_inputs(batch=1, tokens=13, channels=channels, state=state, directions=1, device=DEVICE)
+    args = ScanArguments(**inputs, order=permuted(1, 13, DEVICE))
     check_backend(triton_fused.BACKEND, args)
 
 
@@ -130,7 +130,7 @@ def test_half_precision_inputs(backend, dtype):
 @pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
 def test_one_input_of_another_precision(backend, wide):
     """As where a model adds a float32 parameter to B under autocast."""
-    args = make_arguments("vim", torch.bfloat16, device=device_of(backend))
+    args = make_arguments("vim", torch.bfloat16, device=device_of(backend), batch=1)
     check_backend(backend, args._replace(**{wide: getattr(args, wide).float()}))
 
 
@@ -138,7 +138,7 @@ def test_one_input_of_another_precision(backend, wide):
 @pytest.mark.parametrize("offset", [0, 1])
 def test_bfloat16_in_pairs_only_where_it_lies_so(offset, state):
     """Rows at odd places of wider ones, as an uneven projection leaves them, are read element by element."""
-    inputs = make_inputs(batch=2, tokens=13, channels=32, state=state, directions=2, device=DEVICE)
+    inputs = make_inputs(batch=1, tokens=13, channels=32, state=state, directions=2, device=DEVICE)
     for name in ("u", "delta", "B", "C"):
         wider = torch.nn.functional.pad(inputs[name].bfloat16(), (offset, 2 - offset))
         inputs[name] = wider[..., offset : offset + inputs[name].shape[-1]]
@@ -165,7 +165,7 @@ def test_a_storage_that_begins_at_any_place(start, aligned):
 @pytest.mark.parametrize("offset", [0, 1, 2])
 def test_one_state_of_B_beside_that_of_C(offset):
     """Both of one projection, as models hand them, are read as one number where they lie so."""
-    inputs = make_inputs(batch=2, tokens=13, channels=32, state=1, directions=2, device=DEVICE)
+    inputs = make_inputs(batch=1, tokens=13, channels=32, state=1, directions=2, device=DEVICE)
     inputs |= {name: inputs[name].bfloat16() for name in ("u", "delta", "B", "C")}
     joined = torch.nn.functional.pad(torch.cat([inputs["B"], inputs["C"]], -1).flatten(2), (offset, 2 - offset))
     inputs["B"], inputs["C"] = joined[..., offset : offset + 4].unflatten(2, (2, 2)).split(1, dim=-1)

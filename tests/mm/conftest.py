@@ -20,20 +20,36 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shapes")
 
 
-@pytest.fixture
-def config_file(tmp_path: Path, shapes_root: Path) -> Path:
+def write_small(folder: Path, data: Path) -> Path:
     """The configuration file of the small training: two epochs."""
     more = "default_hooks['progress'] = None\nvisualizer = dict(vis_backends=[dict(type='LocalVisBackend')])\n"
-    return write_config(tmp_path / "small.py", shapes_root, more)
+    return write_config(folder / "small.py", data, more)
+
+
+def load_small(config_file: Path) -> Config:
+    """It, under a name that no other run of this process has (mmengine's logs are global)."""
+    work_dir = str(config_file.with_name("work"))
+    return load_config(
+        config_file, {"work_dir": work_dir, "experiment_name": f"test_{next(_count)}", "log_level": "ERROR"}
+    )
 
 
 @pytest.fixture
-def small_config(config_file: Path, tmp_path: Path) -> Config:
-    """Its configuration, under a name that no other run of this process has (mmengine's logs are global)."""
-    return load_config(
-        config_file,
-        {"work_dir": str(tmp_path / "work"), "experiment_name": f"test_{next(_count)}", "log_level": "ERROR"},
-    )
+def config_file(tmp_path: Path, shapes_root: Path) -> Path:
+    return write_small(tmp_path, shapes_root)
+
+
+@pytest.fixture
+def small_config(config_file: Path) -> Config:
+    return load_small(config_file)
+
+
+@pytest.fixture(scope="session")
+def training(tmp_path_factory: pytest.TempPathFactory, shapes_root: Path) -> Path:
+    """The work directory of a complete training: epoch_1.pth, epoch_2.pth and the best. To be copied, not changed."""
+    config_file = write_small(tmp_path_factory.mktemp("training"), shapes_root)
+    TaskRunner.from_cfg(load_small(config_file)).train()
+    return config_file.with_name("work")
 
 
 @pytest.fixture

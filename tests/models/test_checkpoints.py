@@ -197,7 +197,8 @@ def test_official_layout_goes_out_and_comes_back(tmp_path: Path, name: str, argu
     official = torch.load(tmp_path / "official.pth", weights_only=True)[model.weights_under[0]]
     assert official.keys() != model.state_dict().keys()
     load_checkpoint(other, tmp_path / "official.pth")
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+    found = other.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,8 @@ def test_own_checkpoints_come_back(tmp_path: Path, name: str, arguments: dict, p
     model, other = timm.create_model(name, **arguments), timm.create_model(name, **arguments)
     state = {prefix + key: value for key, value in model.state_dict().items()}
     load_checkpoint(other, save({"state_dict": state, "meta": {"epoch": 3}}, tmp_path / "own.pth"))
-    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+    found = other.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in model.state_dict().items())
 
 
 def test_safetensors(tmp_path: Path) -> None:

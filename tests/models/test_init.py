@@ -58,7 +58,7 @@ def test_weight_decay_groups_are_the_official_ones(name: str) -> None:
     decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
     parameters = dict(model.named_parameters())
     methods = dict(RECORDS[name].content[DECAY])
-    parts = official_parts(name, RECORDS[name].create())
+    parts = official_parts(name, model)
     for official, shape, _ in RECORDS[name].manifest:
         spared = len(shape) == 1 or official.endswith(".bias") or official in methods.get("no_weight_decay", ())
         for ours, _ in parts[official]:

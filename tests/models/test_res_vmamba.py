@@ -21,7 +21,8 @@ def test_official_files_are_read_without_residuals(tmp_path):
         assert torch.equal(value, torch.zeros_like(value) if ".residual." in name else saved.state_dict()[name])
     torch.save(saved.state_dict(), tmp_path / "ours.pth")
     load_checkpoint(again, tmp_path / "ours.pth")
-    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in again.state_dict().items())
+    weights = saved.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in again.state_dict().items())
 
 
 def test_the_largest_at_an_odd_border_is_that_of_what_is_there():

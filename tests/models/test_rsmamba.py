@@ -52,4 +52,5 @@ def test_a_file_of_mmpretrain_loads_with_its_classifier(tmp_path):
     torch.save({"state_dict": official}, tmp_path / "rsmamba.pth")
     overlay = {"file": str(tmp_path / "rsmamba.pth"), "num_classes": 5}
     loaded = timm.create_model("rsmamba_base", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL).eval()
-    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    found = loaded.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())

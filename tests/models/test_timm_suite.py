@@ -41,32 +41,33 @@ def small(name: str) -> dict[str, Any]:
     return {**DECLARED[name][1].arguments, **sizes, **({"depth": 3} if issubclass(model, Plain) else {})}
 
 
-def architectures() -> dict[str, dict[str, Any]]:
-    """Variants made small. Of those that are then the same, the first."""
+def architectures(cfgs: bool) -> dict[str, dict[str, Any]]:
+    """Variants made small. Of those that are then the same, but for their configurations or with these, the first."""
     found: dict[str, tuple] = {}
     for name in (variant.name for family in FAMILIES.values() for variant in family.variants):
-        same = (model_class(name), DECLARED[name][1].cfg, small(name))
+        same = (model_class(name), cfgs and DECLARED[name][1].cfg, small(name))
         if same not in found.values():
             found[name] = same
     return {name: arguments for name, (_, _, arguments) in found.items()}
 
 
-SMALL = architectures()
+SMALL, BUILT = architectures(cfgs=True), architectures(cfgs=False)
 PLAIN = [name for name in SMALL if issubclass(model_class(name), Plain)]
 PYRAMIDS = [name for name in SMALL if name not in PLAIN]
 
-# What they say does not depend on width and depth. Published sizes run in tests/bench/test_flops.py.
+# What they say does not depend on width, depth and resolution. Published sizes run in tests/bench/test_flops.py.
+SIDE = 96  # no map of it is as wide as it has channels, by which timm tells layouts apart
 SELECTION = {
-    "test_model_forward": SMALL,
-    "test_model_backward": SMALL,
+    "test_model_forward": BUILT,
+    "test_model_backward": BUILT,
     "test_model_default_cfgs": PYRAMIDS,
     "test_model_default_cfgs_non_std": PLAIN,
-    "test_model_forward_features": PYRAMIDS,
-    "test_model_forward_intermediates_features": SMALL,
-    "test_model_forward_intermediates": SMALL,
-    "test_prune_intermediate_layers_contract": SMALL,
-    "test_model_forward_fx": SMALL,
-    "test_model_backward_fx": SMALL,
+    "test_model_forward_features": [name for name in PYRAMIDS if name in BUILT],
+    "test_model_forward_intermediates_features": BUILT,
+    "test_model_forward_intermediates": BUILT,
+    "test_prune_intermediate_layers_contract": BUILT,
+    "test_model_forward_fx": BUILT,
+    "test_model_backward_fx": BUILT,
 }
 CASES = [(test, model) for test, selected in SELECTION.items() for model in selected]
 
@@ -121,6 +122,8 @@ def timm_tests(request: pytest.FixtureRequest) -> ModuleType:
     spec = importlib.util.spec_from_file_location("timm_test_models", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for name in [name for name in vars(module) if name.startswith("TARGET_")]:  # sizes of images
+        setattr(module, name, SIDE)
     return module
 
 

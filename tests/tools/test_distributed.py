@@ -1,10 +1,10 @@
 """Two processes train as one process does with the same total batch."""
 
-import os
 from functools import partial
 
 import pytest
 import torch
+from forked import train_in_two
 from small_training import ROOT, logged
 
 # What is random for each image or each process is off; the order of the images is the same.
@@ -37,7 +37,13 @@ class SendToSecond(Hook):
 """
 
 
-def train_as_one_and_as_two(run, start, config, tmp_path, **environment):
+def by_torchrun(start, folder, *arguments):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, ROOT / "tools/train.py")
+    done = start(*launch, *arguments, "--launcher", "pytorch")
+    return [done.returncode], done.stderr
+
+
+def train_as_one_and_as_two(run, in_two, config, tmp_path):
     """Two processes, of which one gets a signal, stop at one step; one process goes on to where one alone comes."""
     tool, one, two = ROOT / "tools/train.py", tmp_path / "one", tmp_path / "two"
     options = ("--cfg-options", *PLAIN, "train_dataloader.batch_size=8")
@@ -49,16 +55,14 @@ def train_as_one_and_as_two(run, start, config, tmp_path, **environment):
     (tmp_path / "sender.py").write_text(SENDER)
     sending = tmp_path / "sending.py"
     sending.write_text(
-        f"_base_ = {str(config)!r}\n"
+        f"_base_ = {str(config)!r}\nimport sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
         "custom_imports = dict(imports=['vssm.mm', 'sender'])\n"
         "default_hooks = dict(send=dict(type='SendToSecond'))\n"
     )
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, tool, sending, "--work-dir", two)
-    search = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "kernels")))
-    halves = ("--launcher", "pytorch", "--cfg-options", *PLAIN, "train_dataloader.batch_size=4")
-    done = start(*launch, *halves, **environment, PYTHONPATH=search)
-    assert done.returncode != 0
-    assert done.stderr.count("stopped by SIGTERM after step 5: saved to") == 2, done.stderr
+    halves = ("--cfg-options", *PLAIN, "train_dataloader.batch_size=4")
+    codes, told = in_two(tmp_path, sending, "--work-dir", two, *halves)
+    assert all(codes)
+    assert told.count("stopped by SIGTERM after step 5: saved to") == 2, told
     assert torch.load(two / "interrupted.pth", weights_only=True)["meta"]["iter"] == 5
 
     done = run(tool, config, "--work-dir", two, "--resume", *options)
@@ -75,15 +79,14 @@ def train_as_one_and_as_two(run, start, config, tmp_path, **environment):
 
 
 def test_two_processes_train_as_one(run, start, config, tmp_path):
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    run = partial(start, **hidden) if torch.cuda.is_available() else run
-    train_as_one_and_as_two(run, start, config, tmp_path, **hidden)
+    run = partial(start, CUDA_VISIBLE_DEVICES="") if torch.cuda.is_available() else run
+    train_as_one_and_as_two(run, train_in_two, config, tmp_path)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_train_as_one(run, start, config, tmp_path):
-    train_as_one_and_as_two(run, start, config, tmp_path)
+    train_as_one_and_as_two(run, partial(by_torchrun, start), config, tmp_path)
 
 
 def test_launcher_that_did_not_start_the_process(train, tmp_path):

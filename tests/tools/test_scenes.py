@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from forked import Command
+from forked import train_in_two
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.mask import decode
@@ -278,15 +277,8 @@ def test_classes_of_another_number_are_one_sentence(task, config_of, tmp_path, c
 
 def test_two_processes(config_of, tmp_path):
     """A detector, one batch each; validation joins what both have found."""
-    options = (config_of("detection"), "--work-dir", tmp_path / "two", "--launcher", "pytorch")
-    options += ("--cfg-options", "train_cfg.max_epochs=1")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "CUDA_VISIBLE_DEVICES": ""}
-    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
-    processes = [
-        Command("train", *options, log=log, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2, **place)
-        for rank, log in enumerate(logs)
-    ]
-    assert [process.wait(300) for process in processes] == [0, 0], [log.read_text() for log in logs]
+    options = ("--work-dir", tmp_path / "two", "--cfg-options", "train_cfg.max_epochs=1")
+    codes, told = train_in_two(tmp_path, config_of("detection"), *options)
+    assert codes == [0, 0], told
     assert (tmp_path / "two/epoch_1.pth").is_file()
     assert "coco/bbox_mAP" in validated(tmp_path / "two")

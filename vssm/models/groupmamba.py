@@ -267,7 +267,7 @@ class GroupMamba(Pyramid):
 def initialise_convolutions(model: nn.Module) -> None:
     """Set convolutions to normal weights that keep the variance of gradients through a ReLU, and zero biases."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # which takes milliseconds, and holds nothing
             outputs = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
             nn.init.normal_(module.weight, std=(2 / outputs) ** 0.5)
             if module.bias is not None:

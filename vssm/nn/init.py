@@ -31,6 +31,7 @@ def initialise_linear_layers(model: nn.Module, scans: bool = False) -> None:
         elif scans and isinstance(module, SelectiveScan):
             weights, bias = [module.x_proj, module.dt_proj], module.dt_bias
         for weight in weights:
-            nn.init.normal_(weight, std=0.02)
+            if not weight.is_meta:  # nothing is drawn there, and torch takes milliseconds to say so
+                nn.init.normal_(weight, std=0.02)
         if bias is not None:
             nn.init.zeros_(bias)

@@ -21,6 +21,8 @@ def draw_step_bias(bias: Tensor) -> None:
     >>> bool(((steps > 9e-4) & (steps < 0.11)).all())
     True
     """
+    if bias.is_meta:
+        return
     step = torch.rand_like(bias, dtype=torch.float32)
     step = torch.exp(math.log(STEP_MIN) + step * (math.log(STEP_MAX) - math.log(STEP_MIN))).clamp(min=STEP_FLOOR)
     bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus

@@ -1,5 +1,6 @@
 """A training that ends without a word, and what it leaves behind."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,28 @@ class StopAt(Hook):
             raise Stop
 
 
+@pytest.fixture(scope="session")
+def stops() -> dict[str, Path]:
+    """Copies of what trainings that ended without a word left behind, by their options."""
+    return {}
+
+
 @pytest.fixture
-def stopped(make_runner):
-    """Train a while, end without a word, and build a runner that goes on with other options."""
+def stopped(make_runner, stops, tmp_path_factory):
+    """Train a while, end without a word, and build a runner that goes on with other options.
+
+    The first half of equal options runs once.
+    """
 
     def train(step: int | None = None, validation: int | None = None, then: dict | None = None, **options):
-        first = make_runner(resume=False, load_from=None, **options)
-        first.register_hook(StopAt(step, validation))
-        with pytest.raises(Stop):
-            first.train()
+        first, what = make_runner(resume=False, load_from=None, **options), repr((step, validation, options))
+        if what in stops:
+            shutil.copytree(stops[what], first.work_dir, dirs_exist_ok=True)
+        else:
+            first.register_hook(StopAt(step, validation))
+            with pytest.raises(Stop):
+                first.train()
+            stops[what] = shutil.copytree(first.work_dir, tmp_path_factory.mktemp("stopped") / "work")
         newest = latest_checkpoint(first.work_dir)
         return make_runner(resume=True, load_from=str(newest), **(then or {}))
 
@@ -45,8 +59,6 @@ def stopped(make_runner):
 
 
 @pytest.fixture
-def trained(make_runner) -> Path:
-    """The work directory of a complete training: epoch_1.pth, epoch_2.pth and the best."""
-    runner = make_runner()
-    runner.train()
-    return Path(runner.work_dir)
+def trained(training, tmp_path) -> Path:
+    """A copy of a complete training's work directory, where a runner of this test would write its own."""
+    return Path(shutil.copytree(training, tmp_path / "work"))

@@ -157,8 +157,9 @@ def test_a_training_by_steps_goes_on_to_the_same_numbers(stopped, make_runner, a
     rest = stopped(step=5, **options)
     rest.train()
     assert list(rest.message_hub.get_scalar("train/loss").data[0]) == list(expected)
+    found = rest.model.state_dict()
     for name, value in whole.model.state_dict().items():
-        assert torch.equal(rest.model.state_dict()[name], value), name
+        assert torch.equal(found[name], value), name
 
 
 def test_the_gradients_of_an_accumulation_go_on(stopped, make_runner, caplog):
@@ -168,8 +169,9 @@ def test_the_gradients_of_an_accumulation_go_on(stopped, make_runner, caplog):
     whole.train()
     rest = stopped(step=5, **options)
     rest.train()
+    found = rest.model.state_dict()
     for name, value in whole.model.state_dict().items():
-        assert torch.equal(rest.model.state_dict()[name], value), name
+        assert torch.equal(found[name], value), name
 
     changed = stopped(step=5, **options, then={"train_dataloader__batch_size": 16})
     changed.logger.addHandler(caplog.handler)
