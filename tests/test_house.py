@@ -49,12 +49,36 @@ def broken_rules(path: Path) -> Iterator[str]:
         yield from broken_rules_of_the_library(path, tree)
 
 
+ALLOCATIONS = {
+    "torch.arange": {"device"},
+    **{f"torch.{name}": {"dtype", "device"} for name in ("empty", "empty_strided", "full", "ones", "zeros")},
+}
+
+
+def allocations_that_look_at_modes(tree: ast.Module) -> Iterator[str]:
+    """Of memory that kernels write to by address: no default dtype or device must decide what it is."""
+    for node in ast.walk(tree):
+        function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if function in ALLOCATIONS:
+            given = {keyword.arg for keyword in node.keywords}
+            missing = ALLOCATIONS[function] - given
+            if missing and None not in given:  # None is **keywords
+                yield f"line {node.lineno}: {function} must be given {' and '.join(sorted(missing))}"
+
+
+def test_an_allocation_that_looks_at_modes_is_named():
+    tree = ast.parse("y = torch.empty(3, device=d)\nz = torch.empty(3, dtype=t, device=d)\nt = torch.zeros(2, **how)")
+    assert list(allocations_that_look_at_modes(tree)) == ["line 1: torch.empty must be given dtype"]
+
+
 def broken_rules_of_the_library(path: Path, tree: ast.Module) -> Iterator[str]:
     imported = set(imported_packages(tree))
     if "mm" not in path.relative_to(ROOT).parts and imported & {"mmengine", "mmcv", "mmdet", "mmseg"}:
         yield "only vssm.mm imports mmengine and its family"
     if path.is_relative_to(ROOT / "kernels") and imported & {"timm", "torchvision", "vssm"}:
         yield "the kernels need torch and triton only"
+    if path.is_relative_to(ROOT / "kernels"):
+        yield from allocations_that_look_at_modes(tree)
     if path.parent.name != "orders" and not ast.get_docstring(tree):  # one function each, whose docstring says it all
         yield "the file does not say what it is for"
     is_command = path.name == "__main__.py" or "cli" in path.parts  # whose output is text

@@ -52,7 +52,7 @@ def make_inputs(
 
     u_shape = (batch, tokens, channels) if shared_input else (batch, tokens, directions, channels)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    rates = torch.arange(1, state + 1, dtype=torch.float32).expand(directions, channels, state)
+    rates = torch.arange(1, state + 1, dtype=torch.float32, device="cpu").expand(directions, channels, state)
     inputs = {
         "u": normal(*u_shape).to(dtype),
         "delta": (0.5 * normal(batch, tokens, directions, channels)).to(dtype),

@@ -122,7 +122,7 @@ def plan_fusion_backward(
     def run(args: FusionArguments, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gradient = gradient.float().contiguous()
         dstates = folded(folded(walk(gradient, args.weight), margin, 1), margin, 2)
-        parts = torch.empty(cdiv(rows, ROWS), taps, channels, device=device)
+        parts = torch.empty((cdiv(rows, ROWS), taps, channels), dtype=torch.float32, device=device)
         launch(args.states.float().contiguous(), gradient, parts)
         dweight = parts.sum(0).view(-1, 9, channels).transpose(1, 2).reshape(args.weight.shape)
         return dstates.to(args.states.dtype), dweight.to(args.weight.dtype)
@@ -149,7 +149,7 @@ def _plan_walk(args: FusionArguments, mirrored: bool) -> Callable[[Tensor, Tenso
     )
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
-        out = torch.empty(shape, device=device)
+        out = torch.empty(shape, dtype=torch.float32, device=device)
         # By taps, so that the channels of one lie side by side.
         launch(x.float().contiguous(), weight.float().flatten(2).transpose(1, 2).contiguous(), out)
         return out
