@@ -164,6 +164,7 @@ class MultiHeadScan(nn.Module):
         return self.out_proj(self.norm(torch.cat(fused, dim=-1)))
 
 
+@register_notrace_module
 class MultiHeadMixer(GatedMixer):
     """Depthwise convolution, SiLU, multi-head scan and norm, gated by a second projection; nothing follows the gate.
 
