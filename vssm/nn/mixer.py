@@ -30,8 +30,8 @@ class GatedMixer(nn.Module):
     """in_proj, mix, out_proj; with `gated`, silu of the second half of in_proj's outputs multiplies what mix returns.
 
     The frame of the mixers that come from VMamba. A subclass sets `gated`, makes `in_proj` (with twice as many outputs
-    if gated), `out_proj` and what it mixes with, and defines `mix`. torch.fx takes it as a whole if it is registered with
-    timm's `register_notrace_module`.
+    if gated), `out_proj` and what it mixes with, and defines `mix`. Registered by `register_notrace_module` of timm, it
+    is one node of a graph of torch.fx.
 
     >>> class Pooling(GatedMixer):
     ...     def __init__(self, dim):
