@@ -100,7 +100,7 @@ def test_compiled_under_autocast_is_as_exact_as_eager(model):
             logits, gradients = logits_and_gradients(model, inputs)
             assert_close(logits.float(), expected_logits, "logits", tolerance=3e-2)
             for name, gradient in expected.items():
-                allowed = 2 * relative_error(eager[name], gradient) + 1e-1
+                allowed = 2 * relative_error(eager[name], gradient) + 5e-2
                 assert_close(gradients[name], gradient, name, allowed)
 
 
