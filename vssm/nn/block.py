@@ -9,9 +9,8 @@ from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
-from vssm.nn.reading import ReadTogether
+from vssm.nn.reading import ReadTogether, runs_eagerly_on_gpu
 from vssm.nn.recompute import has_hooks
-from vssm.ops import runs_eagerly
 
 
 class Block(nn.Module):
@@ -110,8 +109,7 @@ class Block(nn.Module):
     def _adds_in_norm2(self, x: Tensor) -> bool:
         """Whether one kernel adds the mixer's branch and norms the sum, with nothing between the two: on a GPU only."""
         return (
-            type(x) is Tensor
-            and x.is_cuda
+            runs_eagerly_on_gpu(x)
             and self.mlp is not None
             and type(self.norm2) in (BranchLayerNorm, BranchRMSNorm)
             and type(self.drop_path) is DropPath
@@ -121,7 +119,6 @@ class Block(nn.Module):
             and not self.post_norm
             and not has_hooks(self.norm2)
             and not has_hooks(self.drop_path)
-            and runs_eagerly()
         )
 
     def _kept(self, branch: Tensor) -> tuple[Tensor | None, float]:

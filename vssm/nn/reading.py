@@ -37,6 +37,15 @@ class ReadsParameters(nn.Module):
         return read_parameters(parameters, list(forms.values()), product_dtype(x, parameters[0]))
 
 
+def runs_eagerly_on_gpu(x: Tensor) -> bool:
+    """Whether operations on x are launched on a GPU one by one, so that it pays to join them in kernels of ours.
+
+    >>> runs_eagerly_on_gpu(torch.ones(2))
+    False
+    """
+    return type(x) is Tensor and x.is_cuda and runs_eagerly()
+
+
 # Under which autocast a block has read, the layers' places in what it has read, this, and the hooks on saved tensors.
 _Found = tuple[torch.dtype | None, dict[ReadsParameters, slice], tuple[Tensor | None, ...], object]
 _saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
@@ -60,7 +69,7 @@ class ReadTogether:
 
     def run(self, function: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
         """function(x, *others), inside which the layers find their parameters read, for products of x."""
-        found = self._read(x) if type(x) is Tensor and x.is_cuda and runs_eagerly() else None
+        found = self._read(x) if runs_eagerly_on_gpu(x) else None
         if found is None:
             return function(x, *others)
         token = _together.set(found)
