@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments
 from vssm.models._contract import Backbone, Indices, as_format, check_format, take_indices, with_defaults
-from vssm.nn import PatchStem, insert_class_row, resize_position, split_class_row
+from vssm.nn import Blocks, PatchStem, insert_class_row, resize_position, split_class_row
 from vssm.scan import place_of_class_token
 
 
@@ -85,7 +85,9 @@ class Plain(Backbone):
 
     def forward_features(self, image: Tensor) -> Tensor:
         tokens, height, width = self.embed(image)
-        for block in self.blocks:
+        # All at once where nothing has to be done for each: see Blocks.
+        whole = isinstance(self.blocks, Blocks) and not self.grad_checkpointing
+        for block in [self.blocks] if whole else self.blocks:
             tokens = self._run(block, tokens, height, width)
         return self.norm(tokens)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
-from vssm.nn import cut_windows, stitch_windows
+from vssm.nn import Blocks, cut_windows, stitch_windows
 
 
 class Stage(nn.Module):
@@ -38,7 +38,7 @@ class Stage(nn.Module):
     ):
         super().__init__()
         self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(*blocks)
         self.norm = norm or nn.Identity()
         self.channels = channels
         self.window = window

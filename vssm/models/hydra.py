@@ -8,12 +8,12 @@ weights are published: it is built from the paper, and model_cards/hydra.md says
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import Plain
-from vssm.nn import Block, BranchLayerNorm, HydraMixer, PatchStem
+from vssm.nn import Block, Blocks, BranchLayerNorm, HydraMixer, PatchStem
 from vssm.ops import ssd
 from vssm.scan import OrderFunction, bidirectional
 
@@ -64,7 +64,7 @@ class Hydra(Plain):
             return Block(embed_dim, mixer, drop_path=drop_path, **dd)
 
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(*map(block, rates))
+        self.blocks = Blocks(*map(block, rates))
         self.norm = BranchLayerNorm(embed_dim, **dd)
 
     def no_weight_decay(self) -> set[str]:

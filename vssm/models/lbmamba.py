@@ -23,6 +23,7 @@ from vssm.models._layouts import MAMBA_ROWS
 from vssm.models._plain import PlainWithPosition, with_norm_biases
 from vssm.nn import (
     Block,
+    Blocks,
     BranchLayerNorm,
     BranchRMSNorm,
     LatentPooling,
@@ -196,7 +197,7 @@ class LBMamba(PlainWithPosition):
         orders = scan_order, backwards(scan_order)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         mixers = [LBMambaMixer(embed_dim, state, scan_order=orders[i % 2], **dd) for i in range(depth)]
-        self.blocks = nn.Sequential(
+        self.blocks = Blocks(
             *(
                 Block(embed_dim, mixer, drop_path=rate, norm=norm, **dd)
                 for mixer, rate in zip(mixers, rates, strict=True)

@@ -23,6 +23,7 @@ from vssm.models._pyramid import Pyramid, make_stages
 from vssm.models._searched_orders import LOCAL_VIM, LOCAL_VMAMBA_SMALL, LOCAL_VMAMBA_TINY, ROWS_AND_WINDOWS
 from vssm.nn import (
     Block,
+    Blocks,
     BranchLayerNorm,
     BranchRMSNorm,
     ChannelGate,
@@ -134,7 +135,7 @@ class LocalVim(PlainWithPosition):
         self.add_position(img_size, **dd)
         norm = BranchLayerNorm if layer_norm else BranchRMSNorm
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(
+        self.blocks = Blocks(
             *(
                 Block(
                     embed_dim,

@@ -22,6 +22,7 @@ from vssm.models._plain import PlainWithPosition
 from vssm.nn import (
     BatchNormStem,
     Block,
+    Blocks,
     BranchLayerNorm,
     ChannelsLastConv2d,
     Linear,
@@ -244,7 +245,7 @@ class PlainMamba(PlainWithPosition):
         self.patch_embed = BatchNormStem(in_chans, layers, projection, **dd)
         self.add_position(img_size, **dd)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(
+        self.blocks = Blocks(
             *(
                 (ConvBlock if i < conv_blocks else Block)(
                     embed_dim, PlainMambaMixer(embed_dim, state, scan_order, **dd), drop_path=rate, **dd

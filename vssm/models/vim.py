@@ -16,7 +16,7 @@ from torch import nn
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import PlainWithPosition
-from vssm.nn import Block, BranchRMSNorm, PatchStem, VimMixer
+from vssm.nn import Block, Blocks, BranchRMSNorm, PatchStem, VimMixer
 from vssm.scan import OrderFunction, bidirectional, with_class_token
 
 # Official: a tensor for each direction; here: stacked.
@@ -82,7 +82,7 @@ class Vim(PlainWithPosition):
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, stride, **dd)
         self.add_position(img_size, **dd)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(
+        self.blocks = Blocks(
             *(
                 Block(
                     embed_dim,

@@ -1,7 +1,7 @@
 """The parts that families share, one file per kind: stems, downsampling, blocks, mixers, MLPs, gates, norms, scans."""
 
 from vssm.nn.attention import Attention, LatentPooling
-from vssm.nn.block import Block
+from vssm.nn.block import Block, Blocks
 from vssm.nn.compilation import compile_module, run_fast
 from vssm.nn.conv import ChannelsLastBatchNorm, ChannelsLastConv2d
 from vssm.nn.deform import DeformableSampling
@@ -36,6 +36,7 @@ __all__ = [
     "Attention",
     "BatchNormStem",
     "Block",
+    "Blocks",
     "BranchLayerNorm",
     "BranchRMSNorm",
     "ChannelGate",

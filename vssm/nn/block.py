@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 
 import torch
 from timm.layers import DropPath, LayerScale
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.reading import ReadTogether, runs_eagerly_on_gpu
 from vssm.nn.recompute import has_hooks
+
+_Addend = tuple[Tensor, Tensor | None, float]  # a branch, and what it is multiplied by: see `add_norm`
+_NORMS_OF_SUMS = (BranchLayerNorm, BranchRMSNorm)
 
 
 class Block(nn.Module):
@@ -85,25 +89,38 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *grid: int) -> Tensor:
         """(batch, height, width, dim) in and out; or (batch, tokens, dim) and the height and width of the grid."""
+        return self.add_last(*self.run(x, None, *grid))
+
+    def run(self, x: Tensor, before: _Addend | None, *grid: int) -> tuple[Tensor, Tensor]:
+        """All but the last sum: x and the branch that is still to be added to it, as `before` is to the x that came."""
         if torch.compiler.is_dynamo_compiling():
-            return self._forward(x, *grid)
+            return self._run(x, before, *grid)
         if self._reads is None:
             self._reads = ReadTogether(self)
-        return self._reads.run(self._forward, x, *grid)
+        return self._reads.run(self._run, x, before, *grid)
 
-    def _forward(self, x: Tensor, *grid: int) -> Tensor:
-        if self.position is not None:
-            x = self.position(x, *grid)
-        branch = self.mixer(self.norm(x), *grid)
-        if self._adds_in_norm2(x):
-            x, normed = self.norm2.of_sum(x, branch, *self._kept(branch))
-            return self._add(x, self.mlp(normed), None, None)
-        x = self._add(x, branch, self.layer_scale, self.residual_scale)
+    def _run(self, x: Tensor, before: _Addend | None, *grid: int) -> tuple[Tensor, Tensor]:
+        if before is not None:
+            x, normed = self.norm.of_sum(x, *before)
+        else:
+            if self.position is not None:
+                x = self.position(x, *grid)
+            normed = self.norm(x)
+        branch = self.mixer(normed, *grid)
         if self.mlp is None:
-            return x
+            return x, branch
+        if self._adds_in_norm2(x):
+            x, normed = self.norm2.of_sum(x, *self.addend(branch))
+            return x, self.mlp(normed)
+        x = self._add(x, branch, self.layer_scale, self.residual_scale)
         if self.position2 is not None:
             x = self.position2(x, *grid)
-        branch = self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+        return x, self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+
+    def add_last(self, x: Tensor, branch: Tensor) -> Tensor:
+        """The sum that the block ends in."""
+        if self.mlp is None:
+            return self._add(x, branch, self.layer_scale, self.residual_scale)
         return self._add(x, branch, self.layer_scale2, self.residual_scale2)
 
     def _adds_in_norm2(self, x: Tensor) -> bool:
@@ -111,7 +128,7 @@ class Block(nn.Module):
         return (
             runs_eagerly_on_gpu(x)
             and self.mlp is not None
-            and type(self.norm2) in (BranchLayerNorm, BranchRMSNorm)
+            and type(self.norm2) in _NORMS_OF_SUMS
             and type(self.drop_path) is DropPath
             and self.layer_scale is None
             and self.residual_scale is None
@@ -121,13 +138,13 @@ class Block(nn.Module):
             and not has_hooks(self.drop_path)
         )
 
-    def _kept(self, branch: Tensor) -> tuple[Tensor | None, float]:
-        """What DropPath multiplies a branch by: a random 0 or 1 for each sample, and a number."""
+    def addend(self, branch: Tensor) -> _Addend:
+        """A branch, and what DropPath multiplies it by: a random 0 or 1 for each sample, and a number."""
         keep = 1 - self.drop_path.drop_prob
         if keep == 1 or not self.drop_path.training:
-            return None, 1.0
+            return branch, None, 1.0
         kept = branch.new_empty((len(branch),) + (1,) * (branch.dim() - 1)).bernoulli_(keep)
-        return kept, 1 / keep if keep > 0 and self.drop_path.scale_by_keep else 1.0
+        return branch, kept, 1 / keep if keep > 0 and self.drop_path.scale_by_keep else 1.0
 
     def _add(
         self, x: Tensor, branch: Tensor, layer_scale: nn.Module | None, residual_scale: nn.Module | None
@@ -137,3 +154,42 @@ class Block(nn.Module):
         if residual_scale is not None:
             x = residual_scale(x)
         return x + (self.drop_path(branch) if self.training else branch)
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after another, each given the height and width of the grid as well, where there is one.
+
+    Run eagerly on a GPU, the kernel of a block's norm makes the sum that the block before it ends in.
+
+    >>> Blocks(Block(8, nn.Linear(8, 8)), Block(8, nn.Linear(8, 8)))(torch.randn(2, 3, 5, 8)).shape
+    torch.Size([2, 3, 5, 8])
+    """
+
+    def forward(self, x: Tensor, *grid: int) -> Tensor:
+        """As of a block."""
+        eagerly = runs_eagerly_on_gpu(x)
+        before = None
+        blocks = list(self)
+        for block, following in zip_longest(blocks, blocks[1:]):
+            joined = eagerly and _joined(block, following)
+            if before is None and not joined:
+                x = block(x, *grid)
+                continue
+            x, branch = block.run(x, before, *grid)
+            x, before = (x, block.addend(branch)) if joined else (block.add_last(x, branch), None)
+        return x
+
+
+def _joined(block: nn.Module, following: nn.Module | None) -> bool:
+    """Whether the next block's norm can make the sum that a block ends in: nothing stands between the two, and nobody
+    has to see the sum."""
+    return (
+        type(block) is Block
+        and type(following) is Block
+        and block.layer_scale is None
+        and block.residual_scale is None
+        and following.position is None
+        and type(following.norm) in _NORMS_OF_SUMS
+        and type(block.drop_path) is DropPath
+        and not any(map(has_hooks, (block, block.drop_path, following, following.norm)))
+    )

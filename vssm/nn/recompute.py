@@ -100,12 +100,19 @@ def _is_pointwise(layer: nn.Module) -> bool:
 
 
 def has_hooks(layer: nn.Module) -> bool:
-    """Whether something has to see what the layer is given or returns, or the gradients.
+    """Whether something has to see what the layer is given or returns, or the gradients, or is called in its place.
 
     >>> has_hooks(nn.Linear(2, 2))
     False
     """
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or layer._compiled_call_impl
+        or "forward" in layer.__dict__
+    )
 
 
 def _recomputes() -> bool:
