@@ -29,8 +29,8 @@ def model(request):
     return shallow(request.param)
 
 
-def images(batch=2, height=112, width=96):
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+def images(batch=2, height=112, width=96, seed=0):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def logits_and_gradients(model, inputs, scale=1.0):
@@ -90,18 +90,24 @@ def test_compiled_agrees_with_eager(model, monkeypatch):
 
 def test_compiled_under_autocast_is_as_exact_as_eager(model):
     # Many images: rounding turns a ReLU of MSVMamba's channel gates on or off where its input is nearly zero, and with
-    # two images one such unit is a fifth of its layer's gradient.
-    model, inputs = model.cuda(), images(batch=32).cuda()
-    expected_logits, expected = logits_and_gradients(model, inputs)
-    with torch.autocast("cuda", torch.bfloat16):
-        _, eager = logits_and_gradients(model, inputs)
-        compile_module(model, fullgraph=True)
-        for _ in range(2):  # the second run would show memory that the first left unwritten
-            logits, gradients = logits_and_gradients(model, inputs)
-            assert_close(logits.float(), expected_logits, "logits", tolerance=3e-2)
-            for name, gradient in expected.items():
-                allowed = 2 * relative_error(eager[name], gradient) + 5e-2
-                assert_close(gradients[name], gradient, name, allowed)
+    # two images one such unit is a fifth of its layer's gradient. Several batches: a gradient's rounding error in one
+    # is a matter of luck. And a second run would show memory that the first left unwritten.
+    model, batches = model.cuda(), [images(32, seed=seed).cuda() for seed in range(4)]
+    exact = [logits_and_gradients(model, batch) for batch in batches]
+
+    def mean_errors():
+        with torch.autocast("cuda", torch.bfloat16):
+            rounded = [logits_and_gradients(model, batch) for batch in batches]
+        for (logits, _), (expected, _) in zip(rounded, exact, strict=True):
+            assert_close(logits.float(), expected, "logits", tolerance=3e-2)
+        found = [errors(actual, expected) for (_, actual), (_, expected) in zip(rounded, exact, strict=True)]
+        return {name: sum(float(one[name]) for one in found) / len(found) for name in found[0]}
+
+    eager = mean_errors()
+    compile_module(model, fullgraph=True)
+    compiled = mean_errors()
+    far = {name: (error, eager[name]) for name, error in compiled.items() if not error <= 1.5 * eager[name] + 2e-2}
+    assert not far, f"mean relative errors, compiled and eager: {far}"
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
