@@ -125,7 +125,8 @@ class Recipe:
         config = merged({"model": {"backbone": backbone | self.start()}}, self.kind.get("config", {}))
         changed = self.changes.get("config", {}).get("model", {}).get("backbone", {})
         arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in changed.items()}
-        arguments.pop("output_norm", None)  # not of the model, but of what holds it
+        for name in ("output_norm", "heads"):  # not of the model, but of what holds it
+            arguments.pop(name, None)
         for key, maps in self.kind.get("channels", {}).items():
             channels = maps_of(self.model, **arguments).channels()
             value = [channels[index] for index in maps] if isinstance(maps, list) else channels[maps]

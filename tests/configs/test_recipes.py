@@ -91,6 +91,8 @@ def test_saves_evaluates_and_logs_in_the_unit_that_the_training_counts(recipe):
 PUBLISHED = {
     "mask_rcnn_1x": (1e-4, 0.05, None, 8 / 12),
     "mask_rcnn_3x": (1e-4, 0.05, None, 27 / 36),
+    "mask_rcnn_adapter_1x": (1e-4, 0.05, None, 8 / 12),
+    "retinanet_adapter_1x": (1e-4, 0.05, None, 8 / 12),
     "cascade_mask_rcnn_4conv_3x": (1e-4, 0.05, None, 27 / 36),
     "cascade_mask_rcnn_vim_100e": (1e-4, 0.1, 0.837, 163889 / 184375),
     "cascade_mask_rcnn_lbvim_50e": (1e-4, 0.05, None, 163889 / 184375),

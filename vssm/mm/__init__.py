@@ -27,4 +27,4 @@ mmcv_ops.install()
 
 # Each registers what configs name.
 from vssm.mm.runtime import checkpoint, hooks, loops, mesa, metrics, optim, seeding, signals  # noqa: E402, F401
-from vssm.mm.tasks import backbone, classifier, datasets, heads, pyramid, runner, shapes_datasets  # noqa: E402, F401
+from vssm.mm.tasks import adapter, backbone, classifier, datasets, heads, pyramid, runner, shapes_datasets  # noqa: E402, F401

@@ -198,7 +198,9 @@ def _indices(out_indices: Sequence[int] | None, count: int, name: str) -> list[i
 
 def rename_official(backbone: VSSMBackbone, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """A hook before a state dict is loaded: rename the backbone's weights if they are in the official layout."""
-    part = {name: value for name, value in state.items() if name.startswith(prefix)}
+    # What stands beside the model has official names.
+    beside = {f"{prefix}{name}" for name in backbone.state_dict() if not name.startswith("model.")}
+    part = {name: value for name, value in state.items() if name.startswith(prefix) and name not in beside}
     if any(name.startswith(f"{prefix}model.") for name in part):
         return
     for name in part:
