@@ -120,10 +120,12 @@ class Op(BackendRegistry):
         backend = self.choose(args)
         if backend.is_recorded(args):
             return lambda args: backend.forward(args, False)[0]
-        if not needs_gradient(args.tensors()):
-            forward = backend.planned(args, False)
+        save = needs_gradient(args.tensors())
+        with torch.no_grad():  # autograd would save tensors for a plan, which a recomputation under checkpoint has not
+            forward = backend.planned(args, save)
+        if not save:
             return lambda args: forward(args)[0]
-        forward, backward = backend.planned(args, True), _Backward(self, backend)
+        backward = _Backward(self, backend)
         return lambda args: _Eager.apply(self, forward, backward, args, *args.tensors())[0]
 
     def run_forward(self, backend: Backend, args: Any, save: bool) -> tuple[Tensor, Tensor | None]:
