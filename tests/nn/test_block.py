@@ -81,9 +81,10 @@ def _another_class(blocks):
     blocks[1].__class__ = type("Other", (Block,), {})
 
 
-@pytest.mark.parametrize(
-    "change", [_with_hook, _with_another_forward, _compiled, _another_class, _with_hook_on_norm], ids=str
-)
+CHANGES = [_with_hook, _with_another_forward, _compiled, _another_class, _with_hook_on_norm]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_sum_that_somebody_sees_is_not_joined(sums, change):
     blocks = make_blocks()
     x = torch.randn(2, 5, 8)
