@@ -175,10 +175,10 @@ def main() -> None:
             args = GateArguments(y, z_or_none, 0.5)
             out, summed = gate.BACKEND.forward(args, save)
             gate.BACKEND.backward(args.for_backward(summed), out)
-    for shape, center in (((2, 9, 4, 96), True), ((2, 9, 1, 768), False)):
+    for shape, center, groups in (((2, 9, 4, 96), True, 1), ((2, 9, 1, 768), False, 1), ((2, 9, 1, 348), True, 4)):
         for bias in (torch.ones(shape[-1]), None):
             args = NormArguments(
-                torch.randn(shape).bfloat16(), torch.ones(shape[-1]), bias, 1e-5, center, z.dtype, True
+                torch.randn(shape).bfloat16(), torch.ones(shape[-1]), bias, 1e-5, center, z.dtype, True, groups
             )
             out, sums = norm.BACKEND.forward(args, True)
             norm.BACKEND.backward(args.for_backward(sums), out)

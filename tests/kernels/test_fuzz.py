@@ -168,8 +168,9 @@ def a_norm(make: Maker) -> Callable[[], Tensor]:
     x = make.tensor(*shape, *[make.size(1, 2) % 5 + 1] * merge, channels)
     weight, bias = (make.maybe(channels, dtype=make.wide) for _ in range(2))
     center, dtype = make.random.random() < 0.5, make.random.choice([None, torch.float32, torch.bfloat16])
+    groups = 2 if channels % 2 == 0 else 1
     # Constant rows have no direction: their gradients are noise over the root of eps.
-    return lambda: sum_norm(x, weight, bias, eps=1e-1, center=center, dtype=dtype, merge=merge)
+    return lambda: sum_norm(x, weight, bias, eps=1e-1, center=center, dtype=dtype, merge=merge, groups=groups)
 
 
 def a_fusion(make: Maker) -> Callable[[], Tensor]:

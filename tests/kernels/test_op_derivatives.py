@@ -78,6 +78,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "sum": (lambda y: sum_gate(y * y, None, 0.5), [(2, 5, 3, 4)]),
     "norm": (lambda x, weight, bias: sum_norm(x, weight, bias, eps=1e-5, merge=True), [(2, 5, 3, 4), (4,), (4,)]),
     "rms norm": (lambda x, weight: sum_norm(x, weight, eps=1e-5, center=False, merge=True), [(2, 5, 3, 4), (4,)]),
+    "norm of groups": (lambda x, weight, bias: sum_norm(x, weight, bias, eps=1e-5, groups=2), [(2, 5, 6), (6,), (6,)]),
     "plain norm": (lambda x, weight, bias: sum_norm(x, weight, bias, eps=1e-5), [(2, 5, 4), (4,), (4,)]),
 }
 every_op = pytest.mark.parametrize("name", OPS)

@@ -26,18 +26,17 @@ def make_arguments(
     output: torch.dtype | None = None,
     parameters: torch.dtype = torch.float32,
     offset: float = 0.0,
+    groups: int = 1,
     device: str = DEVICE,
 ) -> NormArguments:
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(shape, generator=generator) + offset).to(device, dtype)
     weight, shift = (torch.randn(shape[-1], generator=generator).to(device, parameters) for _ in range(2))
-    return NormArguments(x, weight, shift if bias else None, 1e-5, center, output or dtype, merge)
+    return NormArguments(x, weight, shift if bias else None, 1e-5, center, output or dtype, merge, groups)
 
 
 def run(args: NormArguments) -> torch.Tensor:
-    return sum_norm(
-        args.x, args.weight, args.bias, eps=args.eps, center=args.center, dtype=args.dtype, merge=args.merge
-    )
+    return sum_norm(*args.tensors(), **{name: getattr(args, name) for name in args._fields[3:]})
 
 
 def output_and_gradients(args: NormArguments, backend: str, run=run) -> dict[str, torch.Tensor]:
@@ -85,6 +84,26 @@ def test_without_directions_or_bias_and_from_wide_to_narrow(backend, center):
     check(make_arguments((2, 19, 96), bias=False, output=torch.bfloat16, **where), backend)
     check(make_arguments((2, 19, 96), torch.bfloat16, parameters=torch.bfloat16, **where), backend)
     check(make_arguments((2, 19, 96), bias=False, **where)._replace(weight=None), backend)
+
+
+def in_parts(args: NormArguments) -> torch.Tensor:
+    """Groups of channels, one norm after the other."""
+    given = [[None] * args.groups if t is None else t.chunk(args.groups, -1) for t in args.tensors()]
+    return torch.cat([run(args._replace(x=x, weight=w, bias=b, groups=1)) for x, w, b in zip(*given, strict=True)], -1)
+
+
+@pytest.mark.parametrize("backend", [triton_fused.BACKEND, reference.BACKEND], ids=lambda backend: backend.name)
+@CENTERED
+@pytest.mark.parametrize("shape", [(2, 9, 64), (3, 50, 4 * 87), (2, 7, 3, 52)], ids=str)
+def test_groups_are_normed_by_themselves(backend, shape, center, monkeypatch, poisoned_memory):
+    monkeypatch.setattr(triton_fused, "_SHARES_MAX", 2)  # several tiles a program
+    how = {"merge": len(shape) == 4, "groups": 4, "device": device_of(backend)}
+    for bias, output in ((True, None), (False, torch.bfloat16)):
+        args = make_arguments(shape, center=center, bias=bias, output=output, **how)
+        require(backend, args)
+        found, expected = output_and_gradients(args, backend.name), output_and_gradients(args, "reference", in_parts)
+        for name, tensor in found.items():
+            assert_close(tensor, expected[name], name, 1e-2 if output else None)
 
 
 def test_more_rows_than_one_tile_per_program(monkeypatch):
@@ -171,9 +190,10 @@ def test_no_rows_on_a_cpu():
 
 @CENTERED
 def test_gradcheck(center):
-    args = make_arguments((2, 3, 2, 5), torch.float64, center, parameters=torch.float64)
-    tensors = [tensor.requires_grad_() for tensor in args[:3]]
-    assert torch.autograd.gradcheck(lambda *t: sum_norm(*t, eps=1e-5, center=center, merge=True), tensors)
+    for channels, groups in ((5, 1), (6, 2)):
+        args = make_arguments((2, 3, 2, channels), torch.float64, center, parameters=torch.float64, groups=groups)
+        tensors = [tensor.requires_grad_() for tensor in args.tensors()]
+        assert torch.autograd.gradcheck(lambda *t, args=args: run(NormArguments(*t, *args[3:])), tensors)
 
 
 @CENTERED
@@ -232,6 +252,7 @@ def test_compilers_see_our_layer_norm_on_a_gpu():
         (dict(bias=torch.ones(2, 96)), r"bias has shape \(2, 96\); expected \(96,\)"),
         (dict(x=torch.ones(96)), r"of shape \(96,\); expected floats \(..., directions, channels\)"),
         (dict(x=torch.ones(2, 96).int()), "x is torch.int32"),
+        (dict(groups=5), "x has 96 channels and groups is 5; expected a divisor"),
         (dict(eps=0.0), "eps is 0.0; expected a positive number"),
     ],
 )

@@ -45,6 +45,7 @@ def sum_norm(
     center: bool = True,
     dtype: torch.dtype | None = None,
     merge: bool = False,
+    groups: int = 1,
 ) -> Tensor:
     """Layer norm or root-mean-square norm, with `merge` of the sum over directions.
 
@@ -58,6 +59,7 @@ def sum_norm(
         center: subtract the mean (layer norm, arXiv 1607.06450), or not (RMS norm, arXiv 1910.07467).
         dtype: of the result; None is x's.
         merge: sum over the directions first.
+        groups: equal parts of the channels, each of which is normed by itself.
 
     Returns:
         (..., channels).
@@ -70,7 +72,7 @@ def sum_norm(
     >>> sum_norm(directions, torch.ones(3), eps=1e-5, merge=True)
     tensor([-1.2247,  0.0000,  1.2247])
     """
-    args = NormArguments(x, weight, bias, float(eps), center, x.dtype if dtype is None else dtype, merge)
+    args = NormArguments(x, weight, bias, float(eps), center, x.dtype if dtype is None else dtype, merge, groups)
     if torch.compiler.is_compiling() and not OP.fused(args):
         args.check()
         return OP(_for_inductor(args)).view(args.output_shape)

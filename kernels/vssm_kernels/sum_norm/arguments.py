@@ -20,6 +20,7 @@ class NormArguments(NamedTuple):
     center: bool
     dtype: torch.dtype
     merge: bool
+    groups: int = 1
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The differentiable tensors, in the order in which `backward` returns their gradients."""
@@ -72,5 +73,7 @@ class NormArguments(NamedTuple):
                 )
             if tensor.device != x.device:
                 raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
+        if self.groups < 1 or x.shape[-1] % self.groups:
+            raise ValueError(f"x has {x.shape[-1]} channels and groups is {self.groups}; expected a divisor of them")
         if not self.eps > 0:
             raise ValueError(f"eps is {self.eps}; expected a positive number, as rows of zeros are divided by its root")

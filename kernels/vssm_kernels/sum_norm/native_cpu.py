@@ -103,6 +103,8 @@ def _why_not(args: NormArguments | None) -> str | None:
             return reason
         if args.x.numel() == 0:
             return "there is nothing to norm"
+        if args.groups > 1 and not _is_torchs_own(args):
+            return "norms all channels of a row together"
     return why_no_library(_SOURCE)
 
 

@@ -42,6 +42,12 @@ if triton is not None:
         tl.store(base + row[:, None] * stride + c[None, :], values.to(base.dtype.element_ty), mask=mask)
 
     @triton.jit
+    def channels_of_group(CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr):
+        """The channels of this program's group, and which of them exist."""
+        c = tl.arange(0, BLOCK_C)
+        return tl.program_id(1) * CHANNELS + c, c < CHANNELS
+
+    @triton.jit
     def normalise(values, mask, eps, CHANNELS: tl.constexpr, CENTER: tl.constexpr):
         """Rows with mean 0 (with CENTER) and mean square 1, and the factors that scaled them."""
         if CENTER:  # before squaring: the difference of two large sums would lose the variance
@@ -59,48 +65,48 @@ if triton is not None:
     def forward_kernel(
         x, weight, bias, y, merged, branch, kept, rows, row_stride, direction_stride, eps, sample, kept_scale,
         DIRECTIONS: tl.constexpr, CENTER: tl.constexpr,
-        CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
+        WIDTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        c = tl.arange(0, BLOCK_C)
-        mask = (row < rows)[:, None] & (c < CHANNELS)[None, :]
+        c, exists = channels_of_group(CHANNELS, BLOCK_C)
+        mask = (row < rows)[:, None] & exists[None, :]
         values = load_rows(x, row, row_stride, c, mask)
         if DIRECTIONS > 1:
             for _ in tl.static_range(DIRECTIONS - 1):
                 x += direction_stride
                 values += load_rows(x, row, row_stride, c, mask)
         if branch is not None:
-            added = load_rows(branch, row, CHANNELS, c, mask)
+            added = load_rows(branch, row, WIDTH, c, mask)
             values += added if kept is None else added * branch_scale(kept, row, rows, sample, kept_scale)
         if DIRECTIONS > 1 or branch is not None:
             values = saturate(values, x.dtype.element_ty).to(tl.float32)
             if merged is not None:
-                store_rows(merged, row, CHANNELS, c, mask, values)
+                store_rows(merged, row, WIDTH, c, mask, values)
         normed, _ = normalise(values, mask, eps, CHANNELS, CENTER)
         if weight is not None:
-            normed *= tl.load(weight + c, mask=c < CHANNELS, other=0.0).to(tl.float32)[None, :]
+            normed *= tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)[None, :]
         if bias is not None:
-            normed += tl.load(bias + c, mask=c < CHANNELS, other=0.0).to(tl.float32)[None, :]
-        store_rows(y, row, CHANNELS, c, mask, normed)
+            normed += tl.load(bias + c, mask=exists, other=0.0).to(tl.float32)[None, :]
+        store_rows(y, row, WIDTH, c, mask, normed)
 
     @triton.jit(do_not_specialize=["rows", "turns", "sample", "kept_scale"])
     def backward_kernel(
         dy, x, weight, dx, shares, dsum, dbranch, kept, rows, turns, row_stride, eps, sample, kept_scale,
         CENTER: tl.constexpr, HAS_BIAS: tl.constexpr,
-        CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+        WIDTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
         """dx of this program's rows, and its share of the gradients of weight and bias."""
         program = tl.program_id(0).to(tl.int64)
-        c = tl.arange(0, BLOCK_C)
+        c, exists = channels_of_group(CHANNELS, BLOCK_C)
         scale = tl.full((BLOCK_C,), 1.0, tl.float32)
         if weight is not None:
-            scale = tl.load(weight + c, mask=c < CHANNELS, other=0.0).to(tl.float32)
+            scale = tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)
         dweight = tl.zeros((ROWS, BLOCK_C), tl.float32)
         dbias = tl.zeros((ROWS, BLOCK_C), tl.float32)
         for turn in tl.range(0, turns, num_stages=STAGES):
             row = (turn * tl.num_programs(0) + program) * ROWS + tl.arange(0, ROWS)
-            mask = (row < rows)[:, None] & (c < CHANNELS)[None, :]
-            gradient = load_rows(dy, row, CHANNELS, c, mask)
+            mask = (row < rows)[:, None] & exists[None, :]
+            gradient = load_rows(dy, row, WIDTH, c, mask)
             normed, factor = normalise(load_rows(x, row, row_stride, c, mask), mask, eps, CHANNELS, CENTER)
             dweight += gradient * normed
             dbias += gradient
@@ -111,16 +117,16 @@ if triton is not None:
                 values -= (tl.sum(gradient, 1) / CHANNELS)[:, None]
             values *= factor[:, None]
             if dsum is not None:
-                values += load_rows(dsum, row, CHANNELS, c, mask)
-            store_rows(dx, row, CHANNELS, c, mask, values)
+                values += load_rows(dsum, row, WIDTH, c, mask)
+            store_rows(dx, row, WIDTH, c, mask, values)
             if dbranch is not None:
                 if kept is not None:
                     values *= branch_scale(kept, row, rows, sample, kept_scale)
-                store_rows(dbranch, row, CHANNELS, c, mask, values)
-        shares += program * (1 + HAS_BIAS) * CHANNELS + c
-        tl.store(shares, tl.sum(dweight, 0), mask=c < CHANNELS)
+                store_rows(dbranch, row, WIDTH, c, mask, values)
+        shares += program * (1 + HAS_BIAS) * WIDTH + c
+        tl.store(shares, tl.sum(dweight, 0), mask=exists)
         if HAS_BIAS:
-            tl.store(shares + CHANNELS, tl.sum(dbias, 0), mask=c < CHANNELS)
+            tl.store(shares + WIDTH, tl.sum(dbias, 0), mask=exists)
 
     @triton.jit(do_not_specialize=["count"])
     def sum_shares_kernel(
@@ -197,10 +203,10 @@ def plan_add_backward(args: NormArguments, branch: torch.dtype, sample: int, sca
 def _plan_forward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> Launcher:
     x, row_stride, direction_stride = _rows(args.x, args.directions)
     channels = x.shape[-1]
-    rows, tile = math.prod(args.output_shape) // channels, _tile(channels)
+    rows, tile = math.prod(args.output_shape) // channels, _tile(channels // args.groups)
     return Launcher(
         forward_kernel,
-        (cdiv(rows, tile["ROWS"]),),
+        (cdiv(rows, tile["ROWS"]), args.groups),
         rows=rows,
         row_stride=row_stride,
         direction_stride=direction_stride,
@@ -209,6 +215,7 @@ def _plan_forward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> L
         kept_scale=scale,
         DIRECTIONS=args.directions,
         CENTER=args.center,
+        WIDTH=channels,
         **tile,
     )
 
@@ -217,13 +224,13 @@ def _plan_backward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> 
     """(args, dy, x, dx, ...) to the gradients of weight and bias; writes dx, and what else the kernel is given."""
     x, row_stride, _ = _rows(args.x, 1)
     has_bias, channels, device = args.bias is not None, x.shape[-1], x.device
-    rows, tile = math.prod(args.x.shape) // channels, _tile(channels)
+    rows, tile = math.prod(args.x.shape) // channels, _tile(channels // args.groups)
     tiles = cdiv(rows, tile["ROWS"])
     turns = max(1, cdiv(tiles, _SHARES_MAX))
     programs, columns = cdiv(tiles, turns), (1 + has_bias) * channels
     launch = Launcher(
         backward_kernel,
-        (programs,),
+        (programs, args.groups),
         rows=rows,
         turns=turns,
         row_stride=row_stride,
@@ -232,6 +239,7 @@ def _plan_backward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> 
         kept_scale=scale,
         CENTER=args.center,
         HAS_BIAS=has_bias,
+        WIDTH=channels,
         STAGES=_STAGES,
         **tile,
     )
