@@ -10,7 +10,8 @@ records     the model that reproduces each, `arguments` for timm.create_model, a
             files do not: 1 x 1, with values by their names, or as torch draws them in this order after its generator is
             given the seed `drawn_with`
 traces      titles of traces (regular expressions), and the module of ours that gives the same: "stages.0" what it
-            returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse, or the positions of its map;
+            returns, "< stages.0" what it receives, "~ stages.0" its tokens in reverse, or the positions of its map,
+            "2/4 stages.0" the second of four equal parts of its channels;
             null for what no module of ours returns. Titles of the form "module X output" need no entry: the family's
             renaming says which module X is. A record may have `traces` of its own, for the same titles or others.
 

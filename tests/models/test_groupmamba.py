@@ -31,6 +31,6 @@ def test_a_pool_that_widens_the_token_is_refused():
         small(global_pool="catavgmax")
 
 
-def test_more_directions_than_channels_are_refused():
-    with pytest.raises(ValueError, match="64 directions; expected at most the 48 channels"):
+def test_directions_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(ValueError, match="64 directions and a stage 48 channels; expected a divisor"):
         small(scan_order="atrous(8)")

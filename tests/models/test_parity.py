@@ -78,6 +78,8 @@ def test_logits_and_every_recorded_trace(name: str, case: int) -> None:
             used[path, ""] += 1
             output = before if "<" in marks else after
             output = output.flip(*range(1, output.dim() - 1)) if "~" in marks else output
+            if part := re.search(r"(\d)/(\d)", marks):
+                output = output.chunk(int(part[2]), dim=-1)[int(part[1]) - 1]
             output = laid_out(output, trace["shape"])
         elif found := re.fullmatch(r"module (\S+) output(?:\[([01])\])?", title):
             official_path, part = found.groups()

@@ -13,6 +13,7 @@ TABLE = Renaming(
         *under("layers.{i}", "stages.{i}", [("op", "mixer"), ("op.A_logs", "mixer.A_log", ((0, 1), 2))]),
         ("layers.{i}.downsample", "stages.{i+1}.downsample"),
         (("forwards.{i}", "backwards.{i}"), "scans.{i}", (0, (), 1)),
+        (("up.{i}", "down.{i}"), "maps.{i}", ((0, 1), 2), True),
         ("both", ("first", "second")),
         ("matrix", "transposed", (1, 0)),
     ),
@@ -25,6 +26,7 @@ OURS = {
     "stages.0.mixer.weight": torch.randn(5),
     "stages.1.downsample.weight": torch.randn(5),
     "scans.7": torch.randn(2, 3, 4),
+    "maps.2": torch.randn(4, 3, 5),
     "first": torch.randn(2, 3),
     "second": torch.randn(2, 3),
     "transposed": torch.randn(2, 5),
@@ -47,11 +49,14 @@ def test_tables_are_read_in_both_directions() -> None:
         "layers.0.downsample.weight": (5,),
         "forwards.7": (3, 1, 4),
         "backwards.7": (3, 1, 4),
+        "up.2": (6, 5),
+        "down.2": (6, 5),
         "both": (4, 3),
         "matrix": (5, 2),
         "norm.bias": (2,),
     }
     torch.testing.assert_close(official["backwards.7"][:, 0], OURS["scans.7"][1])
+    torch.testing.assert_close(official["down.2"][:3], OURS["maps.2"][2])
     torch.testing.assert_close(official["layers.0.op.A_logs"][3], OURS["stages.0.mixer.A_log"][1, 0])
     assert_same(TABLE.read(official, SHAPES), OURS)
     assert_same(TABLE.read(OURS, SHAPES), OURS)
@@ -72,9 +77,9 @@ def test_an_incomplete_or_misshapen_file_is_not_completed() -> None:
     official = TABLE.write(OURS)
     lacking = {name: value for name, value in official.items() if name != "backwards.7"}
     assert set(OURS) - set(TABLE.read(lacking, SHAPES)) == {"scans.7"}
-    wide = {**official, "layers.0.op.A_logs": torch.zeros(7, 4), "both": torch.zeros(3, 3)}
+    wide = {**official, "layers.0.op.A_logs": torch.zeros(7, 4), "both": torch.zeros(3, 3), "up.2": torch.zeros(7, 5)}
     found = TABLE.read(wide, SHAPES)
-    assert found["stages.0.mixer.A_log"].shape == (7, 4) and "first" not in found
+    assert found["stages.0.mixer.A_log"].shape == (7, 4) and {"first", "maps.2"}.isdisjoint(found)
 
 
 def test_linear_layers_may_be_convolutions() -> None:

@@ -7,11 +7,13 @@ a block of its own, and has two heads: one for the labels, one for what a teache
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import ClassifierHead, get_device_dtype, register_notrace_module
 from torch import Tensor, nn
 
@@ -21,32 +23,81 @@ from vssm.models._family import Family, Variant
 from vssm.models._layouts import SS2D_ROWS
 from vssm.models._pyramid import Pyramid, make_stages
 from vssm.nn import (
-    SS2D,
     BatchNormStem,
     Block,
     BranchLayerNorm,
     ChannelGate,
+    ChannelsLastConv2d,
     ConvDownsample,
     ConvMlp,
+    GatedMixer,
+    GroupLayerNorm,
+    GroupLinear,
     LeanMlp,
     Linear,
+    OrderTable,
+    SelectiveScan,
     StreamLayerNorm,
     initialise_linear_layers,
+    product_of_recomputed,
 )
-from vssm.scan import OrderFunction, cross, one_direction
+from vssm.ops import sum_norm
+from vssm.scan import OrderFunction, cross
 from vssm.values import widened
 
 
 @register_notrace_module
+class GroupSS2D(GatedMixer):
+    """VMamba's gated mixer for each group of channels, with one direction of the order each, all groups in one scan.
+
+    Args:
+        dim: channels of the map (batch, height, width, dim), both ways.
+        scan_order: a function (height, width) -> ScanOrder; direction k is that of group k.
+
+    Raises:
+        ValueError: the number of directions does not divide dim.
+
+    >>> GroupSS2D(16)(torch.randn(2, 3, 5, 16)).shape
+    torch.Size([2, 3, 5, 16])
+    """
+
+    def __init__(self, dim: int, scan_order: OrderFunction = cross, **dd: Any):
+        super().__init__()
+        self.groups = groups = scan_order(2, 2).directions
+        if dim % groups:
+            raise ValueError(
+                f"scan_order has {groups} directions and a stage {dim} channels; expected a divisor of them, as each "
+                "direction scans a group of its own: take another order, or other dims"
+            )
+        width = dim // groups
+        self.gated = True
+        # official: wrong gradients of the columns' scans on oblong maps. Here: right ones; the outputs are the same.
+        self.order_table = OrderTable(scan_order)
+        self.in_proj = GroupLinear(groups, width, 2 * width, halves=True, **dd)
+        self.conv = ChannelsLastConv2d(dim, dim, kernel_size=3, padding=1, groups=dim, **dd)
+        self.scan = SelectiveScan(width, groups, state=1, rank=math.ceil(width / 16), own_inputs=True, **dd)
+        self.norm = GroupLayerNorm(dim, groups, **dd)
+        self.out_proj = GroupLinear(groups, width, width, **dd)
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().halves(x)[::-1]
+
+    def mix(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        order = self.order_table(height, width, x.device)
+        x = F.silu(self.conv(x))
+        scanned = self.scan(x.reshape(batch, height * width, self.groups, -1), order)
+        return self.norm(scanned.view_as(x))
+
+
+@register_notrace_module
 class ModulatedGroupMamba(nn.Module):
-    """A group of channels for each direction, multiplied by what went in and by a gate of channels, between two norms.
+    """Scanned groups of channels, multiplied by what went in and by a gate of channels, between two norms.
 
     The two norms are one module: its weights norm the map that comes in, and the product that goes out.
 
     Args:
-        dim: channels of the map (batch, height, width, dim), both ways.
-        scan_order: a function (height, width) -> ScanOrder; direction k is that of group k. Where their number does not
-            divide dim, the first groups are one channel wider.
+        dim, scan_order: as GroupSS2D's.
 
     >>> ModulatedGroupMamba(16)(torch.randn(2, 3, 5, 16)).shape
     torch.Size([2, 3, 5, 16])
@@ -54,24 +105,23 @@ class ModulatedGroupMamba(nn.Module):
 
     def __init__(self, dim: int, scan_order: OrderFunction = cross, **dd: Any):
         super().__init__()
-        count = scan_order(2, 2).directions
-        if count > dim:
-            raise ValueError(f"scan_order has {count} directions; expected at most the {dim} channels of a stage")
-        self.widths = [dim // count + (k < dim % count) for k in range(count)]
-        self.norm = StreamLayerNorm(dim, **dd)
-        # official: wrong gradients of the columns' scans on oblong maps. Here: right ones; the outputs are the same.
-        self.groups = nn.ModuleList(
-            SS2D(width, conv_bias=True, gated=True, scan_order=one_direction(scan_order, k), **dd)
-            for k, width in enumerate(self.widths)
-        )
+        self.norm = BranchLayerNorm(dim, **dd)
+        self.groups = GroupSS2D(dim, scan_order, **dd)
         self.skip_scale = nn.Parameter(torch.ones(1, **dd))
         self.gate = ChannelGate(dim, reduction=16, bias=True, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj = Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        scanned = [group(part) for group, part in zip(self.groups, x.split(self.widths, dim=-1), strict=True)]
-        return self.proj(self.norm(torch.cat(scanned, dim=-1) * self.skip_scale * x * self.gate.weights(x)))
+        eps, dtype = self.norm.eps, x.dtype
+
+        def modulated(scanned: Tensor, scale: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return sum_norm(scanned * scale * x, weight, bias, eps=eps, dtype=dtype)
+
+        # In this order float32, of the scale, keeps a product of small numbers.
+        scale = self.skip_scale * self.gate.weights(x)
+        given = self.groups(x), scale, x, self.norm.weight, self.norm.bias
+        return product_of_recomputed(self.proj, modulated, *given)
 
 
 class ClassBlock(nn.Module):
@@ -152,11 +202,19 @@ class DistilledHead(ClassifierHead):
         return (logits, of_teacher) if self.distilled_training and self.training else (logits + of_teacher) / 2
 
 
+_GROUPS = ("mamba_g1", "mamba_g2", "mamba_g3", "mamba_g4")
 _MIXER = (
     ("fc1", "gate.reduce"),
     ("fc2", "gate.expand"),
-    ("mamba_g{k+1}", "groups.{k}"),
-    *under("mamba_g{k+1}", "groups.{k}", SS2D_ROWS),
+    # Official: a mixer for each group; here: one, with their weights joined.
+    *(
+        (tuple(f"{group}.{row[0]}" for group in _GROUPS), f"groups.{row[1]}", *(row[2:] or (None,)), True)
+        for row in (
+            *SS2D_ROWS,
+            ("in_proj", "in_proj", ((0, 1), 2)),
+            ("out_proj", "out_proj", ((0, 1), 2)),
+        )
+    ),
 )
 
 
@@ -314,7 +372,7 @@ FAMILY = Family(
         ),
     ),
     parts=(
-        ("visual single selective scanning (VSSS) block", "SS2D", SS2D),
+        ("visual single selective scanning (VSSS) block", "SS2D", GroupSS2D),
         ("channel affinity modulation (CAM)", "fc1, fc2 of GroupMambaLayer", ChannelGate),
         ("modulated group mamba layer", "GroupMambaLayer", ModulatedGroupMamba),
         ("feed-forward network (FFN)", "PVT2FFN", ConvMlp),

@@ -9,10 +9,10 @@ from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
 from vssm.nn.graphs import graph_module
 from vssm.nn.init import initialise_linear_layers
-from vssm.nn.linear import Linear
+from vssm.nn.linear import GroupLinear, Linear
 from vssm.nn.mixer import SS2D, GatedMixer, VimMixer
 from vssm.nn.mlp import ConvMlp, LeanMlp
-from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, StreamLayerNorm
+from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm, GroupLayerNorm, StreamLayerNorm
 from vssm.nn.order_table import OrderTable, concrete
 from vssm.nn.position import (
     ConditionalPosition,
@@ -48,6 +48,8 @@ __all__ = [
     "ConvStem",
     "DeformableSampling",
     "GatedMixer",
+    "GroupLayerNorm",
+    "GroupLinear",
     "HydraMixer",
     "InvertedDownsample",
     "LatentPooling",

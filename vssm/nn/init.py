@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from vssm.nn.linear import GroupLinear
 from vssm.nn.ssm import SelectiveScan
 
 
@@ -26,7 +27,7 @@ def initialise_linear_layers(model: nn.Module, scans: bool = False) -> None:
     # float32 one draw in 2^24 comes out of trunc_normal_ as -2 itself.
     for module in model.modules():
         weights, bias = [], None
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | GroupLinear):
             weights, bias = [module.weight], module.bias
         elif scans and isinstance(module, SelectiveScan):
             weights, bias = [module.x_proj, module.dt_proj], module.dt_bias

@@ -30,7 +30,8 @@ class GatedMixer(nn.Module):
     """in_proj, mix, out_proj; with `gated`, silu of the second half of in_proj's outputs multiplies what mix returns.
 
     The frame of the mixers that come from VMamba. A subclass sets `gated`, makes `in_proj` (with twice as many outputs
-    if gated), `out_proj` and what it mixes with, and defines `mix`. Registered by `register_notrace_module` of timm, it
+    if gated), `out_proj` and what it mixes with, and defines `mix`; and `halves` where in_proj's have another order.
+    Registered by `register_notrace_module` of timm, it
     is one node of a graph of torch.fx.
 
     >>> class Pooling(GatedMixer):
@@ -52,12 +53,16 @@ class GatedMixer(nn.Module):
         """(batch, height, width, inner channels) in and out."""
         raise NotImplementedError
 
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What is mixed and what gates it, of in_proj's outputs."""
+        return x.chunk(2, dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) in and out."""
         x = self.in_proj(x)
         if not self.gated:
             return self.out_proj(self.mix(x))
-        x, z = x.chunk(2, dim=-1)
+        x, z = self.halves(x)
         tokens = self.mix(x).flatten(1, 2), z.flatten(1, 2)
         return product_of_recomputed(self.out_proj, _GATE, *tokens).unflatten(1, x.shape[1:3])
 
@@ -71,7 +76,6 @@ class SS2D(GatedMixer):
     | VMamba | 1 | 1 or 2 | no | no | cross |
     | VMamba's first version, Res-VMamba, LocalVMamba | 16 | 2 | yes | yes | cross, or a list's |
     | EfficientVMamba | 16 | 2 | yes | yes | atrous |
-    | GroupMamba, on a quarter of the channels | 1 | 1 | yes | yes | one direction |
 
     A family that changes one step overrides its method: `merge` to gate each direction before the sum (LocalVMamba),
     `mix` to convolve or scan otherwise (Spatial-Mamba, HRVMamba).

@@ -36,6 +36,30 @@ class BranchLayerNorm(nn.LayerNorm):
 
 
 @register_notrace_module
+class GroupLayerNorm(nn.LayerNorm):
+    """BranchLayerNorm of equal groups of channels, each normed by itself.
+
+    >>> GroupLayerNorm(8, groups=2)(torch.randn(3, 8)).shape
+    torch.Size([3, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(channels, device=device, dtype=dtype)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) in and out."""
+        dtype = product_dtype(x, self.weight)
+        return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype, groups=self.groups)
+
+
+@register_notrace_module
 class BranchRMSNorm(nn.RMSNorm):
     """BranchLayerNorm without mean and bias: root-mean-square norm.
 

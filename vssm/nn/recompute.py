@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vssm.nn.conv import ChannelsLastConv2d
-from vssm.nn.linear import Linear
+from vssm.nn.linear import GroupLinear, Linear
 from vssm.ops import gelu_again, sum_gate, sum_gate_again
 
 
@@ -40,7 +40,7 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
     """
     if not _recomputes() or type(layer) is nn.Identity:
         return layer(function(*inputs))
-    if not (type(layer) is Linear or _is_pointwise(layer)) or has_hooks(layer):
+    if not _is_one_product(layer, inputs[0]) or has_hooks(layer):
         return recomputed(lambda *saved: layer(function(*saved)), *inputs)  # torch's own, which stops at the product
     weight, bias = layer.read(inputs[0])
     return _ProductOfRecomputed.apply(function, _again(function), weight.flatten(1), bias, *inputs)
@@ -90,9 +90,11 @@ def _differentiated(
     return value.detach(), tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
 
 
-def _is_pointwise(layer: nn.Module) -> bool:
-    """Whether a layer is a 1 x 1 convolution of a channels-last map, which is a linear layer."""
-    return (
+def _is_one_product(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer multiplies x by one matrix, as a 1 x 1 convolution of a channels-last map does too."""
+    if type(layer) is GroupLinear:
+        return x.is_cuda
+    return type(layer) is Linear or (
         type(layer) is ChannelsLastConv2d
         and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
         and layer.padding in ((0, 0), "valid", "same")

@@ -26,11 +26,14 @@ class Row:
         theirs: the official name; several for tensors that are stacked here along a new first dimension.
         ours: our name; several for the equal parts that the official tensor is split into along its first dimension.
         dims: the official dimensions of each tensor (of each part, each slice) in terms of ours.
+        joined: several official tensors are not stacked here, but joined along their first dimension. `dims` is then
+            of what is joined.
     """
 
     theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
     dims: Dims = None
+    joined: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.theirs, tuple) and isinstance(self.ours, tuple):
@@ -40,6 +43,11 @@ class Row:
     def patterns(self) -> list[re.Pattern]:
         """What our names must match from their start, one for each of them."""
         return [_pattern(ours) for ours in _several(self.ours)]
+
+    @property
+    def stacks(self) -> bool:
+        """Whether the official tensors are stacked."""
+        return isinstance(self.theirs, tuple) and not self.joined
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,12 @@ class Rule:
     def read(self, values: Sequence[Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Our tensors from the official ones; those that fit no shape stay misshapen, to be reported."""
         split = self.row is not None and isinstance(self.row.ours, tuple)
-        stacked = self.row is not None and isinstance(self.row.theirs, tuple)
+        stacked = self.row is not None and self.row.stacks
         dims = None if self.row is None else self.row.dims
         if split:
             values = values[0].chunk(len(self.ours)) if values[0].dim() and not len(values[0]) % len(self.ours) else []
+        elif self.row is not None and self.row.joined:
+            values = [torch.cat(values)] if len({value.shape for value in values}) == 1 else []
         found = {}
         for ours, parts in zip(self.ours, [values] if stacked else [[value] for value in values], strict=False):
             shape = shapes.get(ours)
@@ -73,10 +83,12 @@ class Rule:
         if self.row is None:
             return {self.theirs[0]: state[self.ours[0]]}
         values = [state[name] for name in self.ours]
-        parts = list(values[0]) if isinstance(self.row.theirs, tuple) else values
+        parts = list(values[0]) if self.row.stacks else values
         parts = [_official(part, self.row.dims) for part in parts]
         if isinstance(self.row.ours, tuple):
             parts = [torch.cat(parts)]
+        elif self.row.joined:
+            parts = parts[0].chunk(len(self.theirs))
         return dict(zip(self.theirs, (part.contiguous() for part in parts), strict=True))
 
 
@@ -88,7 +100,7 @@ class Renaming:
     matches is the same in both layouts.
 
     Args:
-        rows: (official name, our name) or (official name, our name, dims), see `Row`.
+        rows: (official name, our name), with dims and joined where they are needed: see `Row`.
         older: (older official name, official name): names of earlier releases, which are read and never written.
         dropped: official names that are left out: buffers that are computed here.
         outputs: (official module, our module) where a module has no weights of its own, or where the output of one is
