@@ -238,7 +238,7 @@ def sharpen(model: nn.Module) -> nn.Module:
     [
         ("cross", rows_and_columns),
         (bidirectional, rows_both_ways),
-        (["raster", "random(5)"], None),
+        (["raster", "local(5)"], None),
         ("windows(3)", None),
     ],
     ids=["cross", "bidirectional", "list", "windows"],

@@ -63,7 +63,7 @@ def test_logits_and_gradients(kind, request):
     assert_close(logits, expected, "logits", 1e-5)
     largest = max(gradient.abs().max() for gradient in wanted.values())
     for parameter, gradient in wanted.items():
-        if gradient.abs().max() > 1e-6 * largest:
+        if gradient.abs().max() > 1e-5 * largest:  # of less, a thousandth is rounding
             assert_close(gradients[parameter], gradient, parameter, 1e-3)
     # Parameters that are only cast, as all of VSSD's, are read as they lie: the model is in float32.
     layers = [module for block in model.modules() if isinstance(block, Block) for module in block.modules()]

@@ -56,13 +56,13 @@ class GroupLinear(ReadsParameters):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.parts = 2 if halves else 1
+        self.groups, self.inputs, self.outputs, self.halves = groups, inputs, outputs, halves
         self.weight = nn.Parameter(torch.empty(groups, outputs, inputs, device=device, dtype=dtype))
         self.register_parameter("bias", None)
         nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)  # as nn.Linear
 
     def to_read(self, on_gpu: bool) -> dict[str, Form]:
-        last = self.weight.shape[1] // 2 if self.parts == 2 else 0
+        last = self.outputs // 2 if self.halves else 0
         return {"weight": Form(Layout.SIDE_BY_SIDE, last) if on_gpu else CAST, "bias": CAST}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,12 +70,10 @@ class GroupLinear(ReadsParameters):
         weight, _ = self.read(x)
         if weight.dim() == 2:
             return F.linear(x, weight)
-        groups, _, inputs = weight.shape
-        products = directed_linear(x.reshape(1, -1, groups, inputs), weight)
-        # The groups of each part follow one another: (1, rows, parts * groups, outputs of a part).
-        joined = torch.cat(products.chunk(self.parts, -1)[::-1], 2)
-        return joined.view(*x.shape[:-1], -1)
+        products = directed_linear(x.reshape(1, -1, self.groups, self.inputs), weight)
+        if self.halves:  # as groups of their own
+            products = torch.cat(products.chunk(2, -1)[::-1], 2)
+        return products.reshape(*x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
-        groups, outputs, inputs = self.weight.shape
-        return f"groups={groups}, inputs={inputs}, outputs={outputs}"
+        return f"groups={self.groups}, inputs={self.inputs}, outputs={self.outputs}, halves={self.halves}"

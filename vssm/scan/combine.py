@@ -141,28 +141,6 @@ def with_class_token(order: OrderFunction) -> OrderFunction:
     return _WithClassToken(order)
 
 
-@dataclass(frozen=True)
-class _OneDirection:
-    """One direction of an order function; equal to any other of the same order and number."""
-
-    order: OrderFunction
-    number: int
-
-    def __call__(self, height: int, width: int) -> ScanOrder:
-        order = self.order(height, width)
-        return ScanOrder(order.table[self.number, None], order.tokens)
-
-
-def one_direction(order: OrderFunction, number: int) -> OrderFunction:
-    """A single direction of an order, by its number.
-
-    >>> from vssm.scan import bidirectional
-    >>> one_direction(bidirectional, 1)(1, 4).table
-    tensor([[3, 2, 1, 0]], dtype=torch.int32)
-    """
-    return _OneDirection(order, number)
-
-
 def _tokens_of(orders: tuple[ScanOrder, ...], purpose: str) -> int:
     tokens = {order.tokens for order in orders}
     if len(tokens) != 1:
