@@ -19,6 +19,8 @@ from vssm.nn import (
     ConvMlp,
     ConvStem,
     DeformableSampling,
+    GroupLayerNorm,
+    GroupLinear,
     HydraMixer,
     InvertedDownsample,
     LatentPooling,
@@ -54,6 +56,20 @@ def pointwise(x: Tensor, layer: nn.Conv2d | nn.Linear) -> Tensor:
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, eps: float = 1e-5) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, eps)
+
+
+def group_norm(norm: GroupLayerNorm, x: Tensor) -> Tensor:
+    parts = [F.layer_norm(part, part.shape[-1:]) for part in x.chunk(norm.groups, -1)]
+    return torch.cat(parts, -1) * norm.weight + norm.bias
+
+
+def groups(x: Tensor, layer: GroupLinear) -> list[Tensor]:
+    return [F.linear(part, weight) for part, weight in zip(x.chunk(len(layer.weight), -1), layer.weight, strict=True)]
+
+
+def halves_of_groups(layer: GroupLinear, x: Tensor) -> Tensor:
+    first, second = zip(*(part.chunk(2, -1) for part in groups(x, layer)), strict=True)
+    return torch.cat([*second, *first], -1)
 
 
 def conv_bn(x: Tensor, layer: nn.Module, act: bool = True, eps: float = 1e-5) -> Tensor:

@@ -33,6 +33,8 @@ from vssm.nn import (
     ConvMlp,
     ConvStem,
     DeformableSampling,
+    GroupLayerNorm,
+    GroupLinear,
     HydraMixer,
     InvertedDownsample,
     LatentPooling,
@@ -109,6 +111,7 @@ PARTS = {
     ),
     "norm of a branch": Part(partial(BranchLayerNorm, 8), lambda norm, x: plain.layer_norm(x, norm)),
     "norm of a stream": Part(partial(StreamLayerNorm, 8), lambda norm, x: plain.layer_norm(x, norm)),
+    "norm of groups": Part(partial(GroupLayerNorm, 8, groups=2), plain.group_norm),
     "norm without mean": Part(partial(BranchRMSNorm, 8), lambda norm, x: F.rms_norm(x, (8,), norm.weight, eps=1e-5)),
     "scan": Part(
         partial(SelectiveScan, 8, directions=4, state=4, rank=2),
@@ -164,6 +167,10 @@ PARTS = {
         partial(DeformableSampling, 8, groups=1, depthwise=True), plain.deformable_sampling
     ),
     "linear layer": Part(partial(Linear, 8, 24), plain.linear_layer),
+    "linear layers of groups": Part(
+        partial(GroupLinear, 4, 2, 6), lambda layer, x: torch.cat(plain.groups(x, layer), -1)
+    ),
+    "linear layers of groups, in halves": Part(partial(GroupLinear, 4, 2, 6, halves=True), plain.halves_of_groups),
     "MLP": Part(partial(LeanMlp, 8, 24), plain.mlp),
     "MLP with convolution": Part(partial(ConvMlp, 8, 24), plain.conv_mlp),
     "MLP with convolution alone": Part(partial(ConvMlp, 8, 24, residual=False, pointwise=Linear), plain.conv_mlp),
