@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from vssm.nn.linear import Linear
+
 
 class ChannelGate(nn.Module):
     """Squeeze and excitation (arXiv 1709.01507): multiply each channel by a number in 0 to 1 computed from the mean.
@@ -47,9 +49,9 @@ class ChannelGate(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.norm = norm(channels, **dd)
-        self.reduce = nn.Linear(channels, channels // reduction, bias=bias, **dd)
+        self.reduce = Linear(channels, channels // reduction, bias=bias, **dd)
         self.act = act()
-        self.expand = nn.Linear(channels // reduction, channels, bias=bias, **dd)
+        self.expand = Linear(channels // reduction, channels, bias=bias, **dd)
 
     def weights(self, x: Tensor, over: int | Sequence[int] = (1, 2)) -> Tensor:
         """The gates alone: x's shape with 1 for every dimension in `over`, the dimensions that are averaged."""
