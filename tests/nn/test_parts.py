@@ -23,6 +23,7 @@ from vssm.nn import (
     Attention,
     BatchNormStem,
     Block,
+    Blocks,
     BranchLayerNorm,
     BranchRMSNorm,
     ChannelGate,
@@ -189,6 +190,10 @@ PARTS = {
         ),
         TOKENS,
         GRID,
+    ),
+    "blocks": Part(
+        lambda **dd: Blocks(toy_block()(**dd), toy_block(with_mlp=False)(**dd)),
+        lambda blocks, x: plain.mixer_alone(blocks[1], plain.two_branches(blocks[0], x)),
     ),
     "block without MLP": Part(toy_block(with_mlp=False), plain.mixer_alone),
     "block, MLP normed after": Part(toy_block(post_norm=True), plain.post_normed),
