@@ -16,11 +16,12 @@ from torch import Tensor
 
 from vssm_kernels.deformable_sampling.arguments import NUMBERS, SamplingArguments
 from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
-from vssm_kernels.triton_math import saturate
 
 try:
     import triton
     import triton.language as tl
+
+    from vssm_kernels.triton_math import saturate
 except ImportError:  # why_no_triton reports it
     triton = None
 
