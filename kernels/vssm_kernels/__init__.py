@@ -21,6 +21,7 @@ import sys
 from types import ModuleType
 
 from vssm_kernels.causal_conv1d import causal_conv1d
+from vssm_kernels.deformable_sampling import deformable_sampling
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
 from vssm_kernels.gelu import gelu_again
@@ -47,6 +48,7 @@ __all__ = [
     "add_norm",
     "backend_report",
     "causal_conv1d",
+    "deformable_sampling",
     "directed_linear",
     "gelu_again",
     "grid_tree",
@@ -71,6 +73,7 @@ importlib.import_module("vssm_kernels.flops")
 # `import vssm_kernels.selective_scan.reference` and then that name work.
 for _op in (
     causal_conv1d,
+    deformable_sampling,
     grid_tree,
     noncausal_ssd,
     selective_scan,

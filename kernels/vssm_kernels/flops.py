@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vssm_kernels import (  # noqa: F401  (define the operators)
     causal_conv1d,
+    deformable_sampling,
     grid_tree,
     noncausal_ssd,
     selective_scan,
@@ -63,6 +64,12 @@ def noncausal_flops(u: Shape, delta: Shape, A: Shape, B: Shape, *rest: object, *
 @register_flop_formula(torch.ops.vssm.state_fusion)
 def fusion_flops(states: Shape, weight: Shape, *rest: object, **output: object) -> int:
     return 2 * math.prod(states) * weight[0] * 9
+
+
+@register_flop_formula(torch.ops.vssm.deformable_sampling)
+def sampling_flops(x: Shape, *rest: object, **output: object) -> int:
+    """Nine samples between four positions each."""
+    return 2 * 9 * 4 * math.prod(x)
 
 
 @register_flop_formula(torch.ops.vssm.wavefront_scan)
@@ -122,6 +129,11 @@ def noncausal_backward_flops(gradient: Shape, *arguments: Shape, **output: objec
 @register_flop_formula(torch.ops.vssm.state_fusion_backward)
 def fusion_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
     return 2 * fusion_flops(*arguments)
+
+
+@register_flop_formula(torch.ops.vssm.deformable_sampling_backward)
+def sampling_backward_flops(gradient: Shape, *arguments: Shape, **output: object) -> int:
+    return 2 * sampling_flops(*arguments)
 
 
 @register_flop_formula(torch.ops.vssm.ssd_backward)

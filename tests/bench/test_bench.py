@@ -12,9 +12,11 @@ from vssm.bench import (
     DualityCase,
     Execution,
     KernelCase,
+    MapCase,
     TreeCase,
     benchmark_duality,
     benchmark_kernel,
+    benchmark_map,
     benchmark_model,
     benchmark_orders,
     benchmark_tree,
@@ -85,6 +87,13 @@ def test_tree_rows(monkeypatch):
     monkeypatch.setattr(TREE_OP, "backends", [bad, right])
     with pytest.raises(AssertionError, match=r"small, wrong: output is off by .*; not timed"):
         benchmark_tree(case, CPU, torch.float32, CEILINGS, ["wrong"])
+
+
+@pytest.mark.parametrize("groups, backend", [(2, "bags"), (0, "convolutions")])
+def test_map_rows(groups, backend):
+    (row,) = benchmark_map(MapCase("small", 2, 4, 5, 6, groups), CPU, torch.float32, CEILINGS, [backend])
+    assert row["forward_backward_ms"] > row["forward_ms"] > 0
+    assert (row["backend"], row["tokens"], row["channels"]) == (backend, 20, 6)
 
 
 def test_orders_stand_beside_as_many_raster_directions():

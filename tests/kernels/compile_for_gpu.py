@@ -18,6 +18,8 @@ from triton.runtime.jit import JITFunction
 from vssm_kernels import ScanTable, direction_sum
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
+from vssm_kernels.deformable_sampling import triton_fused as sampling
+from vssm_kernels.deformable_sampling.arguments import SamplingArguments
 from vssm_kernels.grid_tree import triton_fused as grid
 from vssm_kernels.grid_tree.arguments import MapArguments
 from vssm_kernels.selective_scan import triton_chunk_kernels, triton_kernels
@@ -101,6 +103,7 @@ def replace_kernels() -> None:
         gate,
         norm,
         direction_sum,
+        sampling,
         wavefront_kernels,
         grid,
         tree_scan,
@@ -182,6 +185,8 @@ def main() -> None:
             )
             out, sums = norm.BACKEND.forward(args, True)
             norm.BACKEND.backward(args.for_backward(sums), out)
+    args = SamplingArguments(torch.randn(2, 3, 5, 64).bfloat16(), torch.randn(2, 3, 5, 56).bfloat16(), 2)
+    sampling.BACKEND.backward(args, sampling.BACKEND.forward(args, False)[0])
     args = FusionArguments(torch.randn(2, 3, 5, 128), torch.randn(3, 128, 3, 3))
     fusion.BACKEND.backward(args, fusion.BACKEND.forward(args, False)[0])
     stream, branch = torch.randn(2, 9, 96), torch.randn(2, 9, 96).bfloat16()

@@ -12,6 +12,10 @@ PROGRAM = Path(__file__).with_name("compile_for_gpu.py")
 VARIANTS = {
     "causal_conv1d.triton_fused.forward_kernel": 2,
     "causal_conv1d.triton_fused.backward_kernel": 2,
+    "deformable_sampling.triton_fused.forward_kernel": 1,
+    "deformable_sampling.triton_fused.predicted_kernel": 1,
+    "deformable_sampling.triton_fused.add_kernel": 1,
+    "deformable_sampling.triton_fused.read_kernel": 1,
     "direction_sum.sum_kernel": 2,
     "direction_sum.sum_blocks_kernel": 1,
     "grid_tree.triton_fused.edges_kernel": 1,

@@ -19,6 +19,7 @@ from torch import Tensor
 from vssm_kernels import (
     ScanTable,
     causal_conv1d,
+    deformable_sampling,
     grid_tree,
     selective_scan,
     state_fusion,
@@ -182,6 +183,13 @@ def a_fusion(make: Maker) -> Callable[[], Tensor]:
     return lambda: state_fusion(states, weight)
 
 
+def a_sampling(make: Maker) -> Callable[[], Tensor]:
+    grid, groups = (make.size(0, 1, 2), make.size(1, 5) % 9 + 1, make.size(1, 2) % 9 + 1), make.random.randint(1, 3)
+    x = make.tensor(*grid, groups * make.size(1, 16))
+    predicted = make.tensor(*grid, 27 * groups + make.size(1) % 9)
+    return lambda: deformable_sampling(x, predicted, groups)
+
+
 def a_tree(make: Maker) -> Callable[[], Tensor]:
     batch, height, width, channels = make.size(0, 1, 2), make.size(1, 5) % 9 + 1, make.size(1, 4) % 9 + 1, make.size(16)
     rows = batch, height * width
@@ -191,7 +199,7 @@ def a_tree(make: Maker) -> Callable[[], Tensor]:
     return lambda: tree_scan(u, delta, A, B, bias, tree)
 
 
-OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm, a_fusion, a_tree]
+OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm, a_fusion, a_sampling, a_tree]
 
 
 def output_and_gradients(run: Callable[[], Tensor], leaves: list[Tensor], gradient: Tensor | None) -> list[Tensor]:

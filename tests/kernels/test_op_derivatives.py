@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vssm_kernels import (
     ScanTable,
     causal_conv1d,
+    deformable_sampling,
     grid_tree,
     noncausal_ssd,
     selective_scan,
@@ -68,6 +69,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
         lambda u, delta, A, B, C, D, bias: wavefront_scan(u, delta, -A.exp(), B, C, D, delta_bias=bias, reverse=True),
         [(2, 2, 3, 3), (2, 2, 3, 2, 3), (2, 3, 2), (2, 2, 3, 2, 2), (2, 2, 3, 2), (3,), (2, 3)],
     ),
+    "sampling": (lambda x, predicted: deformable_sampling(x, predicted, 2), [(1, 2, 3, 4), (1, 2, 3, 56)]),
     "fusion": (state_fusion, [(2, 3, 4, 2), (2, 2, 3, 3)]),
     "tree": (
         lambda u, delta, A, B, bias: tree_scan(u, delta, -A.exp(), B, bias, TREE.expand(len(u), -1, -1)),

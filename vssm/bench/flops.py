@@ -6,8 +6,9 @@ One convention, that of the tables in vision papers (VMamba's code, arXiv 2401.1
 - the selective scan: for each token and channel of each direction (9 states + 1), 9 per state by
   https://github.com/state-spaces/mamba/issues/110 and 1 for the skip connection D. Empty steps of an order count too.
   The product that makes step sizes from low-rank ones is counted with it. A wavefront scan counts as two directions;
+- deformable sampling: 36 for each number, nine samples between four positions each;
 - layer norms: 5 for each number;
-- nothing for activations, gates, sums, pooling, other norms, and interpolation.
+- nothing for activations, gates, sums, pooling, other norms, and other interpolation.
 
 Published figures of VMamba and MSVMamba follow this convention. EfficientVMamba's count the products alone. Vim's,
 which others counted, lie between the two; how they count the scan is not known.
@@ -38,7 +39,7 @@ class Flops:
     """Operations of a forward pass, by kind; see the module for what counts.
 
     Args:
-        products: of matrix products and convolutions; a multiply-add counts as one.
+        products: of matrix products, convolutions and deformable sampling; a multiply-add counts as one.
         scan: of selective scans, along orders, trees and wavefronts.
         norms: of layer norms.
     """

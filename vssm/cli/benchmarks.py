@@ -32,12 +32,14 @@ import yaml
 from vssm.bench import (
     DUALITY_CASES,
     KERNEL_CASES,
+    MAP_CASES,
     TREE_CASES,
     Ceilings,
     Execution,
     benchmark_duality,
     benchmark_host,
     benchmark_kernel,
+    benchmark_map,
     benchmark_model,
     benchmark_orders,
     benchmark_tree,
@@ -68,7 +70,7 @@ def benchmark_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     kernels = commands.add_parser("kernels", help="scans at the shapes of real models, duality beside attention")
-    cases = [*KERNEL_CASES, *DUALITY_CASES, *TREE_CASES]
+    cases = [*KERNEL_CASES, *DUALITY_CASES, *TREE_CASES, *MAP_CASES]
     kernels.add_argument("--cases", nargs="+", choices=cases, default=list(KERNEL_CASES), metavar="CASE",
                          help=f"of: {', '.join(cases)} (default: the scans, along orders and wavefronts)")  # fmt: skip
     kernels.add_argument(
@@ -183,16 +185,20 @@ def run_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterator
     ceilings = Ceilings.measure(device)
     print(f"ceilings: {ceilings}")
     for name in arguments.cases:
-        case = {**KERNEL_CASES, **DUALITY_CASES, **TREE_CASES}[name]
+        case = {**KERNEL_CASES, **DUALITY_CASES, **TREE_CASES, **MAP_CASES}[name]
         if arguments.batch:
             case = replace(case, batch=arguments.batch)
         on_cpu = ["native", "grouped"] if name in KERNEL_CASES else ["chunked"] if name in DUALITY_CASES else ["native"]
+        if name in MAP_CASES:
+            on_cpu = ["bags" if case.groups else "convolutions"]
         backends = arguments.backends or (["triton"] if device.type == "cuda" else on_cpu)
         how = (device, DTYPES[arguments.dtype], ceilings, backends)
         if name in DUALITY_CASES:
             yield from benchmark_duality(case, *how)
         elif name in TREE_CASES:
             yield from benchmark_tree(case, *how)
+        elif name in MAP_CASES:
+            yield from benchmark_map(case, *how)
         elif arguments.orders and not case.wavefront:  # which follows none
             orders = order_names() if arguments.orders == ["all"] else arguments.orders
             yield from benchmark_orders(case, orders, *how)

@@ -57,7 +57,8 @@ class ESInB(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.norm(self.position(x)).chunk(4, dim=-1)
+        # Laid out one after another at once: a convolution copies channels that it does not find side by side.
+        parts = self.norm(self.position(x)).unflatten(-1, (4, -1)).movedim(-2, 0).contiguous()
         # Stacked last and flattened, the quarters' channels take turns.
         shuffled = torch.stack([conv(part) for conv, part in zip(self.convs, parts, strict=True)], dim=-1).flatten(-2)
         # official: with `position` too, the map itself is added and not the one that was normed; here: the same.

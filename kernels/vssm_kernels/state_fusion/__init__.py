@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend
+from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.op import Op
 from vssm_kernels.state_fusion import reference, triton_fused
 from vssm_kernels.state_fusion.arguments import FusionArguments
@@ -12,7 +12,7 @@ from vssm_kernels.state_fusion.arguments import FusionArguments
 
 def _why_not_convolutions(args: FusionArguments | None) -> str | None:
     # First on a CPU, where Triton's interpreter may be on.
-    if args is not None and args.device.type != "cpu" and triton_fused.BACKEND.why_not(args) is None:
+    if args is not None and why_not_cpu(*args.tensors()) and triton_fused.BACKEND.why_not(args) is None:
         return "is for inputs that the kernels of triton do not take"
     return None
 
