@@ -20,11 +20,11 @@ import importlib
 import sys
 from types import ModuleType
 
+from vssm_kernels.activation import bias_gelu, bias_silu, gelu_again
 from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.deformable_sampling import deformable_sampling
 from vssm_kernels.directed_linear import directed_linear, side_by_side
 from vssm_kernels.dispatch import Backend, backend_report, use_backend
-from vssm_kernels.gelu import gelu_again
 from vssm_kernels.grid_tree import grid_tree
 from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
@@ -47,6 +47,8 @@ __all__ = [
     "ScanTable",
     "add_norm",
     "backend_report",
+    "bias_gelu",
+    "bias_silu",
     "causal_conv1d",
     "deformable_sampling",
     "directed_linear",

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime.jit import JITFunction
 
-from vssm_kernels import ScanTable, direction_sum
+from vssm_kernels import ScanTable, activation, direction_sum, shares
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.deformable_sampling import triton_fused as sampling
@@ -104,6 +105,8 @@ def replace_kernels() -> None:
         norm,
         direction_sum,
         sampling,
+        activation,
+        shares,
         wavefront_kernels,
         grid,
         tree_scan,
@@ -202,6 +205,11 @@ def main() -> None:
         rates = torch.ones(160)
         args = TreeScanArguments(x.flatten(1, 2), x.flatten(1, 2), -rates, x[..., 0].flatten(1, 2), rates, tree)
         tree_scan.BACKEND.backward(args, tree_scan.BACKEND.forward(args, False)[0])
+    x = torch.randn(2, 9, 87).bfloat16()
+    for function in (F.silu, F.gelu):
+        activation._plan_forward(function, x, x[0, 0])(x, x[0, 0])
+        for bias in (x[0, 0], None):
+            activation._plan_backward(function, x, bias, x, again=function is F.gelu)(x, bias, x)
     for name, variants in compiled.items():
         print(name, len(variants))
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from on_backends import DEVICE
 
-from vssm_kernels import gelu, gelu_again, sum_gate, sum_gate_again, use_backend
+from vssm_kernels import gelu_again, sum_gate, sum_gate_again, use_backend
 from vssm_kernels.testing import assert_close
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-12}
@@ -22,21 +22,26 @@ def in_one_kernel(request, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_gelu(in_one_kernel, dtype, poisoned_memory):
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+def test_gelu(in_one_kernel, with_bias, dtype, poisoned_memory):
     x, gradient = 3 * normal(3, 5, 137, dtype=dtype), normal(3, 5, 137, dtype=dtype)
+    bias = normal(137, dtype=dtype) if with_bias else None
     for given, slope in ((x, gradient), (x.transpose(0, 1), gradient.transpose(0, 1)), (x[:, 1:], gradient[:, 1:])):
-        leaf = given.detach().double().requires_grad_()
-        expected = F.gelu(leaf)
-        (wanted,) = torch.autograd.grad(expected, leaf, slope.double())
-        value, dx = gelu_again(given, slope)
-        assert value.dtype == dx.dtype == dtype
-        assert_close(value, expected.detach(), "value", TOLERANCES[dtype])
-        assert_close(dx, wanted, "gradient", TOLERANCES[dtype])
+        leaves = [tensor.detach().double().requires_grad_() for tensor in (given, bias) if tensor is not None]
+        expected = F.gelu(sum(leaves))
+        wanted = torch.autograd.grad(expected, leaves, slope.double())
+        found = gelu_again(given, bias, slope)
+        if not with_bias:
+            assert found[2] is None
+            found = found[:2]
+        for name, one, other in zip(("value", "dx", "dbias"), found, (expected.detach(), *wanted), strict=False):
+            assert one.dtype == dtype
+            assert_close(one, other, name, TOLERANCES[dtype])
 
 
 def test_gelu_far_out():
     x = torch.tensor([-1e4, -40.0, 40.0, 1e4], device=DEVICE)
-    value, dx = gelu_again(x, torch.ones_like(x))
+    value, dx, _ = gelu_again(x, None, torch.ones_like(x))
     assert value.tolist() == [0.0, 0.0, 40.0, 1e4] and dx.tolist() == [0.0, 0.0, 1.0, 1.0]
 
 
@@ -56,9 +61,3 @@ def test_gate(backend, dtype, poisoned_memory):
         found = sum_gate_again(total, z, 0.5, gradient)
     for name, one, other in zip(("value", "total", "z"), found, (expected.detach(), *wanted), strict=True):
         assert_close(one, other, name)
-
-
-def test_a_launch_of_another_alignment_is_another():
-    x = torch.randn(33, device=DEVICE)
-    first = gelu._launcher(32, x.dtype, x.dtype, x.device, x.data_ptr() & 15)
-    assert first is not gelu._launcher(32, x.dtype, x.dtype, x.device, x[1:].data_ptr() & 15)

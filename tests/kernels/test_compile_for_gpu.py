@@ -10,6 +10,8 @@ import pytest
 PROGRAM = Path(__file__).with_name("compile_for_gpu.py")
 # At least so many variants of each kernel: a case that is left out shows here.
 VARIANTS = {
+    "activation.forward_kernel": 2,
+    "activation.backward_kernel": 4,
     "causal_conv1d.triton_fused.forward_kernel": 2,
     "causal_conv1d.triton_fused.backward_kernel": 2,
     "deformable_sampling.triton_fused.forward_kernel": 1,
@@ -25,6 +27,7 @@ VARIANTS = {
     "selective_scan.triton_chunk_kernels.carry_kernel": 4,
     "selective_scan.triton_kernels.forward_kernel": 12,
     "selective_scan.triton_kernels.backward_kernel": 8,
+    "shares.sum_shares_kernel": 7,
     "ssd.triton_kernels.forward_kernel": 6,
     "ssd.triton_kernels.ends_kernel": 4,
     "ssd.triton_kernels.backward_kernel": 3,
@@ -34,7 +37,6 @@ VARIANTS = {
     "sum_gate.triton_fused.backward_kernel": 1,
     "sum_norm.triton_fused.forward_kernel": 8,
     "sum_norm.triton_fused.backward_kernel": 8,
-    "sum_norm.triton_fused.sum_shares_kernel": 6,
     "wavefront_scan.triton_kernels.forward_kernel": 4,
     "wavefront_scan.triton_kernels.backward_kernel": 2,
     "tree_scan.triton_fused.forward_kernel": 1,

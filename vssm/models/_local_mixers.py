@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vssm.models._searched_orders import LOCAL_VIM, LOCAL_VMAMBA_TINY
-from vssm.nn import SS2D, BranchLayerNorm, ChannelGate, OrderTable, VimMixer
+from vssm.nn import SS2D, BranchLayerNorm, ChannelGate, OrderTable, VimMixer, convolved_silu
 from vssm.scan import OrderFunction, ScanOrder, columns, with_padding_tokens
 from vssm.values import widened
 
@@ -89,7 +89,7 @@ class LocalSS2D(SS2D):
     def mix(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         order = self.order_table(height, width, x.device)
-        directions = self.scan(F.silu(self.conv(x)).flatten(1, 2), order)
+        directions = self.scan(convolved_silu(self.conv, x).flatten(1, 2), order)
         if self.official_columns is not None:
             directions = self.official_columns(directions, height, width)
         return self.merge(directions).view_as(x)

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import ClassifierHead, get_device_dtype, register_notrace_module
 from torch import Tensor, nn
 
@@ -38,6 +37,7 @@ from vssm.nn import (
     OrderTable,
     SelectiveScan,
     StreamLayerNorm,
+    convolved_silu,
     initialise_linear_layers,
     product_of_recomputed,
 )
@@ -85,7 +85,7 @@ class GroupSS2D(GatedMixer):
     def mix(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
         order = self.order_table(height, width, x.device)
-        x = F.silu(self.conv(x))
+        x = convolved_silu(self.conv, x)
         scanned = self.scan(x.reshape(batch, height * width, self.groups, -1), order)
         return self.norm(scanned.view_as(x))
 

@@ -31,6 +31,7 @@ from vssm.nn import (
     PatchStem,
     SelectiveScan,
     StreamLayerNorm,
+    convolved_silu,
     initialise_linear_layers,
 )
 from vssm.scan import (
@@ -193,7 +194,7 @@ class MultiHeadMixer(GatedMixer):
         self.out_proj = nn.Identity()
 
     def mix(self, x: Tensor) -> Tensor:
-        return self.norm(self.scan(F.silu(self.conv(x))))
+        return self.norm(self.scan(convolved_silu(self.conv, x)))
 
 
 HEADS = (zigzag, diagonal_zigzag, two_spirals, rows_and_columns)

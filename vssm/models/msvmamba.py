@@ -38,6 +38,7 @@ from vssm.nn import (
     SelectiveScan,
     StreamLayerNorm,
     concrete,
+    convolved_silu,
     initialise_linear_layers,
 )
 from vssm.ops import ScanTable
@@ -90,7 +91,7 @@ class MultiScaleSS2D(GatedMixer):
         self.out_proj = Linear(inner, dim, bias=False, **dd)
 
     def mix(self, x: Tensor) -> Tensor:
-        return self.channel_gate(self.merge(F.silu(self.conv(x)), F.silu(self.half_conv(x))))
+        return self.channel_gate(self.merge(convolved_silu(self.conv, x), convolved_silu(self.half_conv, x)))
 
     def merge(self, full: Tensor, half: Tensor) -> Tensor:
         """Scan both maps, (batch, height, width, channels) and half of the size; their normed sum at full size."""

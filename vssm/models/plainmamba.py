@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import ConvNormAct, register_notrace_module
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from vssm.nn import (
     OrderTable,
     PaddedPatchConv,
     TwiceBiasedScan,
+    convolved_silu,
     initialise_linear_layers,
 )
 from vssm.ops import ScanTable, sum_gate
@@ -156,7 +156,7 @@ class PlainMambaMixer(nn.Module):
         """(batch, tokens, dim) in and out; `height` and `width` of the grid."""
         tables = [table(height, width, tokens.device) for table in self.order_tables]
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        x = F.silu(self.conv(x.unflatten(1, (height, width)))).flatten(1, 2)
+        x = convolved_silu(self.conv, x.unflatten(1, (height, width))).flatten(1, 2)
         return self.out_proj(sum_gate(self.scan(x, *tables), z))
 
 

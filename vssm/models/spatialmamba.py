@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
@@ -32,6 +31,7 @@ from vssm.nn import (
     OrderTable,
     ResidualStem,
     SelectiveScan,
+    convolved_silu,
     initialise_linear_layers,
 )
 from vssm.ops import state_fusion
@@ -102,7 +102,7 @@ class StructureAwareSSM(GatedMixer):
 
     def mix(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
-        x = F.silu(self.conv(x))
+        x = convolved_silu(self.conv, x)
         states, C = self.scan.states(x.flatten(1, 2), self.order_table(height, width, x.device))
         # A map for each direction; C is one number per position, for all channels.
         states, C = (rows.transpose(1, 2).unflatten(2, (height, width)) for rows in (states[..., 0], C))

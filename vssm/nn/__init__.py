@@ -3,7 +3,7 @@
 from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block, Blocks
 from vssm.nn.compilation import compile_module, run_fast
-from vssm.nn.conv import ChannelsLastBatchNorm, ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastBatchNorm, ChannelsLastConv2d, convolved_silu
 from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
@@ -72,6 +72,7 @@ __all__ = [
     "WavefrontScan",
     "compile_module",
     "concrete",
+    "convolved_silu",
     "cut_windows",
     "graph_module",
     "initialise_linear_layers",

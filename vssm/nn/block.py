@@ -10,8 +10,7 @@ from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
-from vssm.nn.reading import ReadTogether, runs_eagerly_on_gpu
-from vssm.nn.recompute import has_hooks
+from vssm.nn.reading import ReadTogether, has_hooks, runs_eagerly_on_gpu
 
 _Addend = tuple[Tensor, Tensor | None, float]  # a branch, and what it is multiplied by: see `add_norm`
 _NORMS_OF_SUMS = (BranchLayerNorm, BranchRMSNorm)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
@@ -117,7 +116,7 @@ class SS2D(GatedMixer):
     def mix(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         order = self.order_table(height, width, x.device)
-        x = F.silu(self.conv(x))
+        x = convolved_silu(self.conv, x)
         return self.merge(self.scan(x.flatten(1, 2), order)).view_as(x)
 
     def merge(self, directions: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastConv2d, convolution_and_bias
 from vssm.nn.linear import Linear
 from vssm.nn.recompute import product_of_recomputed
+from vssm.ops import bias_gelu
 
 POINTWISE_CONV = partial(ChannelsLastConv2d, kernel_size=1)
 
@@ -73,5 +73,5 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        local = x + self.conv(x) if self.residual else self.conv(x)
-        return product_of_recomputed(self.fc2, F.gelu, local)
+        local, bias = convolution_and_bias(self.conv, x)
+        return product_of_recomputed(self.fc2, bias_gelu, x + local if self.residual else local, bias)

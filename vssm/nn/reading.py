@@ -46,6 +46,22 @@ def runs_eagerly_on_gpu(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cuda and runs_eagerly()
 
 
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether something has to see what the layer is given or returns, or the gradients, or is called in its place.
+
+    >>> has_hooks(nn.Linear(2, 2))
+    False
+    """
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or layer._compiled_call_impl
+        or "forward" in layer.__dict__
+    )
+
+
 # Under which autocast a block has read, the layers' places in what it has read, this, and the hooks on saved tensors.
 _Found = tuple[torch.dtype | None, dict[ReadsParameters, slice], tuple[Tensor | None, ...], object]
 _saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import GroupLinear, Linear
-from vssm.ops import gelu_again, sum_gate, sum_gate_again
+from vssm.nn.reading import has_hooks
+from vssm.ops import bias_gelu, gelu_again, sum_gate, sum_gate_again
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """layer(function(*inputs)), with the inputs saved for the backward and not what the layer is given.
 
-    The function has no parameters; its operations are cheap beside the layer's product, which is not run again. A GELU
-    or a `Gate` is computed again in the kernel that computes its gradients.
+    The function has no parameters; its operations are cheap beside the layer's product, which is not run again. A GELU,
+    with a bias before it (`bias_gelu`) or without, or a `Gate` is computed again in the kernel of its gradients.
 
     >>> layer, x = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     >>> product_of_recomputed(layer, torch.relu, x).sum().backward()
@@ -69,14 +70,16 @@ def _again(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, tuple
     """(gradient, *inputs) to what the function returned for the inputs, and their gradients."""
     if isinstance(function, Gate):
         return function.again
-    if function is F.gelu or (type(function) is nn.GELU and function.approximate == "none" and not has_hooks(function)):
+    if function in (F.gelu, bias_gelu) or (
+        type(function) is nn.GELU and function.approximate == "none" and not has_hooks(function)
+    ):
         return _gelu_again
     return partial(_differentiated, function)
 
 
-def _gelu_again(gradient: Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor]]:
-    value, dx = gelu_again(x, gradient)
-    return value, (dx,)
+def _gelu_again(gradient: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+    value, dx, dbias = gelu_again(x, bias, gradient)
+    return value, (dx, dbias)  # autograd takes one None more than there are inputs
 
 
 def _differentiated(
@@ -98,22 +101,6 @@ def _is_one_product(layer: nn.Module, x: Tensor) -> bool:
         type(layer) is ChannelsLastConv2d
         and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
         and layer.padding in ((0, 0), "valid", "same")
-    )
-
-
-def has_hooks(layer: nn.Module) -> bool:
-    """Whether something has to see what the layer is given or returns, or the gradients, or is called in its place.
-
-    >>> has_hooks(nn.Linear(2, 2))
-    False
-    """
-    return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or layer._compiled_call_impl
-        or "forward" in layer.__dict__
     )
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.order_table import OrderTable
@@ -73,7 +73,7 @@ class DualityMixer(nn.Module):
             with one direction where it is shared; delta (batch, tokens, directions, heads).
         """
         z, uBC, delta = self.in_proj(x).split(self.sizes, dim=-1)
-        uBC = F.silu(self.conv(uBC)).flatten(1, 2)
+        uBC = convolved_silu(self.conv, uBC).flatten(1, 2)
         u, BC = uBC.split([self.inner, uBC.shape[-1] - self.inner], dim=-1)
         B, C = BC.unflatten(-1, (-1, 2, 1, self.state)).unbind(3)
         delta = delta.flatten(1, 2).unflatten(-1, (self.directions, self.heads))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.recompute import Gate, product_of_recomputed
@@ -96,7 +96,7 @@ class TreeMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) in and out."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = F.silu(self.conv(x))
+        x = convolved_silu(self.conv, x)
         states, C = self.scan(x.flatten(1, 2), grid_tree(x))
         # D is as narrow as what it multiplies: in float32 the sum would take twice the memory, to be normed then.
         y = torch.addcmul(self.state_norm(states) * C, x.flatten(1, 2), self.scan.D[0].to(x.dtype))

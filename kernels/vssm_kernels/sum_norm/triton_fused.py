@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
+from vssm_kernels.shares import shares_launcher
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 try:
@@ -28,7 +29,6 @@ except ImportError:  # why_no_triton reports it
 
 _TILE = 2048  # elements of a program's tile; its rows are padded to a power of two channels
 _SHARES_MAX = 1024  # programs of the backward, the same on every device
-_SUM = {"BLOCK": 32, "ROWS": 128, "num_warps": 8}  # a program's share of the sum over the programs of the backward
 _STAGES = 2  # tiles that a program of the backward has in flight
 
 if triton is not None:
@@ -128,24 +128,6 @@ if triton is not None:
         if HAS_BIAS:
             tl.store(shares + WIDTH, tl.sum(dbias, 0), mask=exists)
 
-    @triton.jit(do_not_specialize=["count"])
-    def sum_shares_kernel(
-        shares, dweight, dbias, count, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
-        BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    ):  # fmt: skip
-        """The gradients of weight and bias, which are the first and second CHANNELS columns of all programs' shares."""
-        c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        total = tl.zeros((ROWS, BLOCK), tl.float32)
-        for first in range(0, count, ROWS):
-            row = first + tl.arange(0, ROWS)
-            mask = (row < count)[:, None] & (c < COLUMNS)[None, :]
-            total += tl.load(shares + row[:, None] * COLUMNS + c[None, :], mask=mask, other=0.0)
-        sums = tl.sum(total, 0)
-        if dweight is not None:
-            tl.store(dweight + c, sums.to(dweight.dtype.element_ty), mask=c < CHANNELS)
-        if dbias is not None:
-            tl.store(dbias + c - CHANNELS, sums.to(dbias.dtype.element_ty), mask=(c >= CHANNELS) & (c < COLUMNS))
-
 
 def plan_norm(args: NormArguments, save: bool) -> Callable[[NormArguments], tuple[Tensor, Tensor | None]]:
     """The output in args.dtype and, where there are several directions, their sum in x's dtype."""
@@ -243,14 +225,7 @@ def _plan_backward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> 
         STAGES=_STAGES,
         **tile,
     )
-    sum_shares = Launcher(
-        sum_shares_kernel,
-        (cdiv(columns, _SUM["BLOCK"]),),
-        count=programs,
-        CHANNELS=channels,
-        COLUMNS=columns,
-        **_SUM,
-    )
+    sum_shares = shares_launcher(programs, channels, columns)
 
     def run(
         args: NormArguments,

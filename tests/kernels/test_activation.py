@@ -1,0 +1,142 @@
+"""An activation with the bias before it: the values and gradients of one kernel are those of torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from on_backends import DEVICE
+
+from vssm_kernels import activation, bias_gelu, bias_silu
+from vssm_kernels.testing import assert_close
+
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+BOTH = pytest.mark.parametrize(("fused", "plain"), [(bias_silu, F.silu), (bias_gelu, F.gelu)], ids=["silu", "gelu"])
+
+
+@pytest.fixture
+def one_kernel(monkeypatch):
+    """Tensors on the CPU go a GPU's way, to kernels that Triton interprets."""
+    pytest.importorskip("triton", reason="Triton is optional")
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE, dtype)
+
+
+def value_and_gradients(function, x, bias, gradient):
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, bias)]
+    value = function(*leaves)
+    return [value, *torch.autograd.grad(value, leaves, gradient.to(value.dtype))]
+
+
+def check(fused, plain, x, bias, tolerance):
+    gradient = normal(*x.shape, dtype=x.dtype)
+    found = value_and_gradients(fused, x, bias, gradient)
+    assert "_Activated" in type(found[0].grad_fn).__name__
+    assert [tensor.dtype for tensor in found] == [x.dtype, x.dtype, bias.dtype]
+    expected = value_and_gradients(lambda x, bias: plain(x + bias), x.double(), bias.double(), gradient.double())
+    for name, one, other in zip(("value", "gradient of x", "gradient of bias"), found, expected, strict=True):
+        assert_close(one, other, name, tolerance)
+    with torch.no_grad():
+        assert torch.equal(fused(x, bias), found[0])
+    again = value_and_gradients(fused, x, bias, gradient)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 87), (1, 7, 6, 64), (3, 128), (2, 9, 2, 192), (1, 1)], ids=str)
+def test_value_and_gradients(one_kernel, fused, plain, shape, dtype, poisoned_memory):
+    check(fused, plain, 3 * normal(*shape, dtype=dtype), normal(shape[-1], dtype=dtype), TOLERANCES[dtype])
+
+
+@BOTH
+def test_a_bias_in_float32_of_a_map_in_half(one_kernel, fused, plain):
+    check(fused, plain, normal(2, 9, 24, dtype=torch.bfloat16), normal(24), 1e-2)
+
+
+@BOTH
+def test_several_tiles_for_each_program(one_kernel, fused, plain, monkeypatch, poisoned_memory):
+    monkeypatch.setattr(activation, "_PROGRAMS_MAX", 6)
+    monkeypatch.setattr(activation, "_backwards", {})
+    check(fused, plain, normal(7, 20, 192), normal(192), 2e-6)
+
+
+@BOTH
+def test_strides(one_kernel, fused, plain):
+    x = normal(2, 6, 5, 48)
+    for given in (x.movedim(1, -1), x[..., 24:], x[:1].expand(3, 6, 5, 48)):
+        assert not given.is_contiguous()
+        check(fused, plain, given, normal(given.shape[-1]), 2e-6)
+
+
+@BOTH
+def test_numbers_far_out(one_kernel, fused, plain):
+    """Infinities as torch's kernels for GPUs have them; those for CPUs overflow before."""
+    x = torch.tensor([0.0, 1e4, -1e4, 88.5, -88.5, 1e30, -1e30, torch.inf, -torch.inf, torch.nan], device=DEVICE)[
+        :, None
+    ]
+    bias = torch.zeros(1, device=DEVICE)
+    found = value_and_gradients(fused, x, bias, torch.ones_like(x))
+    expected = value_and_gradients(lambda x, bias: plain(x + bias), x.double(), bias.double(), torch.ones_like(x))
+    for name, one, other in zip(("value", "gradient"), found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one[:7], other[:7].float(), rtol=1e-6, atol=1e-30, msg=name)
+    assert found[0][7:8].isposinf().all() and found[0][8:].isnan().all() and found[1][7:].isnan().all()
+
+
+@BOTH
+def test_second_derivatives(one_kernel, fused, plain):
+    x, bias = normal(3, 4, 6).requires_grad_(), normal(6).requires_grad_()
+
+    def penalty(function):
+        slopes = torch.autograd.grad(function().pow(3).sum(), (x, bias), create_graph=True)
+        return torch.autograd.grad(sum(slope.square().sum() for slope in slopes), (x, bias))
+
+    for one, other in zip(penalty(lambda: fused(x, bias)), penalty(lambda: plain(x + bias)), strict=True):
+        assert_close(one, other, tolerance=1e-5)
+
+
+@BOTH
+def test_many_gradients_at_once_and_transforms(one_kernel, fused, plain):
+    x, bias = normal(3, 6).requires_grad_(), normal(6).requires_grad_()
+    gradients = normal(4, 3, 6)
+    found = torch.autograd.grad(fused(x, bias), (x, bias), gradients, is_grads_batched=True)
+    expected = torch.autograd.grad(plain(x + bias), (x, bias), gradients, is_grads_batched=True)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+    inputs = x.detach(), bias.detach()
+    assert torch.equal(torch.func.vmap(fused, (0, None))(*inputs), plain(inputs[0] + inputs[1]))
+    slope = torch.func.grad(lambda x: fused(x, inputs[1]).sum())(inputs[0])
+    assert torch.equal(slope, torch.func.grad(lambda x: plain(x + inputs[1]).sum())(inputs[0]))
+
+
+@BOTH
+def test_float64_and_no_numbers_are_torchs(one_kernel, fused, plain):
+    x, bias = normal(2, 3, dtype=torch.float64), normal(3, dtype=torch.float64)
+    assert torch.equal(fused(x, bias), plain(x + bias))
+    assert fused(normal(0, 3), normal(3)).shape == (0, 3)
+    assert torch.equal(fused(x, None), plain(x))
+
+
+@BOTH
+def test_a_bias_of_one_of_two(one_kernel, fused, plain):
+    """Frozen weights before the bias, or a frozen bias."""
+    for learned in range(2):
+        given = [normal(2, 5, 24), normal(24)]
+        given[learned].requires_grad_()
+        (found,) = torch.autograd.grad(fused(*given).sum(), given[learned])
+        (expected,) = torch.autograd.grad(plain(given[0] + given[1]).sum(), given[learned])
+        assert_close(found, expected, tolerance=2e-6)
+
+
+@BOTH
+def test_a_bias_of_another_shape(fused, plain):
+    with pytest.raises(ValueError, match=r"bias has shape \(1,\); expected \(3,\)"):
+        fused(torch.ones(2, 3), torch.ones(1))
+
+
+@pytest.mark.gpu
+@BOTH
+@pytest.mark.parametrize("shape", [(8, 56, 56, 512), (8, 28, 28, 87), (3, 7, 7, 1392)], ids=str)
+def test_model_sizes_on_gpu(fused, plain, shape):
+    check(fused, plain, normal(*shape, dtype=torch.bfloat16), normal(shape[-1], dtype=torch.bfloat16), 1e-2)

@@ -1,0 +1,120 @@
+"""As on a GPU: a convolution's bias is added in the kernel of the activation behind it, where nothing sees between."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vssm.nn import ChannelsLastConv2d, ConvMlp, Linear
+from vssm.nn.conv import convolution_and_bias, convolved_silu
+from vssm_kernels import activation
+from vssm_kernels.gpu import Launcher
+from vssm_kernels.testing import assert_close
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kernels of activations that run; tensors of the CPU go the way of a GPU's."""
+    pytest.importorskip("triton", reason="Triton is optional")
+    kernels = []
+    launch = Launcher.__call__
+
+    def noted(self, *tensors):
+        if self.kernel in (activation.forward_kernel, activation.backward_kernel):
+            kernels.append(self.kernel.fn.__name__)
+        launch(self, *tensors)
+
+    monkeypatch.setattr(Launcher, "__call__", noted)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    return kernels
+
+
+class ConvolvedSiLU(nn.Module):
+    def __init__(self, conv: nn.Module):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return convolved_silu(self.conv, x)
+
+
+def depthwise(channels: int = 12, **arguments) -> ChannelsLastConv2d:
+    return ChannelsLastConv2d(channels, channels, 3, padding=1, groups=channels, **arguments)
+
+
+def outputs_and_gradients(layers, x):
+    """And the bytes of the maps that are saved for the backward."""
+    layers.zero_grad()
+    x, saved = x.clone().requires_grad_(), []
+
+    def pack(tensor):
+        if len(tensor) == len(x):
+            saved.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = layers(x)
+    y.float().square().mean().backward()
+    return [y.detach(), x.grad, *(parameter.grad.clone() for parameter in layers.parameters())], sum(saved)
+
+
+LAYERS = {
+    "silu": lambda: ConvolvedSiLU(depthwise()),
+    "silu, half size": lambda: ConvolvedSiLU(ChannelsLastConv2d(12, 6, 3, stride=2, padding=1, padding_mode="reflect")),
+    "mlp": partial(ConvMlp, 12, 24, residual=False, pointwise=Linear),
+    "mlp, residual": partial(ConvMlp, 12, 24),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_one_kernel_each_way(make, autocast, request):
+    torch.manual_seed(0)
+    layers, x = make().to(DEVICE), torch.randn(2, 6, 5, 12, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        expected, bytes_of_torch = outputs_and_gradients(layers.cpu(), x.cpu())
+        launched = request.getfixturevalue("launched")
+        found, bytes_of_kernel = outputs_and_gradients(layers.to(DEVICE), x)
+    assert launched == ["forward_kernel", "backward_kernel"]
+    assert 0 < bytes_of_kernel <= bytes_of_torch
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        # Where a GPU rounds to bfloat16, Triton's interpreter cuts.
+        assert_close(one.cpu(), other, tolerance=4e-2 if autocast else 1e-5)
+
+
+def doubled(module, inputs, output):
+    return 2 * output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda conv: conv.register_forward_hook(doubled),
+        lambda conv: setattr(conv, "forward", lambda x: 2 * ChannelsLastConv2d.forward(conv, x)),
+        lambda conv: torch.nn.utils.parametrizations.weight_norm(conv),
+        lambda conv: setattr(conv, "bias", None),
+    ],
+    ids=["hook", "forward", "parametrization", "no bias"],
+)
+def test_what_a_convolution_returns_is_seen(launched, change):
+    conv, x = depthwise().to(DEVICE), torch.randn(1, 4, 4, 12, device=DEVICE)
+    change(conv)
+    y, bias = convolution_and_bias(conv, x)
+    assert bias is None and torch.equal(y, conv(x))
+    assert torch.equal(convolved_silu(conv, x), F.silu(y)) and not launched
+
+
+def test_compilers_and_transforms_are_given_torchs_operations(launched):
+    layers, x = ConvolvedSiLU(depthwise()).to(DEVICE), torch.randn(1, 4, 4, 12, device=DEVICE)
+    expected = F.silu(layers.conv(x))
+    assert_close(torch.compile(layers, backend="aot_eager", fullgraph=True)(x), expected)
+    assert_close(torch.func.vmap(lambda x: layers(x[None])[0])(x), expected)
+    assert_close(torch.jit.trace(layers, x, check_trace=False)(x), expected)
+    assert not launched
