@@ -86,12 +86,12 @@ _Backward = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor | None, Tenso
 
 
 def _biased(x: Tensor, bias: Tensor) -> Tensor:
+    if bias.shape != x.shape[-1:]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(x.shape[-1:])}, the channels of x")
     return (x + bias).to(x.dtype)
 
 
 def _activated(function: _Activation, x: Tensor, bias: Tensor) -> Tensor:
-    if bias.shape != x.shape[-1:]:
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(x.shape[-1:])}, the channels of x")
     run = None
     if x.is_cuda and runs_eagerly():
         kind = kind_of((function, x, bias))
@@ -188,7 +188,8 @@ def _plan_backward(function: _Activation, x: Tensor, bias: Tensor | None, gradie
 
 
 def _in_one_kernel(x: Tensor, bias: Tensor | None, *others: Tensor) -> bool:
-    return x.numel() > 0 and (bias is None or bias.is_contiguous()) and why_no_triton(x, bias, *others) is None
+    readable = bias is None or (bias.shape == x.shape[-1:] and bias.is_contiguous())
+    return readable and x.numel() > 0 and why_no_triton(x, bias, *others) is None
 
 
 def _tiles(function: _Activation, x: Tensor, bias: Tensor | None) -> tuple[int, int, dict[str, Any]]:

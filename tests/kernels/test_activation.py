@@ -130,9 +130,12 @@ def test_a_bias_of_one_of_two(one_kernel, fused, plain):
 
 
 @BOTH
-def test_a_bias_of_another_shape(fused, plain):
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_bias_of_another_shape(fused, plain, on_gpu, request):
+    if on_gpu:
+        request.getfixturevalue("one_kernel")
     with pytest.raises(ValueError, match=r"bias has shape \(1,\); expected \(3,\)"):
-        fused(torch.ones(2, 3), torch.ones(1))
+        fused(normal(2, 3), normal(1))
 
 
 @pytest.mark.gpu
