@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 forced: ContextVar[str | None] = ContextVar("vssm_forced_backend", default=None)  # by `use_backend`
@@ -99,9 +100,14 @@ def is_watched() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
 
 
+def is_transformed() -> bool:
+    """Whether torch's own operations alone know what to do: under transforms of torch.func and in forward mode."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def runs_eagerly() -> bool:
-    """Whether operations of torch run at once and nothing sees them but autograd: no transform of torch.func either."""
-    return not (is_watched() or torch._C._are_functorch_transforms_active())
+    """Whether operations of torch run at once and nothing sees them but autograd's backwards."""
+    return not (is_watched() or is_transformed())
 
 
 def why_not_cpu(*tensors: torch.Tensor | None) -> str | None:

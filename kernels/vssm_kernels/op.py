@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from vssm_kernels.dispatch import PLAIN_TENSORS, Backend, BackendRegistry, forced, registries
+from vssm_kernels.dispatch import PLAIN_TENSORS, Backend, BackendRegistry, forced, is_transformed, registries
 from vssm_kernels.kinds import Latest, kind_of
 from vssm_kernels.orders import ScanTable, as_scan_table
 from vssm_kernels.standard import wants_standard
@@ -94,7 +93,7 @@ class Op(BackendRegistry):
         """Run the op. Arguments are checked, and a backend chosen, unless some of their kind have been before."""
         if torch.compiler.is_dynamo_compiling():  # an export without dynamo runs in a mode
             return self._traced(args)
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if is_transformed():
             args.check()
             return self.reference.forward(args, False)[0]
         if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():

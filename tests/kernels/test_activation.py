@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from on_backends import DEVICE
+from torch.autograd import forward_ad
 
 from vssm_kernels import activation, bias_gelu, bias_silu
 from vssm_kernels.testing import assert_close
@@ -108,6 +109,16 @@ def test_many_gradients_at_once_and_transforms(one_kernel, fused, plain):
     assert torch.equal(torch.func.vmap(fused, (0, None))(*inputs), plain(inputs[0] + inputs[1]))
     slope = torch.func.grad(lambda x: fused(x, inputs[1]).sum())(inputs[0])
     assert torch.equal(slope, torch.func.grad(lambda x: plain(x + inputs[1]).sum())(inputs[0]))
+
+
+@BOTH
+@pytest.mark.parametrize("recorded", [True, False])
+def test_forward_mode(one_kernel, fused, plain, recorded):
+    x, tangent, bias = normal(3, 6), normal(6, 3).T, normal(6).requires_grad_(recorded)
+    with forward_ad.dual_level(), torch.set_grad_enabled(recorded):
+        found = forward_ad.unpack_dual(fused(forward_ad.make_dual(x, tangent), bias)).tangent
+    _, expected = torch.func.jvp(lambda x: plain(x + bias.detach()), (x,), (tangent,))
+    assert_close(found.detach(), expected)
 
 
 @BOTH

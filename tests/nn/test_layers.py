@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.layers import Mlp
 from torch import nn
+from torch.autograd import forward_ad
 
 from vssm.nn import Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, SelectiveScan, initialise_linear_layers
 from vssm_kernels import use_backend
@@ -49,6 +50,14 @@ def test_lean_mlp_is_timms_and_keeps_no_wide_tensor_twice() -> None:
         gradients[mlp] = [x.grad, *(parameter.grad for parameter in mlp.parameters())]
     torch.testing.assert_close(gradients[lean], gradients[timms])
     assert wide[lean] < wide[timms]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_forward_mode_derivatives_pass_through_the_mlp(recorded: bool) -> None:
+    mlp, x, tangent = LeanMlp(4, 16), torch.randn(2, 4), torch.randn(2, 4)
+    with forward_ad.dual_level(), torch.set_grad_enabled(recorded):
+        found = forward_ad.unpack_dual(mlp(forward_ad.make_dual(x, tangent))).tangent
+    torch.testing.assert_close(found, torch.func.jvp(mlp, (x,), (tangent,))[1])
 
 
 def test_stochastic_depth_drops_both_branches_in_training_alone() -> None:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import GroupLinear, Linear
 from vssm.nn.reading import has_hooks
-from vssm.ops import bias_gelu, gelu_again, sum_gate, sum_gate_again
+from vssm.ops import bias_gelu, gelu_again, is_transformed, sum_gate, sum_gate_again
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _is_one_product(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _recomputes() -> bool:
-    return saves_activations() and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    return saves_activations() and not torch.compiler.is_compiling() and not is_transformed()
 
 
 def saves_activations() -> bool:

@@ -27,7 +27,7 @@ from vssm_kernels import (
     tree_scan,
     wavefront_scan,
 )
-from vssm_kernels.dispatch import PLAIN_TENSORS, runs_eagerly
+from vssm_kernels.dispatch import PLAIN_TENSORS, is_transformed, runs_eagerly
 from vssm_kernels.op import without_autocast
 from vssm_kernels.orders import kept_for_graphs
 
@@ -46,6 +46,7 @@ __all__ = [
     "directed_linear",
     "gelu_again",
     "grid_tree",
+    "is_transformed",
     "kept_for_graphs",
     "noncausal_ssd",
     "read_parameters",
