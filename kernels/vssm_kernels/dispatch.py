@@ -97,7 +97,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 def is_watched() -> bool:
     """Whether a compiler, a trace or a mode has to see every operation of torch."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
 def is_transformed() -> bool:

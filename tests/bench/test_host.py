@@ -11,8 +11,8 @@ LIMITS = {
     ("vim_tiny", True): (1260, 16),
     ("vmamba_tiny", False): (670, 7),
     ("vmamba_tiny", True): (1545, 21),
-    ("groupmamba_tiny", False): (1050, 10),
-    ("groupmamba_tiny", True): (2400, 28),
+    ("groupmamba_tiny", False): (1130, 13),
+    ("groupmamba_tiny", True): (2560, 36),
 }
 
 
