@@ -10,7 +10,7 @@ LIMITS = {
     ("vim_tiny", False): (500, 5),
     ("vim_tiny", True): (1260, 16),
     ("vmamba_tiny", False): (670, 7),
-    ("vmamba_tiny", True): (1545, 21),
+    ("vmamba_tiny", True): (1545, 23),
     ("groupmamba_tiny", False): (1130, 13),
     ("groupmamba_tiny", True): (2560, 36),
 }

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vssm.nn import ChannelsLastConv2d, ConvMlp, Linear
-from vssm.nn.conv import convolution_and_bias, convolved_silu
+from vssm.nn import ChannelsLastConv2d, ConvMlp, LeanMlp, Linear
+from vssm.nn.conv import convolved_silu
+from vssm.nn.reading import product_and_bias
 from vssm_kernels import activation
 from vssm_kernels.gpu import Launcher
 from vssm_kernels.testing import assert_close
@@ -69,6 +70,7 @@ LAYERS = {
     "silu, half size": lambda: ConvolvedSiLU(ChannelsLastConv2d(12, 6, 3, stride=2, padding=1, padding_mode="reflect")),
     "mlp": partial(ConvMlp, 12, 24, residual=False, pointwise=Linear),
     "mlp, residual": partial(ConvMlp, 12, 24),
+    "mlp without convolution": partial(LeanMlp, 12, 24),
 }
 
 
@@ -106,7 +108,7 @@ def doubled(module, inputs, output):
 def test_what_a_convolution_returns_is_seen(launched, change):
     conv, x = depthwise().to(DEVICE), torch.randn(1, 4, 4, 12, device=DEVICE)
     change(conv)
-    y, bias = convolution_and_bias(conv, x)
+    y, bias = product_and_bias(conv, x)
     assert bias is None and torch.equal(y, conv(x))
     assert torch.equal(convolved_silu(conv, x), F.silu(y)) and not launched
 

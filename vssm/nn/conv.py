@@ -6,7 +6,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.linear import WEIGHT_AND_BIAS
-from vssm.nn.reading import ReadsParameters, has_hooks, runs_eagerly_on_gpu
+from vssm.nn.reading import ReadsParameters, product_and_bias
 from vssm.ops import Form, bias_silu
 
 
@@ -26,27 +26,10 @@ class ChannelsLastConv2d(nn.Conv2d, ReadsParameters):
         return WEIGHT_AND_BIAS
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolved(x, *self.read(x))
+        return self.product(x, *self.read(x))
 
-    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return self._conv_forward(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
-
-
-def convolution_and_bias(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """conv(x) without its bias, and this, for what follows to add: torch would, in a slow kernel of its own.
-
-    Where that does not pay or something has to see what conv returns, conv(x) itself and None. A map (batch, height,
-    width, channels) in and out.
-
-    >>> import torch
-    >>> _, bias = convolution_and_bias(ChannelsLastConv2d(4, 6, kernel_size=3), torch.randn(1, 9, 7, 4))
-    >>> bias is None  # on a CPU
-    True
-    """
-    if type(conv) is ChannelsLastConv2d and conv.bias is not None and runs_eagerly_on_gpu(x) and not has_hooks(conv):
-        weight, bias = conv.read(x)
-        return conv._convolved(x, weight, None), bias
-    return conv(x), None
 
 
 def convolved_silu(conv: nn.Module, x: Tensor) -> Tensor:
@@ -56,7 +39,7 @@ def convolved_silu(conv: nn.Module, x: Tensor) -> Tensor:
     >>> convolved_silu(ChannelsLastConv2d(4, 6, kernel_size=3), torch.randn(1, 9, 7, 4)).shape
     torch.Size([1, 7, 5, 6])
     """
-    return bias_silu(*convolution_and_bias(conv, x))
+    return bias_silu(*product_and_bias(conv, x))
 
 
 @register_notrace_module  # torch's batch norm checks shapes

@@ -29,6 +29,9 @@ class Linear(nn.Linear, ReadsParameters):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, *self.read(x))
 
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
 
 @register_notrace_module
 class GroupLinear(ReadsParameters):

@@ -9,9 +9,10 @@ import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from vssm.nn.conv import ChannelsLastConv2d, convolution_and_bias
+from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import Linear
-from vssm.nn.recompute import product_of_recomputed
+from vssm.nn.reading import product_and_bias
+from vssm.nn.recompute import is_gelu, product_of_recomputed, saves_activations
 from vssm.ops import bias_gelu
 
 POINTWISE_CONV = partial(ChannelsLastConv2d, kernel_size=1)
@@ -36,7 +37,10 @@ class LeanMlp(nn.Module):
         self.fc2 = Linear(hidden, dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return product_of_recomputed(self.fc2, self.act, self.fc1(x))
+        # The product adds its bias at no cost; it is the gradient that pays.
+        if not (saves_activations() and is_gelu(self.act)):
+            return product_of_recomputed(self.fc2, self.act, self.fc1(x))
+        return product_of_recomputed(self.fc2, bias_gelu, *product_and_bias(self.fc1, x))
 
 
 @register_notrace_module
@@ -73,5 +77,5 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        local, bias = convolution_and_bias(self.conv, x)
+        local, bias = product_and_bias(self.conv, x)
         return product_of_recomputed(self.fc2, bias_gelu, x + local if self.residual else local, bias)

@@ -68,6 +68,27 @@ _saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _together: ContextVar[_Found | None] = ContextVar("vssm_read_together", default=None)
 
 
+def product_and_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """layer(x) without its bias, and this, for the kernel of the activation that follows to add.
+
+    Torch adds that of a convolution in a slow kernel of its own, and any bias's gradient is one more. Where that does
+    not pay, or something has to see what the layer returns, layer(x) itself and None.
+
+    Args:
+        layer: a linear layer or a convolution, whose class has a `product` of x, weight and bias.
+        x: what it takes.
+
+    >>> _, bias = product_and_bias(nn.Linear(4, 6), torch.randn(2, 4))
+    >>> bias is None
+    True
+    """
+    own = "product" in type(layer).__dict__  # of a subclass, what is called may be another
+    if own and layer.bias is not None and runs_eagerly_on_gpu(x) and not has_hooks(layer):
+        weight, bias = layer.read(x)
+        return layer.product(x, weight, None), bias
+    return layer(x), None
+
+
 class ReadTogether:
     """For the layers inside a block: one kernel reads the parameters of all of them.
 

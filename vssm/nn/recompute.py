@@ -70,11 +70,19 @@ def _again(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, tuple
     """(gradient, *inputs) to what the function returned for the inputs, and their gradients."""
     if isinstance(function, Gate):
         return function.again
-    if function in (F.gelu, bias_gelu) or (
-        type(function) is nn.GELU and function.approximate == "none" and not has_hooks(function)
-    ):
+    if function is bias_gelu or is_gelu(function):
         return _gelu_again
     return partial(_differentiated, function)
+
+
+def is_gelu(function: Callable[..., Tensor]) -> bool:
+    """Whether a function is the exact GELU, of torch's functions or a module that nothing looks at.
+
+    >>> is_gelu(nn.GELU()), is_gelu(nn.GELU("tanh"))
+    (True, False)
+    """
+    exact = type(function) is nn.GELU and function.approximate == "none" and not has_hooks(function)
+    return exact or function is F.gelu
 
 
 def _gelu_again(gradient: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
