@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from vssm.nn.linear import Linear
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         q, k, v = (part.flatten(1, -3).transpose(1, 2) for part in (self.q_norm(q), self.k_norm(k), v))
-        y = scaled_dot_product_attention(q, k, v)
+        y = _attend(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(x.shape))
 
 
@@ -105,4 +106,20 @@ class LatentPooling(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         q = self.latent.to(k.dtype).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(tokens.shape[0], -1, -1, -1)
-        return self.norm(scaled_dot_product_attention(q, k, v).flatten(1))
+        return self.norm(_attend(q, k, v).flatten(1))
+
+
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (batch, heads, tokens, channels).
+
+    torch prepares cuDNN's backward once for queries, keys and values of some layout, and takes the output to lie as it
+    did then (2.11; key of the cache in aten/src/ATen/native/cudnn/MHA.cpp). A compiler lays it out otherwise where a
+    convolution follows, and after an eager step of the same sizes gradients of VSSD were off by a fifth, silently.
+    """
+    if not torch.compiler.is_dynamo_compiling():
+        return scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(_WITHOUT_CUDNN):
+        return scaled_dot_product_attention(q, k, v)
