@@ -15,6 +15,7 @@ from vssm.nn import (
     Attention,
     BatchNormStem,
     Block,
+    Blocks,
     ChannelGate,
     ConvMlp,
     ConvStem,
@@ -277,6 +278,12 @@ def conv_mlp(layers: ConvMlp, x: Tensor) -> Tensor:
 def two_branches(block: Block, x: Tensor) -> Tensor:
     x = x + linear(layer_norm(x, block.norm), block.mixer)
     return x + linear(layer_norm(x, block.norm2), block.mlp)
+
+
+def blocks(several: Blocks, x: Tensor) -> Tensor:
+    for block in several:
+        x = two_branches(block, x)
+    return x
 
 
 def post_normed(block: Block, x: Tensor) -> Tensor:

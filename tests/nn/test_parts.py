@@ -191,10 +191,7 @@ PARTS = {
         TOKENS,
         GRID,
     ),
-    "blocks": Part(
-        lambda **dd: Blocks(toy_block()(**dd), toy_block(with_mlp=False)(**dd)),
-        lambda blocks, x: plain.mixer_alone(blocks[1], plain.two_branches(blocks[0], x)),
-    ),
+    "blocks": Part(lambda **dd: Blocks(*(toy_block()(**dd) for _ in range(3))), plain.blocks),
     "block without MLP": Part(toy_block(with_mlp=False), plain.mixer_alone),
     "block, MLP normed after": Part(toy_block(post_norm=True), plain.post_normed),
     "block with positions": Part(toy_block(position=True), plain.positioned),
