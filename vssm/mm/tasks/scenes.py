@@ -199,11 +199,11 @@ def is_part(name: str) -> bool:
     """
     if name in OPERATORS:
         return True
-    found = []
-    for registry in part_registries():
+    registries = part_registries()
+    for registry in registries:  # all of them before one is asked: they put layers into each other
         registry.import_from_location()
-        if name in registry.module_dict:
-            found.append(f"{getattr(registry.module_dict[name], '__module__', '')}.")
+    kinds = [registry.module_dict[name] for registry in registries if name in registry.module_dict]
+    found = [f"{getattr(kind, '__module__', '')}." for kind in kinds]
     refused = tuple(f"{module}." for module in REACHING_OUT)
     return bool(found) and all(module.startswith(PACKAGES) and not module.startswith(refused) for module in found)
 
