@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory
+from vssm.bench.operators import Given, check_backend, time_operator
+from vssm.bench.timing import Ceilings
 from vssm.nn import OrderTable
 from vssm.scan import bidirectional
 from vssm_kernels import ssd, use_backend
-from vssm_kernels.testing import TOLERANCE, relative_error
+from vssm_kernels.testing import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,14 @@ def benchmark_duality(
     of_tokens = [_operands(case, device, dtype, seed) for seed in range(2)]
     of_attention = [_attention_operands(case, device, dtype) for _ in range(2)]
     runs: dict[str, tuple[list[dict[str, Tensor]], Callable[..., Tensor]]] = {
-        name: (of_tokens, lambda given, name=name: _run(case, given, name)) for name in backends
+        name: (of_tokens, partial(_run, case, backend=name)) for name in backends
     }
     runs["attention"] = of_attention, lambda given: F.scaled_dot_product_attention(**given)
     for name, (operands, run) in runs.items():
         if name != "attention":
             check(case, name, device, dtype)
-        forward = [lambda given=given, run=run: run(given) for given in operands]
-        both = [_forward_backward(given, run) for given in operands]
-        peak = peak_memory(both[0], device)
-        if device.type == "cuda":  # a kernel may take less time than its launch
-            forward, both = ([as_graph(function) for function in functions] for functions in (forward, both))
         moved = sum(t.numel() * t.element_size() for t in operands[0].values())
         moved += case.batch * case.tokens * case.heads * case.channels * dtype.itemsize
-        floor, seconds = ceilings.floor(moved, 0), median_time(forward, device)
         rows.append(
             {
                 "case": case.name,
@@ -73,11 +69,7 @@ def benchmark_duality(
                 "directions": case.directions,
                 "channels": case.heads * case.channels,
                 "state": case.state,
-                "forward_ms": 1e3 * seconds,
-                "forward_backward_ms": 1e3 * median_time(both, device),
-                "floor_ms": 1e3 * floor,
-                "share_of_floor": floor / seconds,
-                "peak_gib": peak,
+                **time_operator(run, operands, device, ceilings.floor(moved, 0)),
             }
         )
     return rows
@@ -87,15 +79,12 @@ def check(case: DualityCase, backend: str, device: torch.device, dtype: torch.dt
     """Output and all gradients against the recurrence, on a small batch and few heads of at most 256 tokens."""
     case = replace(case, batch=1, heads=2, tokens=min(case.tokens, 256))
     given = _operands(case, device, dtype, seed=0)
-    found = []
-    for name in ("reference", backend):
-        leaves = {key: tensor.detach().requires_grad_() for key, tensor in given.items()}
-        output = _run(case, leaves, name)
+
+    def weighted(output: Tensor) -> Tensor:
         weights = torch.linspace(-1, 1, output.numel(), device=device, dtype=dtype).view_as(output)
-        found.append([output.detach(), *torch.autograd.grad(output, list(leaves.values()), weights)])
-    for name, expected, actual in zip(("output", *given), *found, strict=True):
-        error = relative_error(actual, expected)
-        assert error <= 5 * TOLERANCE[dtype], f"{case.name}, {backend}: {name} is off by {error:.1e}; not timed"
+        return (output * weights).sum()
+
+    check_backend(case.name, backend, partial(_run, case), given, 5 * TOLERANCE[dtype], weighted)
 
 
 def _operands(case: DualityCase, device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
@@ -122,19 +111,7 @@ def _attention_operands(case: DualityCase, device: torch.device, dtype: torch.dt
     return dict(zip(("query", "key", "value"), qkv.permute(2, 0, 3, 1, 4), strict=True))
 
 
-def _run(case: DualityCase, given: dict[str, Tensor], backend: str) -> Tensor:
+def _run(case: DualityCase, given: Given, backend: str) -> Tensor:
     order = OrderTable(bidirectional)(1, case.tokens, given["u"].device) if case.directions == 2 else None
     with use_backend(backend):
         return ssd(**given, order=order, shift=case.directions == 2, merge=True)
-
-
-def _forward_backward(
-    given: dict[str, Tensor], run: Callable[[dict[str, Tensor]], Tensor]
-) -> Callable[[], tuple[Tensor, ...]]:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
-
-    def both() -> tuple[Tensor, ...]:
-        output = run(leaves)
-        return torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output))
-
-    return both

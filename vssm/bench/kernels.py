@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory, time_in_a_row
+from vssm.bench.operators import Given, check_backend, time_operator
+from vssm.bench.timing import Ceilings
 from vssm.scan import OrderFunction, bidirectional, cross, insert_token, raster, resolve_order
 from vssm_kernels import selective_scan, sum_gate, use_backend, wavefront_scan
-from vssm_kernels.testing import TOLERANCE, make_inputs, relative_error
+from vssm_kernels.testing import TOLERANCE, make_inputs
 
 
 @dataclass(frozen=True)
@@ -85,22 +87,12 @@ def benchmark_kernel(
     moved = sum(t.numel() * t.element_size() for n, t in operands[0].items() if n != "order")
     moved += case.batch * operands[0]["u"].shape[1] * case.channels * dtype.itemsize  # the merged output
     floor = ceilings.floor(moved, elements)
-    runs: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
-        name: lambda given, name=name: _scan(case, given, name) for name in backends
-    }
+    runs: dict[str, Callable[[Given], Tensor]] = {name: partial(_scan, case, backend=name) for name in backends}
     if official_is_installed() and device.type == "cuda" and not case.wavefront:
         runs["mamba_ssm"] = _official
     for name, run in runs.items():
         if name != "mamba_ssm":
             check(case, name, device, dtype)
-        forward = [lambda given=given, run=run: run(given) for given in operands]
-        both = [_forward_backward(given, run) for given in operands]
-        peak = peak_memory(both[0], device)
-        called: list[float | None] = [None, None]
-        if device.type == "cuda":  # a kernel may take less time than its launch
-            called = [1e3 * time_in_a_row(functions, device) for functions in (forward, both)]
-            forward, both = ([as_graph(function) for function in functions] for functions in (forward, both))
-        seconds = median_time(forward, device)
         rows.append(
             {
                 "case": case.name,
@@ -111,13 +103,7 @@ def benchmark_kernel(
                 "directions": directions,
                 "channels": case.channels,
                 "state": case.state,
-                "forward_ms": 1e3 * seconds,
-                "forward_backward_ms": 1e3 * median_time(both, device),
-                "forward_called_ms": called[0],
-                "forward_backward_called_ms": called[1],
-                "floor_ms": 1e3 * floor,
-                "share_of_floor": floor / seconds,
-                "peak_gib": peak,
+                **time_operator(run, operands, device, floor, called=True),
             }
         )
     return rows
@@ -166,16 +152,8 @@ def check(case: KernelCase, backend: str, device: torch.device, dtype: torch.dty
     """Outputs and all gradients against the reference, on a small batch and few channels of the same walk."""
     small = KernelCase(**{**case.__dict__, "batch": 1, "channels": 32, **_shorter(case)})
     given = _operands(small, device, dtype, seed=0)
-    names = [name for name in given if name != "order"]
-    expected, actual = ([], [])
-    for backend_name, found in (("reference", expected), (backend, actual)):
-        leaves = {name: given[name].detach().requires_grad_() for name in names}
-        output = _scan(small, {**leaves, "order": given["order"]}, backend_name)
-        found += [output.detach(), *torch.autograd.grad(output.float().square().mean(), list(leaves.values()))]
-    for name, one, other in zip(["output", *names], actual, expected, strict=True):
-        error = relative_error(one, other)
-        # Parameters' gradients are sums of rounded rows, so the rows' dtype bounds them too.
-        assert error <= 2 * TOLERANCE[dtype], f"{case.name}, {backend}: {name} is off by {error:.1e}; not timed"
+    # Parameters' gradients are sums of rounded rows, so the rows' dtype bounds them too.
+    check_backend(case.name, backend, partial(_scan, small), given, 2 * TOLERANCE[dtype])
 
 
 def _shorter(case: KernelCase) -> dict[str, int]:
@@ -205,7 +183,7 @@ def _operands(case: KernelCase, device: torch.device, dtype: torch.dtype, seed: 
     return {**one, **rows, "order": table.to(device)}
 
 
-def _scan(case: KernelCase, given: dict[str, Tensor], backend: str) -> Tensor:
+def _scan(case: KernelCase, given: Given, backend: str) -> Tensor:
     gated = "z" in given
     with use_backend(backend):
         if case.wavefront:
@@ -220,19 +198,7 @@ def _scan(case: KernelCase, given: dict[str, Tensor], backend: str) -> Tensor:
         return sum_gate(y, given["z"]) if gated else y
 
 
-def _forward_backward(
-    given: dict[str, Tensor], run: Callable[[dict[str, Tensor]], Tensor]
-) -> Callable[[], tuple[Tensor, ...]]:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items() if name != "order"}
-
-    def both() -> tuple[Tensor, ...]:
-        output = run({**leaves, "order": given["order"]})
-        return torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output))
-
-    return both
-
-
-def _official(given: dict[str, Tensor]) -> Tensor:
+def _official(given: Given) -> Tensor:
     """The official fused scan, one call for all directions: channels first, with a copy of the input per direction."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 

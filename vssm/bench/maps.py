@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory
+from vssm.bench.operators import check_backend, time_operator
+from vssm.bench.timing import Ceilings
 from vssm_kernels import deformable_sampling, state_fusion, use_backend
-from vssm_kernels.testing import TOLERANCE, relative_error
+from vssm_kernels.testing import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,6 @@ def benchmark_map(
     floor = ceilings.floor(moved, 0)
     for name in backends:
         check(case, name, device, dtype)
-        forward = [lambda given=given, name=name: _forward(case, given, name) for given in operands]
-        both = [_forward_backward(case, given, name) for given in operands]
-        peak = peak_memory(both[0], device)
-        if device.type == "cuda":  # a kernel may take less time than its launch
-            forward, both = ([as_graph(function) for function in each] for each in (forward, both))
-        seconds = median_time(forward, device)
         rows.append(
             {
                 "case": case.name,
@@ -85,11 +81,7 @@ def benchmark_map(
                 "directions": 1,
                 "channels": case.channels,
                 "state": 1,
-                "forward_ms": 1e3 * seconds,
-                "forward_backward_ms": 1e3 * median_time(both, device),
-                "floor_ms": 1e3 * floor,
-                "share_of_floor": floor / seconds,
-                "peak_gib": peak,
+                **time_operator(partial(_forward, case, backend=name), operands, device, floor),
             }
         )
     return rows
@@ -99,27 +91,9 @@ def check(case: MapCase, backend: str, device: torch.device, dtype: torch.dtype)
     """Output and all gradients against the reference, on one image."""
     case = replace(case, batch=1)
     given = case.operands(device, dtype, seed=0)
-    found = []
-    for name in ("reference", backend):
-        leaves = {key: tensor.detach().requires_grad_() for key, tensor in given.items()}
-        output = _forward(case, leaves, name)
-        gradients = torch.autograd.grad(output.float().square().mean(), list(leaves.values()))
-        found.append([output.detach(), *gradients])
-    for name, expected, actual in zip(("output", *given), *found, strict=True):
-        error = relative_error(actual, expected)
-        assert error <= 2 * TOLERANCE[dtype], f"{case.name}, {backend}: {name} is off by {error:.1e}; not timed"
+    check_backend(case.name, backend, partial(_forward, case), given, 2 * TOLERANCE[dtype])
 
 
 def _forward(case: MapCase, given: Mapping[str, Tensor], backend: str) -> Tensor:
     with use_backend(backend):
         return case.run(given)
-
-
-def _forward_backward(case: MapCase, given: Mapping[str, Tensor], backend: str) -> Callable[[], tuple[Tensor, ...]]:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
-
-    def both() -> tuple[Tensor, ...]:
-        output = _forward(case, leaves, backend)
-        return torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output))
-
-    return both

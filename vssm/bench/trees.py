@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm.bench.timing import Ceilings, as_graph, median_time, peak_memory
+from vssm.bench.operators import Given, check_backend, time_operator
+from vssm.bench.timing import Ceilings, as_graph, median_time
 from vssm_kernels import grid_tree, tree_scan, use_backend
-from vssm_kernels.testing import TOLERANCE, relative_error
+from vssm_kernels.testing import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,9 @@ def benchmark_tree(
     floor = ceilings.floor(moved, operands[0]["delta"].numel())
     for name in backends:
         check(case, name, device, dtype)
-        tree = [lambda given=given, name=name: _tree(given, name) for given in operands]
-        forward = [lambda given=given, name=name: _states(given, name) for given in operands]
-        both = [_forward_backward(given, name) for given in operands]
-        peak = peak_memory(both[0], device)
-        if device.type == "cuda":  # a kernel may take less time than its launch
-            tree, forward, both = ([as_graph(function) for function in each] for each in (tree, forward, both))
-        seconds = median_time(forward, device)
+        tree = [partial(_tree, given, name) for given in operands]
+        if device.type == "cuda":
+            tree = [as_graph(function) for function in tree]
         rows.append(
             {
                 "case": case.name,
@@ -66,11 +63,7 @@ def benchmark_tree(
                 "directions": 1,
                 "channels": case.channels,
                 "state": 1,
-                "forward_ms": 1e3 * seconds,
-                "forward_backward_ms": 1e3 * median_time(both, device),
-                "floor_ms": 1e3 * floor,
-                "share_of_floor": floor / seconds,
-                "peak_gib": peak,
+                **time_operator(partial(_states, backend=name), operands, device, floor),
                 "tree_ms": 1e3 * median_time(tree, device),
             }
         )
@@ -81,15 +74,7 @@ def check(case: TreeCase, backend: str, device: torch.device, dtype: torch.dtype
     """States and all gradients against the reference, along its own tree, on one image of few channels."""
     case = replace(case, batch=1, channels=32, height=min(case.height, 56), width=min(case.width, 56))
     given = _operands(case, device, dtype, seed=0)
-    found = []
-    for name in ("reference", backend):
-        leaves = {key: tensor.detach().requires_grad_() for key, tensor in given.items()}
-        output = _states(leaves, name)
-        gradients = torch.autograd.grad(output.square().mean(), list(leaves.values()))
-        found.append([output.detach(), *gradients])
-    for name, expected, actual in zip(("output", *given), *found, strict=True):
-        error = relative_error(actual, expected)
-        assert error <= 2 * TOLERANCE[dtype], f"{case.name}, {backend}: {name} is off by {error:.1e}; not timed"
+    check_backend(case.name, backend, _states, given, 2 * TOLERANCE[dtype])
 
 
 def _operands(case: TreeCase, device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
@@ -112,22 +97,12 @@ def _operands(case: TreeCase, device: torch.device, dtype: torch.dtype, seed: in
     }
 
 
-def _tree(given: dict[str, Tensor], backend: str) -> Tensor:
+def _tree(given: Given, backend: str) -> Tensor:
     with use_backend(backend):
         return grid_tree(given["x"])
 
 
-def _states(given: dict[str, Tensor], backend: str) -> Tensor:
+def _states(given: Given, backend: str) -> Tensor:
     x, *others = given.values()
     with use_backend(backend):
         return tree_scan(x.flatten(1, 2), *others, tree=grid_tree(x))
-
-
-def _forward_backward(given: dict[str, Tensor], backend: str) -> Callable[[], tuple[Tensor, ...]]:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
-
-    def both() -> tuple[Tensor, ...]:
-        output = _states(leaves, backend)
-        return torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output))
-
-    return both
