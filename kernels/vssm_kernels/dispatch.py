@@ -121,6 +121,18 @@ def why_not_cpu(*tensors: torch.Tensor | None) -> str | None:
     return None
 
 
+def why_not_beside(kernels: Backend) -> Callable[[Any], str | None]:
+    """`why_not` of a backend out of torch's operations, which goes before `kernels` of Triton: it takes what these do
+    not, and what is on a CPU, where Triton's interpreter may be on."""
+
+    def why_not(arguments: Any) -> str | None:
+        if arguments is not None and why_not_cpu(*arguments.tensors()) and kernels.why_not(arguments) is None:
+            return "is for inputs that the kernels of triton do not take"
+        return None
+
+    return why_not
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force one backend for every op called inside the block that has it; an op that cannot use it says why.

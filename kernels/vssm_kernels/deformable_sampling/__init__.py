@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vssm_kernels.deformable_sampling import reference, triton_fused
 from vssm_kernels.deformable_sampling.arguments import SamplingArguments
-from vssm_kernels.dispatch import Backend, why_not_cpu
+from vssm_kernels.dispatch import Backend, why_not_beside
 from vssm_kernels.op import Op
 from vssm_kernels.saturation import saturate
 
@@ -24,14 +24,7 @@ def _bags(args: SamplingArguments, save: bool = False) -> tuple[Tensor, None]:
     return saturate(total.view(args.x.shape), args.output_dtype), None
 
 
-def _why_not_bags(args: SamplingArguments | None) -> str | None:
-    # First on a CPU, where Triton's interpreter may be on.
-    if args is not None and why_not_cpu(*args.tensors()) and triton_fused.BACKEND.why_not(args) is None:
-        return "is for inputs that the kernels of triton do not take"
-    return None
-
-
-BAGS = Backend("bags", _bags, reference.sampling_backward, _why_not_bags)
+BAGS = Backend("bags", _bags, reference.sampling_backward, why_not_beside(triton_fused.BACKEND))
 OP = Op("deformable_sampling", SamplingArguments, [BAGS, triton_fused.BACKEND, reference.BACKEND])
 
 

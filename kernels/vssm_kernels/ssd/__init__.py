@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend
+from vssm_kernels.dispatch import Backend, why_not_beside
 from vssm_kernels.op import Op
 from vssm_kernels.orders import ScanTable, as_scan_table
 from vssm_kernels.ssd import chunked, reference, triton_fused
 from vssm_kernels.ssd.arguments import SSDArguments
 
-
-def _why_not_chunked(args: SSDArguments | None) -> str | None:
-    # First on a CPU, where Triton's interpreter may be on.
-    if args is not None and args.device.type != "cpu" and triton_fused.BACKEND.why_not(args) is None:
-        return "is for inputs that the kernels of triton do not take"
-    return None
-
-
-CHUNKED = Backend("chunked", chunked.duality, chunked.duality_backward, _why_not_chunked)
+CHUNKED = Backend("chunked", chunked.duality, chunked.duality_backward, why_not_beside(triton_fused.BACKEND))
 OP = Op(
     "ssd",
     SSDArguments,

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vssm_kernels.dispatch import Backend, why_not_cpu
+from vssm_kernels.dispatch import Backend, why_not_beside
 from vssm_kernels.op import Op
 from vssm_kernels.state_fusion import reference, triton_fused
 from vssm_kernels.state_fusion.arguments import FusionArguments
 
-
-def _why_not_convolutions(args: FusionArguments | None) -> str | None:
-    # First on a CPU, where Triton's interpreter may be on.
-    if args is not None and why_not_cpu(*args.tensors()) and triton_fused.BACKEND.why_not(args) is None:
-        return "is for inputs that the kernels of triton do not take"
-    return None
-
-
 # The reference's functions, which autograd does not record: nothing but the states and the weight is kept.
-CONVOLUTIONS = Backend("convolutions", reference.fusion, reference.fusion_backward, _why_not_convolutions)
+CONVOLUTIONS = Backend(
+    "convolutions", reference.fusion, reference.fusion_backward, why_not_beside(triton_fused.BACKEND)
+)
 OP = Op("state_fusion", FusionArguments, [CONVOLUTIONS, triton_fused.BACKEND, reference.BACKEND])
 
 
