@@ -127,13 +127,20 @@ class Block(nn.Module):
         return (
             runs_eagerly_on_gpu(x)
             and self.mlp is not None
-            and type(self.norm2) in _NORMS_OF_SUMS
+            and self.position2 is None
+            and not self.post_norm
+            and self.adds_in(self.norm2)
+        )
+
+    def adds_in(self, norm: nn.Module) -> bool:
+        """Whether a norm can add a branch of this block's to x: nothing but stochastic depth changes either, and nobody
+        has to see them or the sum."""
+        return (
+            type(norm) in _NORMS_OF_SUMS
             and type(self.drop_path) is DropPath
             and self.layer_scale is None
             and self.residual_scale is None
-            and self.position2 is None
-            and not self.post_norm
-            and not has_hooks(self.norm2)
+            and not has_hooks(norm)
             and not has_hooks(self.drop_path)
         )
 
@@ -180,15 +187,12 @@ class Blocks(nn.Sequential):
 
 
 def _joined(block: nn.Module, following: nn.Module | None) -> bool:
-    """Whether the next block's norm can make the sum that a block ends in: nothing stands between the two, and nobody
-    has to see the sum."""
+    """Whether the next block's norm can make the sum that a block ends in."""
     return (
         type(block) is Block
         and type(following) is Block
-        and block.layer_scale is None
-        and block.residual_scale is None
         and following.position is None
-        and type(following.norm) in _NORMS_OF_SUMS
-        and type(block.drop_path) is DropPath
-        and not any(map(has_hooks, (block, block.drop_path, following, following.norm)))
+        and block.adds_in(following.norm)
+        and not has_hooks(block)
+        and not has_hooks(following)
     )

@@ -30,8 +30,7 @@ class GatedMixer(nn.Module):
 
     The frame of the mixers that come from VMamba. A subclass sets `gated`, makes `in_proj` (with twice as many outputs
     if gated), `out_proj` and what it mixes with, and defines `mix`; and `halves` where in_proj's have another order.
-    Registered by `register_notrace_module` of timm, it
-    is one node of a graph of torch.fx.
+    Registered by `register_notrace_module` of timm, it is one node of a graph of torch.fx.
 
     >>> class Pooling(GatedMixer):
     ...     def __init__(self, dim):
