@@ -95,9 +95,10 @@ def scattered(rows: Tensor, order: ScanTable | None, tokens: int) -> Tensor:
         step = steps_of(order, tokens, order.directions, table.device)
         place = step * order.directions + torch.arange(order.directions, device=step.device)
         return rows.flatten(1, 2).index_select(1, place.flatten()).unflatten(1, place.shape)
-    place = torch.where(table < 0, tokens, table)[:, :, None].expand(rows.shape)
+    batches = torch.arange(len(rows), device=rows.device)[:, None, None]
+    places = (batches, torch.where(table < 0, tokens, table), torch.arange(order.directions, device=rows.device))
     sums = rows.new_zeros(rows.shape[0], tokens + 1, *rows.shape[2:])
-    return sums.scatter_add(1, place, rows)[:, :tokens]
+    return sums.index_put(places, rows, accumulate=True)[:, :tokens]  # on a GPU in a fixed order, unlike scatter_add
 
 
 def softplus(x: Tensor) -> Tensor:

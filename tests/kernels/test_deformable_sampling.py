@@ -178,7 +178,12 @@ def test_autocast_narrows_nothing(dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "height, width, channels, groups, dtype",
-    [(56, 56, 64, 2, torch.bfloat16), (14, 9, 70, 5, torch.float32), (7, 7, 512, 16, torch.float16)],
+    [
+        (56, 56, 64, 2, torch.bfloat16),
+        (14, 9, 70, 5, torch.float32),
+        (7, 7, 512, 16, torch.float16),
+        (14, 9, 8, 2, torch.float64),
+    ],
 )
 def test_on_a_gpu(height, width, channels, groups, dtype):
     """At sizes of the models, and the same bits in every run."""

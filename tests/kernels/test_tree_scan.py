@@ -169,7 +169,7 @@ def test_two_runs_are_bit_equal_and_batches_do_not_mix(backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("side", "channels"), [(56, 160), (14, 640), (7, 1280)])
 def test_sizes_of_models_on_a_gpu(side, channels, dtype):
     inputs = make_inputs(side, side, channels, batch=3, dtype=dtype, device="cuda")

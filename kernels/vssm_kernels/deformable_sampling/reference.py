@@ -78,8 +78,9 @@ def sampling_backward(args: SamplingArguments, gradient: Tensor) -> tuple[Tensor
     for k in range(SAMPLES):
         corners = samples.corners[..., k, :, :].flatten()
         given = gradient * contributions[..., k, :, :, None]
-        dx = dx.index_add(0, corners, given.reshape(len(corners), x.shape[-1]))
-        read = x.index_select(0, corners).view(given.shape)
+        given = given.reshape(len(corners), x.shape[-1])
+        dx = dx.index_put((corners,), given, accumulate=True)  # on a GPU in a fixed order, index_add is not
+        read = x.index_select(0, corners).view(*samples.weights.shape[:-1], 2, 2, x.shape[-1])
         of_corners = (gradient * read).sum(-1)  # the gradient of a contribution
         by_column, by_row = samples.shares[..., k, :, :].unbind(-2)
         of_columns, of_rows = (of_corners * by_row[..., None]).sum(-2), (of_corners * by_column[..., None, :]).sum(-1)

@@ -71,8 +71,9 @@ def _pointers(weight: Tensor, tree: Tensor) -> Pointers:
 
 def _up(u: Tensor, pointers: Pointers) -> Tensor:
     """What lies below every vertex, itself included, each times the weights of the edges in between."""
-    for weight, parent in pointers:
-        u = u.scatter_add(1, parent, weight * u)
+    batches = torch.arange(len(u), device=u.device)[:, None]
+    for weight, parent in pointers:  # on a GPU index_put adds in a fixed order, scatter_add does not
+        u = u.index_put((batches, parent[..., 0]), weight * u, accumulate=True)
     return u
 
 
