@@ -15,7 +15,9 @@ from vssm_kernels.grid_tree.reference import rounds
 from vssm_kernels.standard import softplus
 from vssm_kernels.tree_scan.arguments import TreeScanArguments
 
-Pointers = list[tuple[Tensor, Tensor]]  # weights and vertices, one step up, two, four ...
+# Weights, and images and vertices, one step up, two, four ... Rows are read and added to by index: where several meet,
+# their sum has a fixed order on a GPU, as that of gather and scatter_add has not.
+Pointers = list[tuple[Tensor, tuple[Tensor, Tensor]]]
 
 
 def scan(args: TreeScanArguments, save: bool = False) -> tuple[Tensor, None]:
@@ -33,10 +35,10 @@ def scan_backward(args: TreeScanArguments, gradient: Tensor) -> tuple[Tensor, ..
     """
     added, weight = added_and_weight(args)
     pointers = _pointers(weight, args.tree)
-    weight, parent = pointers[0]
+    weight, above = pointers[0]
     sums, dsums = _up(added, pointers), _up(gradient, pointers)
     h, dadded = _down(sums, pointers), _down(dsums, pointers)
-    beyond, dbeyond = h.gather(1, parent) - weight * sums, dadded.gather(1, parent) - weight * dsums
+    beyond, dbeyond = h[above] - weight * sums, dadded[above] - weight * dsums
     return gradients(args, dadded, weight * (dsums * beyond + sums * dbeyond))
 
 
@@ -60,28 +62,29 @@ def gradients(args: TreeScanArguments, dadded: Tensor, dexponent: Tensor) -> tup
 
 def _pointers(weight: Tensor, tree: Tensor) -> Pointers:
     vertex, parent = tree[:, 0].long(), tree[:, 1].long()
-    parent = torch.zeros_like(parent).scatter(1, vertex, parent)[..., None].expand(weight.shape)
-    weight = torch.where(parent < 0, 0, weight)  # the root hands nothing on
-    pointers = [(weight, parent.clamp(min=0))]
+    parent = torch.zeros_like(parent).scatter(1, vertex, parent)
+    weight = torch.where(parent[..., None] < 0, 0, weight)  # the root hands nothing on
+    image = torch.arange(len(parent), device=parent.device)[:, None]
+    above = image, parent.clamp(min=0)
+    pointers = [(weight, above)]
     for _ in range(rounds(weight.shape[1]) - 1):
-        weight, parent = pointers[-1]
-        pointers.append((weight * weight.gather(1, parent), parent.gather(1, parent)))
+        weight, above = weight * weight[above], (image, above[1][above])
+        pointers.append((weight, above))
     return pointers
 
 
 def _up(u: Tensor, pointers: Pointers) -> Tensor:
     """What lies below every vertex, itself included, each times the weights of the edges in between."""
-    batches = torch.arange(len(u), device=u.device)[:, None]
-    for weight, parent in pointers:  # on a GPU index_put adds in a fixed order, scatter_add does not
-        u = u.index_put((batches, parent[..., 0]), weight * u, accumulate=True)
+    for weight, above in pointers:
+        u = u.index_put(above, weight * u, accumulate=True)
     return u
 
 
 def _down(sums: Tensor, pointers: Pointers) -> Tensor:
     """The same of all vertices: a vertex's own sum, and what its parent has from elsewhere."""
     h = sums * (1 - pointers[0][0].square())
-    for weight, parent in pointers:
-        h = h + weight * h.gather(1, parent)
+    for weight, above in pointers:
+        h = h + weight * h[above]
     return h
 
 

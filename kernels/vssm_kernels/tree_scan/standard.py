@@ -1,7 +1,6 @@
-"""The scan of a tree in standard operations: as the reference, with all channels of a vertex moved at once.
+"""The scan of a tree in standard operations: as the reference, with the vertices of all images in one dimension.
 
-A runtime's gather along one dimension copies rows; the reference's, which any mode of torch takes, has an index for
-every number.
+A runtime's gather along one dimension copies rows; the reference's, which any mode of torch takes, has two indices.
 """
 
 from __future__ import annotations
