@@ -13,10 +13,10 @@ RIGHT, LEFT, UP, DOWN = 1, 2, 3, 4
 
 
 def test_moves_along_the_snakes():
-    moves = Moves(zigzag)(2, 3).table.tolist()
-    assert moves[0] == [0, RIGHT, RIGHT, DOWN, LEFT, LEFT]
-    assert moves[1] == [0, RIGHT, RIGHT, UP, LEFT, LEFT]
-    assert moves[2] == [0, DOWN, RIGHT, UP, RIGHT, DOWN]
+    moves = Moves(zigzag)(2, 3).table.view(-1, 2, 3).tolist()
+    assert moves[0] == [[0, RIGHT, RIGHT], [LEFT, LEFT, DOWN]]
+    assert moves[1] == [[LEFT, LEFT, UP], [0, RIGHT, RIGHT]]
+    assert moves[2] == [[0, UP, RIGHT], [DOWN, RIGHT, DOWN]]
     assert Moves(raster)(2, 2).table.tolist() == [[0, RIGHT, 0, RIGHT]]  # a jump is no move
 
 
@@ -41,7 +41,7 @@ def test_the_scan_is_the_official_loop():
         order, move = zigzag(height, width).table[k].long(), Moves(zigzag)(height, width).table[k].long()
         h = torch.zeros(2 * dim, state, dtype=torch.float64)
         for t, token in enumerate(order):
-            b = B[t] + scan.B_of_move[move[t]]
+            b = B[t] + scan.B_of_move[move[token]]
             h = torch.exp(delta[t][:, None] * scan.rates()[k]) * h + (delta[t] * x[0, token])[:, None] * b
             expected[0, token, k] = h @ C[t] + scan.D[0] * x[0, token]
     torch.testing.assert_close(scan(x, *tables), expected)

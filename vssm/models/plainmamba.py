@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import ConvNormAct, register_notrace_module
 from torch import Tensor, nn
 
@@ -57,10 +58,10 @@ class WholeWalks:
 
 @dataclass(frozen=True)
 class Moves:
-    """The move by which each step of an order is reached, as a number below MOVES, (directions, steps).
+    """The move by which each direction of an order reaches each token, as a number below MOVES, (directions, tokens).
 
-    >>> Moves(zigzag)(2, 2).table[0]  # right, down, left
-    tensor([0, 1, 4, 2], dtype=torch.int32)
+    >>> Moves(zigzag)(2, 2).table[0]  # the walk is right, down, left
+    tensor([0, 1, 2, 4], dtype=torch.int32)
     """
 
     order: OrderFunction
@@ -71,7 +72,7 @@ class Moves:
         moves = torch.zeros_like(walk)
         for number, (rows, columns) in enumerate(((0, 1), (0, -1), (-1, 0), (1, 0)), start=1):
             moves[:, 1:][(down == rows) & (right == columns)] = number
-        return ScanOrder(moves, max(MOVES, height * width))
+        return ScanOrder(torch.empty_like(moves).scatter_(1, walk.long(), moves), max(MOVES, height * width))
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,14 @@ class StepOfToken:
 
 
 class DirectionAwareScan(TwiceBiasedScan):
-    """A scan with the same parameters in all directions, whose B also depends on the move that led to a step.
+    """A scan with the same parameters in all directions, whose B also depends on the move that led to a token.
 
     Args:
         channels, directions, state, rank: as in SelectiveScan.
 
     >>> scan = DirectionAwareScan(channels=8, directions=4, state=4, rank=1)
-    >>> table = zigzag(3, 5)
-    >>> tables = [ScanTable.of(make(3, 5).table, 15, torch.device("cpu")) for make in (zigzag, StepOfToken(zigzag))]
-    >>> scan(torch.randn(2, 15, 8), *tables, ScanTable.of(Moves(zigzag)(3, 5).table, 15, torch.device("cpu"))).shape
+    >>> orders = zigzag(3, 5), StepOfToken(zigzag)(3, 5), Moves(zigzag)(3, 5)
+    >>> scan(torch.randn(2, 15, 8), *(ScanTable.of(order.table, 15, torch.device("cpu")) for order in orders)).shape
     torch.Size([2, 15, 4, 8])
     """
 
@@ -113,13 +113,14 @@ class DirectionAwareScan(TwiceBiasedScan):
 
     def forward(self, tokens: Tensor, order: ScanTable, step_of_token: ScanTable, moves: ScanTable) -> Tensor:
         """(batch, tokens, channels) -> (batch, tokens, directions, channels)."""
-        delta, B, C = self.project(tokens)
-        walks, count = order.table.T.long(), self.directions  # (steps, directions)
         # official: a direction meets the tokens in its own order, but their step sizes, B and C in raster order: at
-        # step t it reads token order[t], with those of token t. Here: the same, for the weights' sake.
-        met = tokens[:, walks]
-        y = self._scan(met, delta, B + self.B_of_move[moves.table.T.long()], C, self._each(self.D), order=None)
-        return y[:, step_of_token.table.T.long(), torch.arange(count, device=y.device)]
+        # step t it reads token order[t], with those of token t. Here: the same, for the weights' sake. What a token
+        # selects is a tenth as wide as the token, so it is what moves.
+        weight, *_ = self.read(tokens)  # rows of B, of C and of the step size
+        selected = F.linear(tokens, weight)[:, step_of_token.table.T.long()]
+        B, C, delta = selected.split_with_sizes([self.state, self.state, self.rank], -1)
+        B = B + self.B_of_move[moves.table.T.long()]
+        return self._scan(tokens, delta, B, C, self._each(self.D), order=order)
 
 
 @register_notrace_module
