@@ -1,4 +1,4 @@
-"""Memory that is handed to C by its address, checked to be what C takes it for."""
+"""Memory that kernels read and write by its address; what C is handed is checked to be what C takes it for."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def address(
         f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} and strides {tensor.stride()} on {tensor.device}; "
         f"the C kernel takes {size} numbers of {dtype}, {layout}, on the CPU"
     )
+
+
+def packed(tensor: Tensor) -> Tensor:
+    """The tensor in one piece, with the strides that follow from its shape.
+
+    `contiguous` leaves a dimension of one the stride that it has, whatever it is, and nothing may be read by that.
+
+    >>> column = torch.zeros(2, 3).as_strided((2, 1, 3), (3, 1, 1))
+    >>> column.contiguous().stride(), packed(column).stride()
+    ((3, 1, 1), (3, 3, 1))
+    """
+    return tensor.contiguous().view(-1).view(tensor.shape)
 
 
 def floats(*shape: int, zero: bool = False) -> Tensor:

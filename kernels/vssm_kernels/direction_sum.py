@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from vssm_kernels.buffers import packed
 from vssm_kernels.gpu import Launcher, cdiv
 
 try:
@@ -58,6 +59,13 @@ if triton is not None:
             total += tl.load(blocks + i, mask=mask, other=0.0)
             blocks += size
         tl.store(out + i, total.to(out.dtype.element_ty), mask=mask)
+
+
+def even_rows(z: Tensor) -> Tensor:
+    """z itself where all its rows are one stride apart, as in half of a projection; else a copy."""
+    batch_stride, token_stride, channel_stride = z.stride()
+    even = channel_stride == 1 and batch_stride == z.shape[1] * token_stride
+    return z if even else packed(z)
 
 
 def tile_grid(rows: int, channels: int) -> tuple[int]:

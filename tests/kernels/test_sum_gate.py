@@ -66,6 +66,12 @@ def test_any_strides(backend, of_z):
 
 
 @FAST
+def test_one_token_in_contiguous_memory_with_another_stride(backend):
+    y, both = make_inputs(tokens=1, device=device_of(backend))
+    check(backend, y, both, lambda both: half(both).contiguous().as_strided((2, 1, 20), (20, 1, 1)))
+
+
+@FAST
 def test_an_empty_batch(backend):
     check(backend, *make_inputs(batch=0, device=device_of(backend)))
 

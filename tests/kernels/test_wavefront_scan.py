@@ -145,6 +145,15 @@ TILED = {
 }
 
 
+@pytest.mark.parametrize("backend", [*FAST, triton_fused.BACKEND], ids=lambda backend: backend.name)
+def test_a_column_in_contiguous_memory_with_another_stride(backend):
+    """Torch calls a map of one column contiguous whatever the stride from column to column is."""
+    args = make_arguments((1, 3, 1, 5, 2), torch.float32, device_of(backend), False)
+    u = args.u.clone().as_strided(args.u.shape, (15, 5, 1, 1))
+    assert u.is_contiguous()
+    check_backend(backend, args._replace(u=u))
+
+
 @pytest.mark.parametrize("case", TILED)
 def test_triton_in_strips_and_tiles(case, poisoned_memory, monkeypatch):
     """Maps are cut into tiles where programs are few, to be seen here at a small size."""

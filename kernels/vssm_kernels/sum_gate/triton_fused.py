@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vssm_kernels.direction_sum import TILE, sum_directions, tile_grid
+from vssm_kernels.direction_sum import TILE, even_rows, sum_directions, tile_grid
 from vssm_kernels.gpu import Launcher, triton_backend, why_no_triton
 from vssm_kernels.sum_gate.arguments import GateArguments
 
@@ -69,7 +69,7 @@ def plan_gate(args: GateArguments, save: bool) -> Callable[[GateArguments], tupl
         scale=scale,
         rows=rows,
         channels=channels,
-        z_token=_even_rows(args.z).stride(1),
+        z_token=even_rows(args.z).stride(1),
         DIRECTIONS=directions,
         **TILE,
     )
@@ -78,7 +78,7 @@ def plan_gate(args: GateArguments, save: bool) -> Callable[[GateArguments], tupl
         out, summed = torch.empty(shape, dtype=dtype, device=device), None
         if saves:
             summed = torch.empty((batch, tokens, 1, channels), dtype=dtype, device=device)
-        launch(args.y.contiguous(), _even_rows(args.z), out, summed)
+        launch(args.y.contiguous(), even_rows(args.z), out, summed)
         return out, summed
 
     return run
@@ -98,7 +98,7 @@ def plan_gate_again(
 ) -> Callable[[GateArguments, Tensor], tuple[Tensor | None, Tensor, Tensor]]:
     """The output once more, from the sum over the directions, and both gradients."""
     batch, tokens, channels = shape = args.z.shape
-    rows, z_token, device = batch * tokens, _even_rows(args.z).stride(1), args.z.device
+    rows, z_token, device = batch * tokens, even_rows(args.z).stride(1), args.z.device
     launch = Launcher(
         backward_kernel,
         tile_grid(rows, channels),
@@ -110,7 +110,7 @@ def plan_gate_again(
     )
 
     def run(args: GateArguments, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        z, summed = _even_rows(args.z), args.y.contiguous()
+        z, summed = even_rows(args.z), args.y.contiguous()
         out = torch.empty(shape, dtype=summed.dtype, device=device) if with_output else None
         dsum = torch.empty((batch, tokens, 1, channels), dtype=summed.dtype, device=device)
         dz = torch.empty(shape, dtype=z.dtype, device=device)
@@ -122,13 +122,6 @@ def plan_gate_again(
 
 def _scaled(total: Tensor, scale: float) -> Tensor:
     return total if scale == 1.0 else total * scale
-
-
-def _even_rows(z: Tensor) -> Tensor:
-    """z itself where all its rows are one stride apart, as in half of a projection; else a copy."""
-    batch_stride, token_stride, channel_stride = z.stride()
-    even = channel_stride == 1 and batch_stride == z.shape[1] * token_stride
-    return z if even else z.contiguous()
 
 
 def _why_not(args: GateArguments | None) -> str | None:

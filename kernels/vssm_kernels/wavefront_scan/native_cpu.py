@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vssm_kernels.buffers import address, floats
+from vssm_kernels.buffers import address, floats, packed
 from vssm_kernels.compiler import Strides, channel_bands, float_rows, load_library, run_tasks, why_no_library
 from vssm_kernels.dispatch import Backend, why_not_cpu
 from vssm_kernels.saturation import saturate
@@ -51,7 +51,7 @@ def _bands(args: WavefrontArguments) -> int:
 def _rows(tensor: Tensor) -> Tensor:
     """In float32, its last dimension contiguous and its rows one after another: C takes one stride for all tokens."""
     tensor = float_rows(tensor)
-    return tensor if tensor.stride(1) == tensor.shape[2] * tensor.stride(2) else tensor.contiguous()
+    return tensor if tensor.stride(1) == tensor.shape[2] * tensor.stride(2) else packed(tensor)
 
 
 def _run(name: str, args: WavefrontArguments, **buffers: Tensor) -> None:

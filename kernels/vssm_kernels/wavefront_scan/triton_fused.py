@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vssm_kernels.buffers import packed
 from vssm_kernels.direction_sum import sum_blocks
 from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.wavefront_scan.arguments import WAYS, WavefrontArguments
@@ -197,7 +198,7 @@ def _rows(tensor: Tensor) -> Tensor:
     """With contiguous channels or states, and rows of the map one after another: one stride for all tokens."""
     if tensor.stride(-1) == 1 and tensor.stride(1) == tensor.shape[2] * tensor.stride(2):
         return tensor
-    return tensor.contiguous()
+    return packed(tensor)
 
 
 def _why_not(args: WavefrontArguments | None) -> str | None:
