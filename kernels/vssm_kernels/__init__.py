@@ -37,6 +37,7 @@ from vssm_kernels.sum_gate import sum_gate, sum_gate_again
 from vssm_kernels.sum_norm import add_norm, sum_norm
 from vssm_kernels.tree_scan import tree_scan
 from vssm_kernels.wavefront_scan import wavefront_scan
+from vssm_kernels.weighted_sum import direction_means, weighted_sum
 
 __all__ = [
     "CAST",
@@ -52,6 +53,7 @@ __all__ = [
     "causal_conv1d",
     "deformable_sampling",
     "directed_linear",
+    "direction_means",
     "gelu_again",
     "grid_tree",
     "noncausal_ssd",
@@ -67,6 +69,7 @@ __all__ = [
     "tree_scan",
     "use_backend",
     "wavefront_scan",
+    "weighted_sum",
 ]
 
 importlib.import_module("vssm_kernels.flops")
@@ -85,6 +88,7 @@ for _op in (
     sum_norm,
     tree_scan,
     wavefront_scan,
+    weighted_sum,
 ):
     _package = sys.modules[_op.__module__]
     vars(_op).update({name: value for name, value in vars(_package).items() if isinstance(value, ModuleType)})

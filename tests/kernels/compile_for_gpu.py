@@ -41,6 +41,8 @@ from vssm_kernels.tree_scan.arguments import TreeScanArguments
 from vssm_kernels.wavefront_scan import triton_fused as wavefront
 from vssm_kernels.wavefront_scan import triton_kernels as wavefront_kernels
 from vssm_kernels.wavefront_scan.arguments import WavefrontArguments
+from vssm_kernels.weighted_sum import triton_fused as weighted
+from vssm_kernels.weighted_sum.arguments import MeanArguments, WeightedArguments
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
@@ -110,6 +112,7 @@ def replace_kernels() -> None:
         wavefront_kernels,
         grid,
         tree_scan,
+        weighted,
     ):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction) and name.endswith("_kernel"):
@@ -181,6 +184,10 @@ def main() -> None:
             args = GateArguments(y, z_or_none, 0.5)
             out, summed = gate.BACKEND.forward(args, save)
             gate.BACKEND.backward(args.for_backward(summed), out)
+        args = WeightedArguments(y, torch.randn(2, 3, 96), z_or_none)
+        weighted.BACKEND.backward(args, weighted.BACKEND.forward(args, False)[0])
+        args = MeanArguments(y, z_or_none)
+        weighted.MEANS.backward(args, weighted.MEANS.forward(args, False)[0])
     for shape, center, groups in (((2, 9, 4, 96), True, 1), ((2, 9, 1, 768), False, 1), ((2, 9, 1, 348), True, 4)):
         for bias in (torch.ones(shape[-1]), None):
             args = NormArguments(

@@ -41,6 +41,8 @@ VARIANTS = {
     "wavefront_scan.triton_kernels.backward_kernel": 2,
     "tree_scan.triton_fused.forward_kernel": 1,
     "tree_scan.triton_fused.backward_kernel": 1,
+    "weighted_sum.triton_fused.weigh_kernel": 2,
+    "weighted_sum.triton_fused.sum_kernel": 6,
 }
 
 

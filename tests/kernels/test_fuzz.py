@@ -20,6 +20,7 @@ from vssm_kernels import (
     ScanTable,
     causal_conv1d,
     deformable_sampling,
+    direction_means,
     grid_tree,
     selective_scan,
     state_fusion,
@@ -28,6 +29,7 @@ from vssm_kernels import (
     tree_scan,
     use_backend,
     wavefront_scan,
+    weighted_sum,
 )
 from vssm_kernels.buffers import address
 from vssm_kernels.testing import assert_close
@@ -163,6 +165,19 @@ def a_gate(make: Maker) -> Callable[[], Tensor]:
     return lambda: sum_gate(y, z, scale)
 
 
+def a_weighted_sum(make: Maker) -> Callable[[], Tensor]:
+    batch, tokens, directions, channels = make.size(0, 1, 2), make.size(1, 5), make.size(1, 2) % 5 + 1, make.size(16)
+    y, z = make.tensor(batch, tokens, directions, channels), make.maybe(batch, tokens, channels)
+    weights = make.tensor(batch, directions, make.random.choice([1, channels]), dtype=make.wide)
+    return lambda: weighted_sum(y, weights, z)
+
+
+def a_mean(make: Maker) -> Callable[[], Tensor]:
+    batch, tokens, directions, channels = make.size(1, 2), make.size(1, 5), make.size(1, 2) % 5 + 1, make.size(16)
+    y, z = make.tensor(batch, tokens, directions, channels), make.maybe(batch, tokens, channels)
+    return lambda: direction_means(y, z)
+
+
 def a_norm(make: Maker) -> Callable[[], Tensor]:
     merge, channels = make.random.random() < 0.6, make.size(16, 17)
     shape = [make.size(1, 2, 5) for _ in range(make.random.randint(0, 3))]
@@ -199,7 +214,7 @@ def a_tree(make: Maker) -> Callable[[], Tensor]:
     return lambda: tree_scan(u, delta, A, B, bias, tree)
 
 
-OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_norm, a_fusion, a_sampling, a_tree]
+OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_weighted_sum, a_mean, a_norm, a_fusion, a_sampling, a_tree]
 
 
 def output_and_gradients(run: Callable[[], Tensor], leaves: list[Tensor], gradient: Tensor | None) -> list[Tensor]:

@@ -15,6 +15,7 @@ from vssm_kernels import (
     ScanTable,
     causal_conv1d,
     deformable_sampling,
+    direction_means,
     grid_tree,
     noncausal_ssd,
     selective_scan,
@@ -25,6 +26,7 @@ from vssm_kernels import (
     tree_scan,
     use_backend,
     wavefront_scan,
+    weighted_sum,
 )
 from vssm_kernels.testing import assert_close
 
@@ -78,6 +80,8 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "gate": (lambda y, z: sum_gate(y, z, 0.5), [(2, 5, 3, 4), (2, 5, 4)]),
     "gate of one direction": (sum_gate, [(2, 5, 1, 4), (2, 5, 4)]),
     "sum": (lambda y: sum_gate(y * y, None, 0.5), [(2, 5, 3, 4)]),
+    "weighted sum": (weighted_sum, [(2, 5, 3, 4), (2, 3, 4), (2, 5, 4)]),
+    "means": (direction_means, [(2, 5, 3, 4), (2, 5, 4)]),
     "norm": (lambda x, weight, bias: sum_norm(x, weight, bias, eps=1e-5, merge=True), [(2, 5, 3, 4), (4,), (4,)]),
     "rms norm": (lambda x, weight: sum_norm(x, weight, eps=1e-5, center=False, merge=True), [(2, 5, 3, 4), (4,)]),
     "norm of groups": (lambda x, weight, bias: sum_norm(x, weight, bias, eps=1e-5, groups=2), [(2, 5, 6), (6,), (6,)]),

@@ -12,10 +12,16 @@ from torch.nn import functional as F
 
 from vssm.models._searched_orders import LOCAL_VIM, LOCAL_VMAMBA_TINY
 from vssm.nn import SS2D, BranchLayerNorm, ChannelGate, OrderTable, VimMixer, convolved_silu
+from vssm.ops import weighted_sum
 from vssm.scan import OrderFunction, ScanOrder, columns, with_padding_tokens
 from vssm.values import widened
 
 _BiAttention = partial(ChannelGate, norm=BranchLayerNorm, act=nn.GELU, bias=True)
+
+
+def _gated_sum(gate: ChannelGate, directions: Tensor) -> Tensor:
+    """(batch, tokens, directions, channels) to (batch, tokens, channels), each direction with a gate of its own."""
+    return weighted_sum(directions, gate.weights(directions, over=1).squeeze(1))
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class LocalSS2D(SS2D):
         return self.merge(directions).view_as(x)
 
     def merge(self, directions: Tensor) -> Tensor:
-        return super().merge(self.channel_gate(directions, over=1))
+        return self.norm(_gated_sum(self.channel_gate, directions))
 
 
 @register_notrace_module
@@ -138,4 +144,4 @@ class LocalVimMixer(VimMixer):
         directions = self.scan(self.convolved(x, order), order)[:, :count] * F.silu(z).unsqueeze(2)
         if self.official_columns is not None:
             directions = self.official_columns(directions, height, width)
-        return self.out_proj(self.channel_gate(directions, over=1).sum(2))
+        return self.out_proj(_gated_sum(self.channel_gate, directions))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, register_notrace_module
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from vssm.models._family import Family, TrainingData, Variant
 from vssm.models._layouts import MAMBA_ROWS, in_mmpretrain
 from vssm.models._plain import PlainWithPosition
 from vssm.nn import BranchLayerNorm, PatchStem, VimMixer
+from vssm.ops import direction_means, weighted_sum
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, stack
 
 
@@ -81,11 +81,11 @@ class MultiPathMixer(VimMixer):
             return self.drop_path(super().forward(tokens, height, width))
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
-        paths = self.scan(self.convolved(x, order), order) * F.silu(z).unsqueeze(2)
+        paths = self.scan(self.convolved(x, order), order)
         # The projection is linear: the mean of its outputs is its output for the mean, and so is the weighted sum.
-        means = self.out_proj(paths.mean(1))
+        means = self.out_proj(direction_means(paths, z))
         weights = self.path_gate(means.flatten(1)).softmax(-1)
-        return self.drop_path(self.out_proj((paths * weights[:, None, :, None]).sum(2)))
+        return self.drop_path(self.out_proj(weighted_sum(paths, weights.unsqueeze(-1), z)))
 
 
 class RSMamba(PlainWithPosition):

@@ -12,6 +12,7 @@ from vssm_kernels import (
     causal_conv1d,
     deformable_sampling,
     directed_linear,
+    direction_means,
     gelu_again,
     grid_tree,
     noncausal_ssd,
@@ -26,6 +27,7 @@ from vssm_kernels import (
     sum_norm,
     tree_scan,
     wavefront_scan,
+    weighted_sum,
 )
 from vssm_kernels.dispatch import PLAIN_TENSORS, is_transformed, runs_eagerly
 from vssm_kernels.op import without_autocast
@@ -44,6 +46,7 @@ __all__ = [
     "causal_conv1d",
     "deformable_sampling",
     "directed_linear",
+    "direction_means",
     "gelu_again",
     "grid_tree",
     "is_transformed",
@@ -61,5 +64,6 @@ __all__ = [
     "sum_norm",
     "tree_scan",
     "wavefront_scan",
+    "weighted_sum",
     "without_autocast",
 ]
