@@ -23,6 +23,7 @@ from vssm.bench import (
     environment,
     median_time,
     print_table,
+    report,
     write_csv,
     write_plot,
 )
@@ -186,3 +187,21 @@ def test_on_a_gpu():
     for execution, training in product((Execution.GRAPH, Execution.COMPILED_GRAPH), (False, True)):
         how = {"execution": execution, "training": training, "arguments": {"depth": 2}}
         assert benchmark_model("vim_tiny", 224, 2, device, torch.bfloat16, **how)["ms"] > 0
+
+
+def test_labels_of_near_points_lie_apart(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    boxes = []
+
+    def watched(labels, figure, axes):
+        spread(labels, figure, axes)
+        boxes.extend(label.get_window_extent() for label in labels)
+        assert all(axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 for box in boxes)
+
+    spread = report._spread
+    monkeypatch.setattr(report, "_spread", watched)
+    points = [("near", f"a model of a long name {number}", 100 + number, 80 + number / 50) for number in range(4)]
+    points.append(("far", "a model of a long name", 1000, 81))
+    report.write_scatter(tmp_path / "scatter.png", points, "images/s", "top-1", "a comment")
+    assert b"a comment" in (tmp_path / "scatter.png").read_bytes()
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])

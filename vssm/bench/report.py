@@ -116,18 +116,36 @@ def write_scatter(
     figure, axes = _axes(10, 7)
     from matplotlib import ticker
 
+    labels = []
     for number, (group, found) in enumerate(groups.items()):
         names, across, up = zip(*found, strict=True)
         # Ten colours, then the same ten with another marker.
         axes.plot(across, up, "os^D"[number // 10], color=f"C{number % 10}", label=group)
         for name, *place in zip(names, across, up, strict=True):
-            axes.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            labels.append(axes.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize=7))
     axes.set(xscale="log", xlabel=x, ylabel=y)
     _plain_numbers(axes)
     # Ten and its powers alone would leave a narrow range without numbers, and all of 1 to 9 lie on each other.
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 5, 7)))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
+    _spread(labels, figure, axes)
     _save(figure, axes, path, {"Comment": comment})
+
+
+def _spread(labels: list[Any], figure: Any, axes: Any) -> None:
+    """Put each label on that side of its point where it lies on nothing else and inside the axes, if there is one."""
+    figure.draw_without_rendering()
+    points, taken = [axes.transData.transform(label.xy) for label in labels], []
+    for label in labels:
+        for right, up in ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1)):
+            label.set(ha=("center", "left", "right")[right], va=("center_baseline", "bottom", "top")[up])
+            label.set_position((5 * right, 5 * up))
+            box = label.get_window_extent()
+            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
+            covered = any(box.padded(2).contains(*point) for point in points)
+            if inside and not covered and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
