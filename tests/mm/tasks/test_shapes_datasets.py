@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import DataLoader, Dataset
 
 from vssm.data import KINDS
 from vssm.mm.runtime.seeding import keep_epoch_seed, seed_albumentations
+from vssm.mm.tasks.runner import score_by_name
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -148,6 +149,26 @@ def test_coco_metric_of_the_truth_is_one_and_of_wrong_classes_none(config: Confi
         for name in ("coco/bbox_mAP", "coco/bbox_mAP_50", "coco/segm_mAP"):
             # Where a wrong class is in no image its average precision does not count.
             assert metrics[name] == pytest.approx(score, abs=0.1 if wrong else 1e-6)
+
+
+@base(DETECTION)
+@pytest.mark.parametrize("named", [lambda number: number, "object {}".format])
+def test_ids_of_annotations_may_begin_at_0_or_be_texts(config: Config, tmp_path: Path, named: Callable) -> None:
+    """The object 0 counted as not found."""
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    content = json.loads(Path(dataset.ann_file).read_text())
+    for number, each in enumerate(content["annotations"]):
+        each["id"] = named(number)
+    (tmp_path / "own.json").write_text(json.dumps(content))
+    metric = METRICS.build(dict(type="CocoMetric", ann_file=str(tmp_path / "own.json"), metric="bbox"))
+    metric.dataset_meta = dataset.metainfo
+    score_by_name(metric, dataset, "val_evaluator.ann_file")
+    for index in range(len(dataset)):
+        sample = dataset[index]["data_samples"]
+        truth = sample.gt_instances
+        boxes = {"bboxes": truth.bboxes.tensor, "labels": truth.labels, "scores": torch.ones(len(truth))}
+        metric.process({}, [{**sample.to_dict(), "pred_instances": boxes}])
+    assert metric.evaluate(len(dataset))["coco/bbox_mAP"] == 1.0
 
 
 @base(SEGMENTATION)
