@@ -201,7 +201,17 @@ def test_masks_that_are_not_there(check: Callable, coco: dict, mask: object) -> 
 
 @pytest.mark.parametrize(
     "mask",
-    [[[1, 2, 3, 4, 5, float("nan")]], [["1", 2, 3, 4, 5, 6]], [1, 2, 3, 4, 5, 6], {"size": [32, 64], "counts": [9]}, 3],
+    [
+        [[1, 2, 3, 4, 5, float("nan")]],
+        [["1", 2, 3, 4, 5, 6]],
+        [1, 2, 3, 4, 5, 6],
+        {"size": [32, 64], "counts": [9]},
+        3,
+        *(
+            {"size": [32, 32], "counts": counts}
+            for counts in ([66, 8, 24], [66, -8, 966], [66, 957.5, 0.5], "abc", None)
+        ),
+    ],
 )
 def test_masks_that_cannot_be_used(check: Callable, coco: dict, mask: object) -> None:
     coco["annotations"][1]["segmentation"] = mask
@@ -221,7 +231,7 @@ def test_masks_of_two_points(check: Callable, coco: dict, caplog: pytest.LogCapt
 
 def test_masks_as_run_lengths(check: Callable, coco: dict) -> None:
     coco["annotations"][0]["segmentation"] = {"size": [32, 32], "counts": [100, 24, 900]}
-    coco["annotations"][1]["segmentation"] = {"size": [32, 32], "counts": "PPYo0"}
+    coco["annotations"][1]["segmentation"] = {"size": [32, 32], "counts": "T3h0Tl0"}
     check(masks=True)
 
 
@@ -237,6 +247,39 @@ def test_what_scores_ask(check: Callable, coco: dict) -> None:
     check()
     with pytest.raises(DataError, match="an entry of 'annotations' has no 'iscrowd'"):
         check(scored=True)
+
+
+def test_ids_that_scores_cannot_sort(check: Callable, coco: dict) -> None:
+    coco["categories"][1]["id"] = coco["annotations"][1]["category_id"] = "two"
+    check()
+    with pytest.raises(DataError, match="some ids in 'categories' are numbers and others texts"):
+        check(scored=True)
+
+
+def test_crowds_and_what_is_marked_count_nowhere(check: Callable, coco: dict, caplog: pytest.LogCaptureFixture) -> None:
+    coco["annotations"][0]["iscrowd"] = 1
+    check()
+    assert "1 of 2 objects are crowds (iscrowd 1), in neither loss nor score" in caplog.text
+    coco["annotations"][1]["ignore"] = 1
+    with pytest.raises(DataError, match=r"1 of 1 objects are crowds.*set iscrowd to 0"):
+        check()
+    coco["annotations"][0]["iscrowd"] = 0
+    check()
+    assert "1 of 2 boxes are marked 'ignore': training leaves them out, and scores count them" in caplog.text
+
+
+def test_an_image_listed_twice(check: Callable, coco: dict, caplog: pytest.LogCaptureFixture) -> None:
+    coco["images"].append({**coco["images"][0], "id": 3, "file_name": "./a.jpg"})
+    check()
+    assert "lists 1 of 2 images more than once" in caplog.text
+
+
+def test_a_byte_order_mark(check: Callable, coco: dict, tmp_path: Path) -> None:
+    check()
+    file = tmp_path / "train.json"
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    with pytest.raises(DataError, match=r"train\.json begins with a byte order mark; save it as UTF-8 without one"):
+        check_coco(file, tmp_path / "train", CLASSES)
 
 
 def test_a_root_category_named_as_a_class(check: Callable, coco: dict) -> None:
@@ -268,7 +311,10 @@ def test_objects_of_other_categories_are_counted(check: Callable, caplog: pytest
         ("images", dict(width=None), "has the size None x 32"),
         ("images", dict(height=0), "has the size 32 x 0"),
         ("images", dict(file_name=7), "the 'file_name' of an entry of 'images' is no text"),
-        ("annotations", dict(image_id=[1]), "the 'image_id' of an entry of 'annotations' is no number"),
+        ("annotations", dict(image_id=[1]), "the 'image_id' of an entry of 'annotations' is no whole number or text"),
+        ("annotations", dict(image_id="1"), "annotation 1 is of image '1', which is not listed"),
+        ("annotations", dict(iscrowd="0"), "annotation 1 has iscrowd '0'; expected 0 or 1"),
+        ("annotations", dict(ignore=None), "annotation 1 has ignore None; expected 0 or 1"),
         ("categories", dict(name=None), "the 'name' of an entry of 'categories' is no text"),
     ],
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,52 @@ def run_lengths(mask: Mask) -> list[int]:
     flat = np.concatenate([[False], mask.ravel(order="F")])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+
+
+def lengths_of(counts: object) -> list[int] | None:
+    """The run lengths in an annotation, written as numbers or, compressed, as text; None where they are none.
+
+    >>> lengths_of([100, 24, 900]), lengths_of("T3h0Tl0"), lengths_of([1.5])
+    ([100, 24, 900], [100, 24, 900], None)
+    """
+    lengths = _decompressed(counts) if isinstance(counts, str) else counts
+    if not isinstance(lengths, list) or not all(isinstance(n, int | float) and n >= 0 and n % 1 == 0 for n in lengths):
+        return None
+    return lengths
+
+
+def _decompressed(text: str) -> list[int]:
+    """Five bits a letter, the lowest first, with a sixth where more follow; from the fourth on relative to the last
+    but one."""
+    lengths, value, shift = [], 0, 0
+    for letter in text:
+        bits = ord(letter) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        value -= (bits & 16) << (shift - 4)
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value, shift = 0, 0
+    return lengths
+
+
+def is_mask(mask: object, image: Mapping[str, Any]) -> bool:
+    """Whether a mask is run lengths of all pixels of the image, or lists of finite numbers.
+
+    pycocotools reads beyond run lengths that end early, and may never return.
+
+    Args:
+        mask: the segmentation of an annotation.
+        image: its entry, with height and width.
+    """
+    if isinstance(mask, dict):
+        size, lengths = [image["height"], image["width"]], lengths_of(mask.get("counts"))
+        return mask.get("size") == size and lengths is not None and sum(lengths) == math.prod(size)
+    try:
+        return isinstance(mask, list) and all(math.isfinite(sum(polygon)) for polygon in mask)
+    except TypeError:
+        return False
 
 
 def box(mask: Mask) -> list[int]:

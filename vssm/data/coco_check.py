@@ -6,6 +6,7 @@ They read the annotation file, list folders, and open the heads of some images, 
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ import numpy as np
 
 from vssm.data.checks import check_readable, sampled
 from vssm.data.classes import some
+from vssm.data.coco import is_mask
 from vssm.data.decode import DataError, read_size
 from vssm.files import FileError, check_regular
 
@@ -126,9 +128,14 @@ def category_ids(
 def _read(file: Path, use: CocoUse) -> dict[str, list[dict[str, Any]]]:
     try:
         check_regular(file)
-        content = json.loads(file.read_bytes())
+        text = file.read_bytes()
+        if text.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{file} begins with a byte order mark; save it as UTF-8 without one")
+        content = json.loads(text)
     except FileError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON, or is cut short: {error}") from error
     if not isinstance(content, dict):
@@ -145,6 +152,10 @@ def _read(file: Path, use: CocoUse) -> dict[str, list[dict[str, Any]]]:
                     "tools/predict.py"
                 )
         _check_entries(file, part, content.get(part), keys)
+        if use.scored and part != "annotations" and len({type(entry["id"]) is str for entry in content[part]}) > 1:
+            raise DataError(
+                f"{file}: some ids in {part!r} are numbers and others texts; expected one kind, to be sorted"
+            )
     for image in content["images"]:
         sides = image["width"], image["height"]
         if not all(isinstance(side, int | float) and side > 0 for side in sides):
@@ -164,7 +175,9 @@ def _check_entries(file: Path, part: str, entries: object, keys: Sequence[str]) 
             raise DataError(f"{file}: an entry of {part!r} has no {lacking!r}: {str(entry)[:100]}")
         for key in ("id", "image_id", "category_id"):
             if key in needed and not isinstance(entry[key], int | str):
-                raise DataError(f"{file}: the {key!r} of an entry of {part!r} is no number: {str(entry)[:100]}")
+                raise DataError(
+                    f"{file}: the {key!r} of an entry of {part!r} is no whole number or text: {str(entry)[:100]}"
+                )
         for key in ("file_name", "name"):
             if key in needed and not isinstance(entry[key], str):
                 raise DataError(f"{file}: the {key!r} of an entry of {part!r} is no text: {str(entry)[:100]}")
@@ -180,6 +193,12 @@ def _check_images(file: Path, folder: Path, names: Sequence[str]) -> None:
             there.update(os.path.join(part, entry.name) for entry in os.scandir(folder / part) if entry.is_file())
     listed = {os.path.normpath(name) for name in names}
     missing = [name for name in names if os.path.normpath(name) not in there]
+    twice = [name for name, count in Counter(map(os.path.normpath, names)).items() if count > 1]
+    if twice:
+        _logger.warning(
+            f"{file} lists {len(twice)} of {len(listed)} images more than once, each time with its own objects or none: "
+            f"{some(twice)}; what an entry lacks is background to it"
+        )
     if missing:
         raise DataError(
             f"{len(missing)} of {len(names)} images that {file} lists are not in {folder}: {some(missing)}; complete "
@@ -193,11 +212,12 @@ def _check_images(file: Path, folder: Path, names: Sequence[str]) -> None:
 def _check_references(file: Path, shapes: list[dict], images: Mapping[int, dict], categories: set[int]) -> None:
     for shape in shapes:
         if shape["image_id"] not in images:
-            raise DataError(f"{file}: annotation {shape['id']} is of image {shape['image_id']}, which is not listed")
+            raise DataError(f"{file}: annotation {shape['id']} is of image {shape['image_id']!r}, which is not listed")
         if shape["category_id"] not in categories:
+            listed = some([repr(key) for key in sorted(categories, key=str)])
             raise DataError(
                 f"{file}: annotation {shape['id']} of {images[shape['image_id']]['file_name']} has the unknown "
-                f"category {shape['category_id']}; listed are {some(sorted(categories, key=str))}"
+                f"category {shape['category_id']!r}; listed are {listed}"
             )
 
 
@@ -226,6 +246,9 @@ def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wan
                 f"the area {shape['area']}; expected [left, top, width, height] and an area in pixels: correct it, or "
                 "remove the annotation"
             )
+        for key in ("iscrowd", "ignore"):
+            if shape.get(key, 0) not in (0, 1):
+                raise DataError(f"{file}: annotation {shape['id']} has {key} {shape[key]!r}; expected 0 or 1")
     others = [shape for shape in shapes if shape["category_id"] not in wanted]
     if others:
         _logger.warning(
@@ -242,11 +265,22 @@ def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wan
     within = (np.minimum(left + width, right) > np.maximum(left, 0)) & (
         np.minimum(top + height, bottom) > np.maximum(top, 0)
     )
-    flat = ~within | (area <= 0) | (width < 1) | (height < 1)
-    beyond = ~flat & (
-        (np.minimum(left, top) < -_ROUNDING) | (left + width > right + _ROUNDING) | (top + height > bottom + _ROUNDING)
+    marked = np.array([bool(shape.get("ignore")) for shape in shapes])
+    flat = ~marked & (~within | (area <= 0) | (width < 1) | (height < 1))
+    beyond = (
+        ~marked
+        & ~flat
+        & (
+            (np.minimum(left, top) < -_ROUNDING)
+            | (left + width > right + _ROUNDING)
+            | (top + height > bottom + _ROUNDING)
+        )
     )
-    for wrong, what in ((flat, "have no area in the image and are left out"), (beyond, "reach beyond the image")):
+    for wrong, what in (
+        (marked, "are marked 'ignore': training leaves them out, and scores count them"),
+        (flat, "have no area in the image and are left out"),
+        (beyond, "reach beyond the image"),
+    ):
         if wrong.any():
             first = shapes[int(np.flatnonzero(wrong)[0])]
             told = (
@@ -258,7 +292,19 @@ def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wan
                     f"{told}; expected [left, top, width, height] in pixels: are these [left, top, right, bottom]?"
                 )
             _logger.warning(told)
-    return [shape for shape, left_out in zip(shapes, flat, strict=True) if not left_out]
+    used = [shape for shape, left_out in zip(shapes, marked | flat, strict=True) if not left_out]
+    _check_crowds(file, used)
+    return used
+
+
+def _check_crowds(file: Path, shapes: list[dict]) -> None:
+    """Refuse objects that are all crowds, as some exports mark masks of run lengths: they count nowhere."""
+    crowds = [shape["id"] for shape in shapes if shape.get("iscrowd")]
+    if crowds:
+        told = f"{file}: {len(crowds)} of {len(shapes)} objects are crowds (iscrowd 1), in neither loss nor score"
+        if len(crowds) == len(shapes):
+            raise DataError(f"{told}; set iscrowd to 0 for single objects, whatever the kind of their masks")
+        _logger.warning(f"{told} (first: annotation {crowds[0]})")
 
 
 def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> None:
@@ -267,7 +313,7 @@ def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> 
         mask = shape.get("segmentation")
         if not mask:
             lacking.append(shape)
-        elif not _is_mask(mask, images[shape["image_id"]]):
+        elif not is_mask(mask, images[shape["image_id"]]):
             wrong.append(shape)
         elif isinstance(mask, list) and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask):
             degenerate.append(shape)
@@ -286,20 +332,10 @@ def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> 
     if wrong or (degenerate and len(degenerate) == len(shapes)):
         raise DataError(
             f"{told(wrong or degenerate, 'a mask that cannot be used')}; expected polygons [x, y, x, y, x, y, ...] in "
-            "pixels, or run lengths with the size of the image, [height, width]"
+            "pixels, or run lengths of all pixels of the image, with its size [height, width]"
         )
     if degenerate:
         _logger.warning(f"{told(degenerate, 'a mask of fewer than three points, and are left out')}")
-
-
-def _is_mask(mask: object, image: Mapping[str, Any]) -> bool:
-    """Whether a mask is run lengths of the image's size, or lists of finite numbers."""
-    if isinstance(mask, dict):
-        return list(mask.get("size", ())) == [image["height"], image["width"]] and bool(mask.get("counts"))
-    try:
-        return isinstance(mask, list) and all(math.isfinite(sum(polygon)) for polygon in mask)
-    except TypeError:
-        return False
 
 
 def _tell_what_is_empty(file: Path, shapes: list[dict], images: Mapping[int, dict], empty_left_out: bool) -> None:
