@@ -124,6 +124,15 @@ def test_tar_files_in_a_tar_file_are_classes_and_links_are_resolved(tmp_path: Pa
     assert named(dataset) == {("ant", 0), ("bee", 1)} and len(dataset) == 5
 
 
+def test_symbolic_links_in_a_tar_file_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They were left out without a word; in a folder they are followed."""
+    folder = make(tmp_path / "train", ("ant", "bee"))
+    (folder / "bee/linked.png").symlink_to(folder / "ant/0.png")
+    assert len(ImageDataset(folder, transform=TRANSFORM)) == 3
+    assert len(ImageDataset(packed(folder), transform=TRANSFORM)) == 2
+    assert "1 files are hidden or no images by their names, or links, and are left out: bee/linked.png" in caplog.text
+
+
 def test_class_maps_name_what_they_merge(tmp_path: Path) -> None:
     folder = make(tmp_path / "train", ("bus", "car", "van", "other"))
     options = dict(class_map=dict(bus=1, car=0, van=0))

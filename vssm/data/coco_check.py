@@ -196,8 +196,8 @@ def _check_images(file: Path, folder: Path, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(map(os.path.normpath, names)).items() if count > 1]
     if twice:
         _logger.warning(
-            f"{file} lists {len(twice)} of {len(listed)} images more than once, each time with its own objects or none: "
-            f"{some(twice)}; what an entry lacks is background to it"
+            f"{file} lists {len(twice)} of {len(listed)} images more than once: {some(twice)}; the objects of "
+            "one entry are background in the other"
         )
     if missing:
         raise DataError(

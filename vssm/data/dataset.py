@@ -285,8 +285,9 @@ def _tell_what_is_left_out(reader: Reader, *, mapped: bool, is_training: bool) -
         is_training: otherwise the classes are known, and a set may lack some.
     """
     if reader.skipped:
+        links = ", or links" if isinstance(reader, TarReader) else ""
         _logger.warning(
-            f"{reader.root}: {len(reader.skipped)} files are hidden or no images by their names, and are left out: "
+            f"{reader.root}: {len(reader.skipped)} files are hidden or no images by their names{links}, and are left out: "
             f"{some(sorted(reader.skipped))}"
         )
     empty = reader.empty_folders() if isinstance(reader, FolderReader) and not mapped else []

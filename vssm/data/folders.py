@@ -96,7 +96,7 @@ class TarReader(Reader):
         self.skipped: list[str] = []
         with open(self.root, "rb") as file:
             places = dict(_members(file, "", 0))
-        images = [name for name in places if is_image_name(name) and not is_hidden(name)]
+        images = [name for name in places if places[name] and is_image_name(name) and not is_hidden(name)]
         self.skipped = sorted(places.keys() - images)
         self.names, self.samples = _by_class(self.root, images, class_map, self.skipped)
         self.places = [places[name] for name, _ in self.samples]
@@ -136,8 +136,11 @@ def walk_files(root: str) -> Iterator[str]:
         yield from (os.path.join(relative, name) for name in files)
 
 
-def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """The files in a tar file, each with the place of its bytes: where they begin, and how many there are."""
+def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """The files in a tar file, each with the place of its bytes: where they begin, and how many there are.
+
+    None for what has no bytes of its own: a symbolic link, or a hard link to a file that is not in the tar file.
+    """
     places: dict[str, tuple[int, int]] = {}
     clean: dict[str, str] = {}  # folders, without "./"
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -147,14 +150,16 @@ def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tu
                 place = places[member.linkname]
             elif member.isreg() and not member.issparse():
                 place = start + member.offset_data, member.size
-            else:
+            elif member.isdir():
                 continue
+            else:
+                place = None
             places[member.name] = place
             above, _, name = member.name.rpartition("/")
             if above not in clean:
                 clean[above] = str(PurePosixPath(folder, above))
             name = name if clean[above] == "." else f"{clean[above]}/{name}"
-            if name.lower().endswith(".tar"):
+            if place and name.lower().endswith(".tar"):
                 inner = archive.extractfile(member)
                 yield from _members(inner, name[: -len(".tar")], place[0])
             else:
