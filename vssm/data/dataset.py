@@ -287,8 +287,8 @@ def _tell_what_is_left_out(reader: Reader, *, mapped: bool, is_training: bool) -
     if reader.skipped:
         links = ", or links" if isinstance(reader, TarReader) else ""
         _logger.warning(
-            f"{reader.root}: {len(reader.skipped)} files are hidden or no images by their names{links}, and are left out: "
-            f"{some(sorted(reader.skipped))}"
+            f"{reader.root}: {len(reader.skipped)} files are hidden or no images by their names{links}, and are left "
+            f"out: {some(sorted(reader.skipped))}"
         )
     empty = reader.empty_folders() if isinstance(reader, FolderReader) and not mapped else []
     if empty and is_training:
