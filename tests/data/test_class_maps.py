@@ -108,6 +108,9 @@ def test_values_of_many_kinds_can_be_mapped(maps: Callable, classes: tuple, valu
 def test_values_must_be_as_many_as_classes() -> None:
     with pytest.raises(DataError, match=r"2 pixel_values and 3 classes"):
         Meaning(("a", "b", "c"), pixel_values=(0, 255))
+    for values in ((0, 1, 1), (0, 1, 256), (0, 1, "2"), (0, 1, 2.0)):
+        with pytest.raises(DataError, match="expected whole numbers from 0 to 255, another one for each class"):
+            Meaning(("a", "b", "c"), pixel_values=values)
 
 
 def test_a_rare_class_is_looked_for_in_all_maps(

@@ -51,6 +51,12 @@ class Meaning:
                 f"metainfo has {len(self.pixel_values)} pixel_values and {len(names)} classes ({some(names)}); "
                 "expected one value for each class"
             )
+        values = self.pixel_values or ()
+        if not all(isinstance(value, int) and 0 <= value < _VALUES for value in values) or len({*values}) < len(values):
+            raise DataError(
+                f"metainfo has the pixel_values {some(values)}; expected whole numbers from 0 to {_VALUES - 1}, "
+                "another one for each class"
+            )
 
     def table(self) -> NDArray[np.int16]:
         """(256,): the label of each value in a file; -1 where it stands for nothing.

@@ -134,6 +134,21 @@ def test_a_class_map_with_an_unknown_value(tmp_path: Path) -> None:
         assert "000003.png has 1 pixels" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        ("cell", r"metainfo\.classes is 'cell', and there is no such file of names; .*one class is \('cell',\)"),
+        (("ground", "road", "road"), "the classes have the name road more than once"),
+    ],
+)
+@pytest.mark.parametrize("package", ["mmdet", "mmseg"])
+def test_names_of_classes_that_are_none(package: str, classes: object, told: str) -> None:
+    """mmengine takes the letters of a text for classes; a name that comes twice had one label for both."""
+    kind = {"mmdet": "CocoDataset", "mmseg": "BaseSegDataset"}[package]
+    with DefaultScope.overwrite_default_scope(package), pytest.raises(DataError, match=told):
+        prepare_dataset(dict(type=kind, metainfo=dict(classes=classes), pipeline=[]))
+
+
 @pytest.mark.parametrize("scope", ["mmengine", "mmdet", "mmseg"], indirect=True)
 @pytest.mark.usefixtures("scope")
 def test_other_data_are_let_through() -> None:

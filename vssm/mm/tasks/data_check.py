@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from vssm.data import DataError, ImageDataset, StreamedImageDataset
 from vssm.data.checks import check_present
 from vssm.data.class_maps import check_class_maps, check_contents, pair_files
-from vssm.data.classes import some
+from vssm.data.classes import check_distinct, some
 from vssm.data.coco_check import CocoUse, category_ids, check_coco
 
 # How to get the data, by the name of the data set's class.
@@ -115,6 +115,13 @@ def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | N
     mmdet numbers a class by where the annotation file has its category, and mmseg by where the config has its name.
     """
     meta = dict(config.get("metainfo") or {})
+    given = meta.get("classes") or ()
+    if isinstance(given, str) and "://" not in given and not Path(given).is_file():
+        raise DataError(
+            f"metainfo.classes is {given!r}, and there is no such file of names; expected a tuple of names, which for "
+            f"one class is ({given!r},)"
+        )
+    check_distinct(_declared(config) or (), _named(target, config))
     if classes:
         own, of_class = meta.get("classes"), getattr(target, "METAINFO", {}).get("classes")
         own = list_from_file(own) if isinstance(own, str) else own
