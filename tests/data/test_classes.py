@@ -164,7 +164,7 @@ def test_shards_are_labelled_by_the_names_beside_them(tmp_path: Path, caplog: py
     (tmp_path / "classnames.txt").write_text("bee\nant\n")
     assert [sample["label"] for sample in StreamedImageDataset(**read)] == [1, 0, 0]
     assert StreamedImageDataset(**{**read, "classes": None}).classes == ("bee", "ant")
-    (tmp_path / "classnames.txt").write_text("crane\nant\ncrane\n")
+    (tmp_path / "classnames.txt").write_text("crane\nant\ncrane\n\n")
     assert StreamedImageDataset(**{**read, "classes": None}).classes == ("crane", "ant", "crane (2)")
 
 

@@ -57,6 +57,10 @@ def test_labels(weights, images, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())[0]["image"] == result["image"] == str(images[0])
     best, probability = result["classes"][0]
     assert best.startswith("name ") and 0 < probability < 1
+    labels.write_bytes(
+        b"".join(b"crane\r\n" if i in (3, 7) else b"name\xc2\x85%d\r\n" % i for i in range(1000)) + b"\r\n"
+    )
+    assert load_predictor("vim_tiny", weights, labels).labels[2:8:5] == ["name\x852", "crane (7)"]
     labels.write_text("one\ntwo")
     with pytest.raises(ConfigError, match="1000 classes, but there are 2 labels"):
         load_predictor("vim_tiny", weights, labels)

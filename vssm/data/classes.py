@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vssm.data.decode import DataError
@@ -21,6 +22,19 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     ('10', '9', 'B', 'a', 'b')
     """
     return tuple(sorted(set(names)))
+
+
+def names_in(file: Path) -> list[str]:
+    """The names in a file, one a line; blank lines at its end are none.
+
+    A name that comes again, such as crane in lists for ImageNet, the bird and the machine, gets its place behind it.
+
+    Raises:
+        UnicodeDecodeError: the file is no text in UTF-8.
+    """
+    names = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+    return [name if first[name] == place else f"{name} ({place})" for place, name in enumerate(names)]
 
 
 def classes_of_map(class_map: Mapping[str, int]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from timm.data.readers import create_reader
 from timm.data.readers.reader import Reader
 
-from vssm.data.classes import classes_of_map
+from vssm.data.classes import classes_of_map, names_in
 from vssm.data.decode import IMAGE_SUFFIXES, DataError
 from vssm.data.folders import FolderReader, TarReader
 
@@ -89,9 +89,7 @@ def names_of(opened: Reader, root: str | Path | None, options: Mapping[str, Any]
         return opened.names
     listed = Path(root or "") / "classnames.txt"
     if listed.is_file() and not options.get("class_map"):
-        names = listed.read_text(encoding="utf-8-sig").splitlines()
-        # Lists for ImageNet have some names twice, such as crane, the bird and the machine.
-        return tuple(f"{name} ({i})" if name in names[:i] else name for i, name in enumerate(names))
+        return tuple(names_in(listed))
     labels = getattr(opened, "class_to_idx", None)
     return classes_of_map(labels) if labels else None
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vssm import models
 from vssm.data import build_transform
+from vssm.data.classes import names_in
 from vssm.data.transforms import Transform
 from vssm.errors import ConfigError
 from vssm.inference.create import create_model
@@ -210,10 +211,10 @@ def class_names(count: int, names: Sequence[str] | None) -> Sequence[str]:
 
 
 def read_labels(path: Path | None) -> list[str] | None:
-    """The lines of a file of labels; None where none is given."""
+    """The names in a file of labels; None where none is given."""
     if path is not None and not path.is_file():
         raise ConfigError(f"there is no file of labels {path}")
     try:
-        return None if path is None else path.read_text(encoding="utf-8-sig").splitlines()
+        return None if path is None else names_in(path)
     except UnicodeDecodeError as error:
         raise ConfigError(f"the labels in {path} are no text in UTF-8: {error}; save the file as UTF-8") from error
