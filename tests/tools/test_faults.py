@@ -130,7 +130,9 @@ def test_what_pytorch_and_the_system_say(text):
     assert FAULTS[text] in sentence and "\n" not in sentence
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG]
+)
 def test_failures_of_the_disk(number):
     assert explain(OSError(number, os.strerror(number), "/disk/file")) == f"/disk/file: {os.strerror(number)}"
 

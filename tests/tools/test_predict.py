@@ -224,6 +224,7 @@ def test_where_pictures_may_not_go(photos, tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "photos/c_a.png")
     with pytest.raises(ConfigError, match="would overwrite an input"):
         check_out(tmp_path / "photos/c.png", [*paths, tmp_path / "photos/c_a.png"])
+    check_out(tmp_path / "predictions.png", [Path(f"{number}{'x' * 248}.jpg") for number in range(2)])
 
 
 @pytest.mark.parametrize(
@@ -234,12 +235,14 @@ def test_where_pictures_may_not_go(photos, tmp_path):
         ("x.png", "x_classes.png"),
         ("x.png", "X.png"),
         ("x.y.png", "x.z.png"),
+        ("x" * 250 + "1.png", "x" * 250 + "2.png"),
+        ("\u4e2d" * 80 + "1.png", "\u4e2d" * 83 + ".png"),
     ],
 )
 def test_no_two_images_share_a_picture(names, tmp_path):
     files = pictures_of(tmp_path / "out.png", [Path(name) for name in names])
     everything = [file.name.lower() for file in files] + [f"{file.stem}_classes.png".lower() for file in files]
-    assert len(set(everything)) == 2 * len(names)
+    assert len(set(everything)) == 2 * len(names) and max(len(name.encode()) for name in everything) <= 255
 
 
 def test_the_number_of_classes_is_the_files(photos, tmp_path):

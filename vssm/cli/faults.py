@@ -38,6 +38,7 @@ DISK_ERRORS = {
     errno.EDQUOT,
     errno.EFBIG,
     errno.EIO,
+    errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,

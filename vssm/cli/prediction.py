@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # Images on one picture of a classifier's predictions.
 SHEET = 40
+# Bytes in the name of a file, on Linux, macOS and Windows.
+LONGEST_NAME = 255
 
 
 class UnreadImagesError(UserError):
@@ -277,14 +279,23 @@ def sheets_of(picture: Path, count: int) -> list[Path]:
 
 
 def pictures_of(picture: Path, paths: Sequence[Path]) -> list[Path]:
-    """A file for each image; with a number where the names of images would give one file twice."""
+    """A file for each image; with a number where the names of images would give one file twice.
+
+    Names that file systems would find too long are cut.
+    """
     if len(paths) == 1:
         return [picture]
-    names = [path.stem for path in paths]
+    most = max(20, LONGEST_NAME - 30 - len(os.fsencode(picture.name)))  # beside numbers and "_classes"
+    names = [_cut(path.stem, most) for path in paths]
     taken = [*names, *(f"{name}_classes" for name in names)]
     if len({name.lower() for name in taken}) < len(taken):
         names = [f"{number}_{name}" for number, name in enumerate(names)]
     return [picture.with_name(f"{picture.stem}_{name}{picture.suffix}") for name in names]
+
+
+def _cut(name: str, most: int) -> str:
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= most else encoded[:most].decode(errors="ignore")
 
 
 @contextmanager
