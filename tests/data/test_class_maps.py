@@ -164,6 +164,17 @@ def test_maps_of_another_size(maps: Callable, tmp_path: Path) -> None:
         maps([0, 1])
 
 
+def test_turns_that_sizes_do_not_tell(maps: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Orientation 3 is upside down; class maps are read as they are stored."""
+    maps([0, 1])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (2, 1)).save(tmp_path / "images/0.jpg", exif=exif)
+    assert not caplog.records
+    maps([0, 1])
+    assert "1 of 1 images that were looked at are turned by their EXIF orientation" in caplog.text
+
+
 def test_linked_folders_are_followed_and_hidden_files_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -254,11 +254,24 @@ def check_contents(
         counts = _count(looked_at, meaning, upright)
         present = _present(counts, meaning)
     check_readable([image for image, _ in looked_at])
+    if upright:
+        _tell_untold_turns([image for image, _ in looked_at])
     where = os.path.dirname(pairs[0][1])
     maps = f"{len(pairs)} class maps in {where}"
     maps = maps if len(looked_at) == len(pairs) else f"{len(looked_at)} of {maps}"
     _check_present(maps, counts, present, meaning, is_training)
     _tell_shares(maps, counts, present, meaning, whole=len(looked_at) == len(pairs))
+
+
+def _tell_untold_turns(images: Sequence[str]) -> None:
+    """Count the images whose EXIF orientation leaves their size as it is: it does not tell how their maps lie."""
+    heads = {image: read_size(image) for image in images}
+    untold = [image for image, (size, turn) in heads.items() if turn > 1 and (turn <= 4 or size[0] == size[1])]
+    if untold:
+        _logger.warning(
+            f"{len(untold)} of {len(images)} images that were looked at are turned by their EXIF orientation and are "
+            f"read upright; that their class maps are upright too, their size does not tell (first: {untold[0]})"
+        )
 
 
 def _count(pairs: Sequence[tuple[str, str]], meaning: Meaning, upright: bool) -> NDArray[np.int64]:
