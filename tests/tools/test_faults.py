@@ -131,7 +131,7 @@ def test_what_pytorch_and_the_system_say(text):
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG]
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.ENAMETOOLONG]
 )
 def test_failures_of_the_disk(number):
     assert explain(OSError(number, os.strerror(number), "/disk/file")) == f"/disk/file: {os.strerror(number)}"
