@@ -247,7 +247,7 @@ def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wan
                 "remove the annotation"
             )
         for key in ("iscrowd", "ignore"):
-            if shape.get(key, 0) not in (0, 1):
+            if shape.get(key) not in (None, 0, 1):
                 raise DataError(f"{file}: annotation {shape['id']} has {key} {shape[key]!r}; expected 0 or 1")
     others = [shape for shape in shapes if shape["category_id"] not in wanted]
     if others:

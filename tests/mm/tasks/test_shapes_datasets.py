@@ -158,7 +158,7 @@ def test_ids_of_annotations_may_begin_at_0_or_be_texts(config: Config, tmp_path:
     dataset = DATASETS.build(config.val_dataloader.dataset)
     content = json.loads(Path(dataset.ann_file).read_text())
     for number, each in enumerate(content["annotations"]):
-        each["id"] = named(number)
+        each["id"], each["iscrowd"] = named(number), None
     (tmp_path / "own.json").write_text(json.dumps(content))
     metric = METRICS.build(dict(type="CocoMetric", ann_file=str(tmp_path / "own.json"), metric="bbox"))
     metric.dataset_meta = dataset.metainfo

@@ -301,7 +301,7 @@ def score_by_name(metric: object, dataset: object, option: str) -> None:
     """Let mmdet's CocoMetric find the categories of its annotation file by the names of the classes.
 
     It would take them in the order of the file. Annotations are numbered from 1: pycocotools takes the id 0 for an
-    object that was not found, and texts not at all.
+    object that was not found, and texts not at all, nor null for what is no crowd.
 
     Args:
         metric: a CocoMetric with an annotation file of its own.
@@ -314,7 +314,7 @@ def score_by_name(metric: object, dataset: object, option: str) -> None:
     annotations = metric._coco_api
     objects = annotations.dataset.get("annotations", ())
     for number, each in enumerate(objects, 1):
-        each["id"] = number
+        each["id"], each["iscrowd"] = number, each.get("iscrowd") or 0
     annotations.anns = {each["id"]: each for each in objects}
     if getattr(dataset, "ann_file", None) != getattr(metric, "ann_file", None) and hasattr(dataset, "get_data_info"):
         known = set(annotations.getImgIds())
