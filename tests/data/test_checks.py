@@ -314,7 +314,6 @@ def test_objects_of_other_categories_are_counted(check: Callable, caplog: pytest
         ("annotations", dict(image_id=[1]), "the 'image_id' of an entry of 'annotations' is no whole number or text"),
         ("annotations", dict(image_id="1"), "annotation 1 is of image '1', which is not listed"),
         ("annotations", dict(iscrowd="0"), "annotation 1 has iscrowd '0'; expected 0 or 1"),
-        ("annotations", dict(ignore=None), "annotation 1 has ignore None; expected 0 or 1"),
         ("categories", dict(name=None), "the 'name' of an entry of 'categories' is no text"),
     ],
 )
