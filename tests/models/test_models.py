@@ -59,6 +59,17 @@ def test_images_of_a_batch_do_not_mix(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=1e-4)
 
 
+@every_class_shallow
+def test_a_batch_may_be_empty(kind: tuple[str, dict]) -> None:
+    model, x = small(kind).eval(), images(0, 3, 64, 48).requires_grad_()
+    logits = model(x)
+    assert logits.shape == (0, 10)
+    logits.sum().backward()
+    assert x.grad.shape == x.shape
+    with torch.no_grad():
+        assert all(len(each) == 0 for each in model.forward_intermediates(x, intermediates_only=True))
+
+
 @every_kind
 def test_training_after_inference_mode(kind: tuple[str, dict]) -> None:
     """Tables made in inference mode serve training: gradients are those of a model that never ran in it."""
