@@ -78,3 +78,25 @@ def test_gradients_of_every_image(kind: tuple[str, dict]) -> None:
     for name, parameter in model.named_parameters():
         scale = float(parameter.grad.abs().max())
         torch.testing.assert_close(found[name][1], parameter.grad, atol=1e-4 * scale + 1e-7, rtol=1e-3, msg=name)
+
+
+@every_class
+def test_many_gradients_at_once(kind: tuple[str, dict]) -> None:
+    """A jacobian in one backward is that row by row."""
+    model, x = small(kind), images()[:1]
+    found = torch.autograd.functional.jacobian(model, x, vectorize=True)
+    rows = torch.autograd.functional.jacobian(model, x)
+    torch.testing.assert_close(found, rows, atol=1e-4 * float(rows.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["vim", "groupmamba", "mamba2d"])
+def test_shared_weights_have_the_same_gradients_on_the_way_to_second_ones(family: str) -> None:
+    model, x = small(next(kind for kind in CLASSES if kind[0].startswith(family))), images()
+    blocks = model.blocks if hasattr(model, "blocks") else model.stages[-1].blocks
+    blocks.append(blocks[-1])
+    found, expected = (
+        torch.autograd.grad(model(x).logsumexp(1).sum(), list(blocks[-1].parameters()), create_graph=further)
+        for further in (True, False)
+    )
+    for one, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, want, atol=1e-4 * float(want.abs().max()) + 1e-7, rtol=1e-3)

@@ -59,6 +59,28 @@ def test_images_of_a_batch_do_not_mix(kind: tuple[str, dict]) -> None:
         torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=1e-4)
 
 
+@every_class_shallow
+def test_a_pooling_that_a_model_lacks_is_named_and_changes_nothing(kind: tuple[str, dict]) -> None:
+    model = small(kind)
+    for pool in ("nonsense", "catavgmax" if is_plain(kind) else "token"):
+        with pytest.raises(ValueError, match=f"global_pool is '{pool}'; expected one of"):
+            small(kind, global_pool=pool)
+        with pytest.raises(ValueError, match=f"global_pool is '{pool}'; expected one of"):
+            model.reset_classifier(5, pool)
+    assert model.num_classes == model(images(2, 3, 32, 32)).shape[1] == 10
+
+
+@every_class_shallow
+def test_a_batch_may_be_empty(kind: tuple[str, dict]) -> None:
+    model, x = small(kind).eval(), images(0, 3, 64, 48).requires_grad_()
+    logits = model(x)
+    assert logits.shape == (0, 10)
+    logits.sum().backward()
+    assert x.grad.shape == x.shape
+    with torch.no_grad():
+        assert all(len(each) == 0 for each in model.forward_intermediates(x, intermediates_only=True))
+
+
 @every_kind
 def test_training_after_inference_mode(kind: tuple[str, dict]) -> None:
     """Tables made in inference mode serve training: gradients are those of a model that never ran in it."""

@@ -27,11 +27,11 @@ from vssm.nn import (
     BranchLayerNorm,
     BranchRMSNorm,
     ChannelGate,
-    ChannelsLastBatchNorm,
     ChannelsLastConv2d,
     ConditionalPosition,
     ConvDownsample,
     ConvMlp,
+    ConvNormAct,
     ConvStem,
     DeformableSampling,
     GroupLayerNorm,
@@ -64,6 +64,7 @@ MAPS = ((2, 5, 7, 8), (1, 1, 3, 8))
 IMAGES = ((2, 3, 33, 29), (1, 3, 18, 40))
 GRID = (3, 5)
 TOKENS = ((2, 15, 8),)
+SMALL = ((2, 3, 9, 7),)
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,8 @@ PARTS = {
     "convolution": Part(
         partial(ChannelsLastConv2d, 8, 6, 3, stride=2, padding=1), lambda layer, x: plain.conv(x, layer)
     ),
-    "batch norm": Part(
-        partial(ChannelsLastBatchNorm, 8),
-        lambda norm, x: (x - norm.running_mean) / (norm.running_var + 1e-5).sqrt() * norm.weight + norm.bias,
+    "convolution with batch norm": Part(
+        partial(ConvNormAct, 3, 6, 3, 2), lambda layer, x: plain.conv_bn(x.movedim(1, 3), layer).movedim(3, 1), SMALL
     ),
     "norm of a branch": Part(partial(BranchLayerNorm, 8), lambda norm, x: plain.layer_norm(x, norm)),
     "norm of a stream": Part(partial(StreamLayerNorm, 8), lambda norm, x: plain.layer_norm(x, norm)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -96,6 +96,18 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
                 f"dims has {len(dims)} entries and {name} {len(others)}; expected as many, one for each stage: "
                 f"{shortened(dims)} and {shortened(others)}"
             )
+
+
+def checked_pool(global_pool: str, pools: Sequence[str]) -> str:
+    """The pooling, if it is one of those that a model has.
+
+    >>> checked_pool("token", ("avg", "max", ""))
+    Traceback (most recent call last):
+    ValueError: global_pool is 'token'; expected one of ('avg', 'max', ''); "" is for none
+    """
+    if global_pool not in pools:
+        raise ValueError(f'global_pool is {global_pool!r}; expected one of {tuple(pools)}; "" is for none')
+    return global_pool
 
 
 def _rule_of(name: str) -> Rule | None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, register_notrace_module
+from timm.layers import register_notrace_module
 from timm.models import checkpoint_seq
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
-from vssm.nn import BatchNormStem, concrete
+from vssm.nn import BatchNormStem, ConvNormAct, concrete
 
 
 class Branch(nn.Sequential):

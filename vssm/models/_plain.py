@@ -11,7 +11,7 @@ from timm.layers import get_device_dtype, to_2tuple
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from vssm.models._arguments import check_arguments
+from vssm.models._arguments import check_arguments, checked_pool
 from vssm.models._contract import Backbone, Indices, as_format, check_format, take_indices, with_defaults
 from vssm.nn import Blocks, PatchStem, insert_class_row, resize_position, split_class_row
 from vssm.scan import place_of_class_token
@@ -66,10 +66,7 @@ class Plain(Backbone):
         return with_defaults(cls, arguments)["depth"]
 
     def _checked_pool(self, global_pool: str) -> str:
-        pools = ("token", *self.pools) if self.has_class_token else self.pools
-        if global_pool not in pools:
-            raise ValueError(f'global_pool is {global_pool!r}; expected one of {pools}; "" is for none')
-        return global_pool
+        return checked_pool(global_pool, ("token", *self.pools) if self.has_class_token else self.pools)
 
     def embed(self, image: Tensor) -> tuple[Tensor, int, int]:
         """Tokens for the first block, and the height and width of the grid of patches."""
@@ -155,9 +152,9 @@ class Plain(Backbone):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier (none for 0 classes), and another pooling where given."""
         check_arguments({"num_classes": num_classes})
-        self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = self._checked_pool(global_pool)
+        self.num_classes = num_classes
         self.head = _linear(self.num_features, num_classes, **get_device_dtype(self)).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

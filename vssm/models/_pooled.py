@@ -8,7 +8,7 @@ from typing import Any
 from timm.layers import ClassifierHead, get_device_dtype
 from torch import Tensor, nn
 
-from vssm.models._arguments import check_arguments
+from vssm.models._arguments import check_arguments, checked_pool
 from vssm.models._contract import Backbone
 
 
@@ -24,6 +24,7 @@ class Pooled(Backbone):
 
     output_fmt = "NHWC"
     classifier = "head.fc"
+    pools = ("avg", "max", "avgmax", "catavgmax", "")
 
     def __init__(self, in_chans: int):
         super().__init__()
@@ -39,6 +40,7 @@ class Pooled(Backbone):
         **dd: Any,
     ) -> None:
         """The classifier of maps with `num_features` channels, made by `head`; the others are as everywhere in timm."""
+        checked_pool(global_pool, self.pools)
         self.num_classes, self.num_features = num_classes, num_features
         self.head = head(
             num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd
@@ -62,6 +64,8 @@ class Pooled(Backbone):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier (none for 0 classes), and another pooling where given."""
         check_arguments({"num_classes": num_classes})
+        if global_pool is not None:
+            checked_pool(global_pool, self.pools)
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features

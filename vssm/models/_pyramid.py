@@ -148,7 +148,11 @@ class Pyramid(Pooled):
     def forward_features(self, image: Tensor) -> Tensor:
         for x in self.maps(image, self.stages):
             last = x
-        return self.norm(last)
+        return self.normed(last)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The last stage's map after the final norm."""
+        return self.norm(x)
 
     def forward_intermediates(
         self,
@@ -165,11 +169,11 @@ class Pyramid(Pooled):
         maps = []
         for i, x in enumerate(self.maps(image, stages)):
             if i in taken:
-                maps.append(self.norm(x) if norm and i == len(self.stages) - 1 else x)
+                maps.append(self.normed(x) if norm and i == len(self.stages) - 1 else x)
         maps = [as_format(m, output_fmt) for m in maps]
         if intermediates_only:
             return maps
-        return self.norm(x) if len(stages) == len(self.stages) else x, maps
+        return self.normed(x) if len(stages) == len(self.stages) else x, maps
 
     def forward_entries(self, image: Tensor) -> list[Tensor]:
         """What the blocks of each stage receive, and the last map, all (batch, channels, height, width).

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import ConvNormAct, DropPath, SqueezeExcite
+from timm.layers import DropPath, SqueezeExcite
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
@@ -22,6 +22,7 @@ from vssm.nn import (
     SS2D,
     BranchLayerNorm,
     ChannelGate,
+    ConvNormAct,
     PatchMerging,
     PatchStem,
     StreamLayerNorm,

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, ConvNormAct
+from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
@@ -23,6 +23,7 @@ from vssm.nn import (
     Block,
     BranchLayerNorm,
     ConvDownsample,
+    ConvNormAct,
     ConvStem,
     LeanMlp,
     StreamLayerNorm,

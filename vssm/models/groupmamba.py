@@ -83,10 +83,10 @@ class GroupSS2D(GatedMixer):
         return super().halves(x)[::-1]
 
     def mix(self, x: Tensor) -> Tensor:
-        batch, height, width, _ = x.shape
+        batch, height, width, channels = x.shape
         order = self.order_table(height, width, x.device)
         x = convolved_silu(self.conv, x)
-        scanned = self.scan(x.reshape(batch, height * width, self.groups, -1), order)
+        scanned = self.scan(x.reshape(batch, height * width, self.groups, channels // self.groups), order)
         return self.norm(scanned.view_as(x))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, GELUTanh, register_notrace_module
+from timm.layers import GELUTanh, register_notrace_module
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
@@ -24,8 +24,8 @@ from vssm.nn import (
     Attention,
     BatchNormStem,
     Block,
-    ChannelsLastBatchNorm,
     ConvDownsample,
+    ConvNormAct,
     LeanMlp,
     Linear,
     OrderTable,
@@ -191,7 +191,7 @@ class MambaVision(Pyramid):
         super().__init__(
             BatchNormStem(in_chans, [(stem_width, 3, 2), (dims[0], 3, 2)], eps=1e-4, **dd),
             make_stages(block, dims, depths, downsample, drop_path_rate, windows=of_windows, **dd),
-            ChannelsLastBatchNorm(dims[-1], **dd),
+            nn.BatchNorm2d(dims[-1], **dd),
             in_chans,
             num_classes,
             global_pool,
@@ -199,6 +199,9 @@ class MambaVision(Pyramid):
             **dd,
         )
         initialise_linear_layers(self, scans=True)
+
+    def normed(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def no_weight_decay(self) -> set[str]:
         # official: one-dimensional tensors, of which the step sizes' bias and D are two-dimensional here.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, register_notrace_module
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import under
@@ -25,6 +25,7 @@ from vssm.nn import (
     Blocks,
     BranchLayerNorm,
     ChannelsLastConv2d,
+    ConvNormAct,
     Linear,
     OrderTable,
     PaddedPatchConv,

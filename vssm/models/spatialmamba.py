@@ -101,12 +101,12 @@ class StructureAwareSSM(GatedMixer):
         self.out_proj = Linear(inner, dim, bias=False, **dd)
 
     def mix(self, x: Tensor) -> Tensor:
-        batch, height, width, _ = x.shape
+        _, height, width, _ = x.shape
         x = convolved_silu(self.conv, x)
         states, C = self.scan.states(x.flatten(1, 2), self.order_table(height, width, x.device))
         # A map for each direction; C is one number per position, for all channels.
         states, C = (rows.transpose(1, 2).unflatten(2, (height, width)) for rows in (states[..., 0], C))
-        fused = self.fusion(states.flatten(0, 1)).unflatten(0, (batch, -1))
+        fused = self.fusion(states.flatten(0, 1)).view_as(states)
         return self.norm((fused * C).sum(1) + self.scan.D.sum(0) * x)
 
 

@@ -3,7 +3,7 @@
 from vssm.nn.attention import Attention, LatentPooling
 from vssm.nn.block import Block, Blocks
 from vssm.nn.compilation import compile_module, run_fast
-from vssm.nn.conv import ChannelsLastBatchNorm, ChannelsLastConv2d, convolved_silu
+from vssm.nn.conv import ChannelsLastConv2d, ConvNormAct, convolved_silu
 from vssm.nn.deform import DeformableSampling
 from vssm.nn.downsample import ConvDownsample, InvertedDownsample, PatchMerging
 from vssm.nn.gate import ChannelGate
@@ -40,11 +40,11 @@ __all__ = [
     "BranchLayerNorm",
     "BranchRMSNorm",
     "ChannelGate",
-    "ChannelsLastBatchNorm",
     "ChannelsLastConv2d",
     "ConditionalPosition",
     "ConvDownsample",
     "ConvMlp",
+    "ConvNormAct",
     "ConvStem",
     "DeformableSampling",
     "GatedMixer",

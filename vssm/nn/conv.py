@@ -1,8 +1,11 @@
-"""Convolution and batch norm of channels-last maps."""
+"""Convolutions of channels-last maps, and those with batch norm."""
 
 from __future__ import annotations
 
-from timm.layers import register_notrace_module
+from typing import Any
+
+import timm.layers
+from timm.layers import create_act_layer, register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.linear import WEIGHT_AND_BIAS
@@ -42,14 +45,24 @@ def convolved_silu(conv: nn.Module, x: Tensor) -> Tensor:
     return bias_silu(*product_and_bias(conv, x))
 
 
-@register_notrace_module  # torch's batch norm checks shapes
-class ChannelsLastBatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d of (batch, height, width, channels), in front of MambaVision's classifier.
+class ConvNormAct(timm.layers.ConvNormAct):
+    """timm's, of (batch, channels, height, width), with the activation beside the batch norm, not within it.
+
+    What takes a batch norm's place, such as torch's and mmengine's SyncBatchNorm, would leave one within it out.
+
+    Args:
+        *args: of timm's, as the rest is.
+        act_layer: class of the activation.
+        apply_act: whether there is one.
 
     >>> import torch
-    >>> ChannelsLastBatchNorm(4)(torch.randn(2, 5, 7, 4)).shape
-    torch.Size([2, 5, 7, 4])
+    >>> ConvNormAct(4, 6, kernel_size=3, stride=2)(torch.randn(1, 4, 9, 7)).shape
+    torch.Size([1, 6, 5, 4])
     """
 
+    def __init__(self, *args: Any, act_layer: type[nn.Module] = nn.ReLU, apply_act: bool = True, **named: Any):
+        super().__init__(*args, apply_act=False, **named)
+        self.act = create_act_layer(act_layer, inplace=True) if apply_act else nn.Identity()
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.act(super().forward(x))

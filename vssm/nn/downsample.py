@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
-from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastConv2d, ConvNormAct
 from vssm.nn.norm import BranchLayerNorm, StreamLayerNorm
 
 

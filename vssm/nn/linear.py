@@ -76,7 +76,7 @@ class GroupLinear(ReadsParameters):
         products = directed_linear(x.reshape(1, -1, self.groups, self.inputs), weight)
         if self.halves:  # as groups of their own
             products = torch.cat(products.chunk(2, -1)[::-1], 2)
-        return products.reshape(*x.shape[:-1], -1)
+        return products.reshape(*x.shape[:-1], self.groups * self.outputs)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}, inputs={self.inputs}, outputs={self.outputs}, halves={self.halves}"

@@ -139,7 +139,9 @@ class _ProductOfRecomputed(torch.autograd.Function):
     def backward(ctx, gradient):
         weight, bias, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled() or not torch._C._has_storage(gradient):  # second derivatives, many gradients at once
+            # Of views: one input may be made of another, or of what that is made of, and this is not to be followed.
             with torch.enable_grad():
+                weight, bias, *inputs = (t if t is None else t.view_as(t) for t in (weight, bias, *inputs))
                 output = F.linear(ctx.function(*inputs), weight, bias)
             wanted = [t for t in (weight, bias, *inputs) if t is not None and t.requires_grad]
             found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=torch.is_grad_enabled()))

@@ -148,7 +148,8 @@ class SelectiveScan(ReadsParameters):
             BC, delta = rows.split_with_sizes([sets * 2 * self.state, sets * self.rank], -1)
             if not own_inputs or sets > 1:
                 batch, count = tokens.shape[:2]
-                BC, delta = BC.view(batch, count, sets, -1), delta.view(batch, count, sets, -1)
+                BC = BC.view(batch, count, sets, 2 * self.state)
+                delta = delta.view(batch, count, sets, self.rank)
                 if sets < self.directions:
                     BC, delta = (part.expand(-1, -1, self.directions, -1) for part in (BC, delta))
         B, C = BC.chunk(2, -1)

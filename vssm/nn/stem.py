@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, register_notrace_module, to_2tuple
+from timm.layers import register_notrace_module, to_2tuple
 from torch import Tensor, nn
 
-from vssm.nn.conv import ChannelsLastConv2d
+from vssm.nn.conv import ChannelsLastConv2d, ConvNormAct
 from vssm.nn.norm import BranchLayerNorm, StreamLayerNorm
 
 
