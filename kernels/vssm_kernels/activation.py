@@ -123,7 +123,9 @@ class _Activated(torch.autograd.Function):
             run = _backward_of(ctx.function, x, bias, gradient, again=False)
         if run is not None:
             return None, None, *run(x, bias, gradient)[1:]
+        # Of views: x may be made of the bias, or of what that is made of, and this is not to be followed.
         with torch.enable_grad():  # second derivatives, many gradients at once
+            x, bias = x.view_as(x), bias.view_as(bias)
             value = ctx.function(_biased(x, bias))
         wanted = [tensor for tensor in (x, bias) if tensor.requires_grad]
         found = iter(torch.autograd.grad(value, wanted, gradient, create_graph=torch.is_grad_enabled()))

@@ -98,6 +98,16 @@ def test_second_derivatives(one_kernel, fused, plain):
 
 
 @BOTH
+def test_a_bias_that_x_is_made_of(one_kernel, fused, plain):
+    bias = normal(6).requires_grad_()
+    found, expected = (
+        torch.autograd.grad(function(normal(3, 6) * bias).sum(), bias, create_graph=True)[0]
+        for function in (lambda x: fused(x, bias), lambda x: plain(x + bias))
+    )
+    assert_close(found, expected, tolerance=2e-6)
+
+
+@BOTH
 def test_many_gradients_at_once_and_transforms(one_kernel, fused, plain):
     x, bias = normal(3, 6).requires_grad_(), normal(6).requires_grad_()
     gradients = normal(4, 3, 6)
