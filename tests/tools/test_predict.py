@@ -205,6 +205,15 @@ def test_an_interrupted_prediction_leaves_what_was_done(predictor, photos, tmp_p
     assert json.loads((tmp_path / "all.json").read_text()) == json.loads(json.dumps([first]))
 
 
+def test_earlier_results_stay_where_there_are_none(predictor, photos, tmp_path, monkeypatch):
+    (tmp_path / "p.json").write_text("earlier")
+    monkeypatch.setattr(predictor, "batch", lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(predict_files(predictor, photos("a.png"), tmp_path / "p.png"))
+    assert [(file.name, file.read_text()) for file in tmp_path.glob("*.json*")] == [("p.json", "earlier")]
+    assert not list(tmp_path.glob(".*.part"))
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP"), ("a.png", "PNG"), ("a", "PNG")]
 )

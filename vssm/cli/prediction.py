@@ -250,8 +250,9 @@ class _Scenes:
 
 @contextmanager
 def _json_list(file: Path) -> Iterator:
-    """Write a JSON list an entry at a time; it appears whole, also if the work breaks off."""
-    temporary = file.with_name(f".{file.name}.part")
+    """Write a JSON list an entry at a time; it appears whole, also if the work breaks off, but before its first entry:
+    then an earlier file stays."""
+    temporary, done = file.with_name(f".{file.name}.part"), False
     with temporary.open("w", encoding="utf-8") as opened:
         opened.write("[")
         first = True
@@ -263,10 +264,14 @@ def _json_list(file: Path) -> Iterator:
 
         try:
             yield write
+            done = True
         finally:
             opened.write("\n]\n")
             opened.close()
-            replace_atomically(temporary, file)
+            if first and not done:
+                temporary.unlink()
+            else:
+                replace_atomically(temporary, file)
 
 
 def sheets_of(picture: Path, count: int) -> list[Path]:
