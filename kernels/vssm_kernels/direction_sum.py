@@ -61,8 +61,10 @@ if triton is not None:
         tl.store(out + i, total.to(out.dtype.element_ty), mask=mask)
 
 
-def even_rows(z: Tensor) -> Tensor:
+def even_rows(z: Tensor | None) -> Tensor | None:
     """z itself where all its rows are one stride apart, as in half of a projection; else a copy."""
+    if z is None:
+        return None
     batch_stride, token_stride, channel_stride = z.stride()
     even = channel_stride == 1 and batch_stride == z.shape[1] * token_stride
     return z if even else packed(z)

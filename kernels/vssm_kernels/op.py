@@ -94,7 +94,7 @@ class Op(BackendRegistry):
         if torch.compiler.is_dynamo_compiling():  # an export without dynamo runs in a mode
             return self._traced(args)
         if is_transformed():
-            args.check()
+            self.check(args)
             return self.reference.forward(args, False)[0]
         if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
             return self._traced(args)
@@ -107,13 +107,26 @@ class Op(BackendRegistry):
             run = self._runs[kind] = self._plan(args)
         return _without_autocast(args.device, run, args)
 
+    def check(self, args: Any) -> None:
+        """Raise, with got and expected, for arguments that the backends could not read."""
+        args.check()
+        for name, tensor in zip(args._fields, args.tensors(), strict=False):
+            if tensor is None:
+                continue
+            if not tensor.is_floating_point():
+                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
+            if tensor.device != args.device:
+                raise ValueError(
+                    f"{name} is on {tensor.device} but {args._fields[0]} on {args.device}; move both to one device"
+                )
+
     def forget(self) -> None:
         for known in (self._runs, self._forwards, self._backwards):
             known.clear()
 
     def _plan(self, args: Any) -> Callable[[Any], Tensor]:
         """How arguments of this kind are run."""
-        args.check()
+        self.check(args)
         if args.device.type == "meta":
             return self._traced
         backend = self.choose(args)
@@ -148,7 +161,7 @@ class Op(BackendRegistry):
         return run(args, gradient)
 
     def _traced(self, args: Any) -> Tensor:
-        args.check()
+        self.check(args)
         if wants_standard():
             order = getattr(args, "order", None)
             if order is not None and order.tokens:  # a constant: a trace that is run with other tokens fails here

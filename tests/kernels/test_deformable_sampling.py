@@ -224,11 +224,3 @@ def test_operations_are_nine_samples_between_four_positions():
 def test_what_does_not_fit_is_refused(x, predicted, groups, sentence):
     with pytest.raises(ValueError, match=sentence):
         deformable_sampling(torch.zeros(x), torch.zeros(predicted), groups)
-
-
-def test_integers_and_two_devices_are_refused():
-    x, predicted = (each.detach() for each in make_inputs())
-    with pytest.raises(TypeError, match=r"x is torch\.int64; expected a floating-point tensor"):
-        deformable_sampling(x.long(), predicted, 2)
-    with pytest.raises(ValueError, match="predicted is on meta but x on cpu"):
-        deformable_sampling(x, predicted.to("meta"), 2)

@@ -215,10 +215,8 @@ def test_operations_are_those_of_the_cosines():
 
 
 def test_what_is_no_map_is_named():
-    for x in (torch.ones(2, 3, 4), torch.ones(2, 0, 3, 4), torch.ones(2, 3, 4, 5).long()):
-        with pytest.raises(
-            ValueError, match=r"^x is torch\..* of shape \(.*\); expected floats \(batch, height, width"
-        ):
+    for x in (torch.ones(2, 3, 4), torch.ones(2, 0, 3, 4)):
+        with pytest.raises(ValueError, match=r"^x has shape \(.*\); expected \(batch, height, width, channels\)"):
             grid_tree(x)
 
 

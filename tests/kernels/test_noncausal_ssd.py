@@ -162,11 +162,3 @@ def test_shapes_that_do_not_fit_are_named(name):
     inputs[NAMES.index(name)] = inputs[NAMES.index(name)][..., 0]
     with pytest.raises(ValueError, match=rf"^{name} has shape \(.*\); expected \("):
         noncausal_ssd(*inputs)
-
-
-def test_integers_and_other_devices_are_named():
-    u, delta, A, *others = make_inputs()
-    with pytest.raises(TypeError, match=r"A is torch\.int64; expected a floating-point tensor"):
-        noncausal_ssd(u, delta, A.long(), *others)
-    with pytest.raises(ValueError, match="delta is on meta but u on cpu; move both to one device"):
-        noncausal_ssd(u, delta.to("meta"), A, *others)

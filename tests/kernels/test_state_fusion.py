@@ -144,11 +144,3 @@ def test_operations_are_those_of_convolutions():
 def test_what_does_not_fit_is_refused(states, weight, error, sentence):
     with pytest.raises(error, match=sentence):
         state_fusion(torch.zeros(states), torch.zeros(weight))
-
-
-def test_integers_and_two_devices_are_refused():
-    states, weight = (each.detach() for each in make_inputs())
-    with pytest.raises(TypeError, match=r"states is torch\.int64; expected a floating-point tensor"):
-        state_fusion(states.long(), weight)
-    with pytest.raises(ValueError, match="weight is on meta but states on cpu"):
-        state_fusion(states, weight.to("meta"))

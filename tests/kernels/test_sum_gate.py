@@ -128,10 +128,6 @@ def test_errors():
     y, both = make_inputs()
     with pytest.raises(ValueError, match=r"y has shape \(2, 5, 3, 20\) and z \(2, 5, 40\); expected"):
         sum_gate(y, both)
-    with pytest.raises(ValueError, match=r"z is torch\.int64; expected a floating-point tensor"):
-        sum_gate(y, half(both).long())
-    with pytest.raises(ValueError, match="z is on meta but y on cpu; move both to one device"):
-        sum_gate(y.cpu(), half(both).to("meta"))
 
 
 @pytest.mark.parametrize("backend", [reference.BACKEND, native_cpu.BACKEND, triton_fused.BACKEND], ids=lambda b: b.name)

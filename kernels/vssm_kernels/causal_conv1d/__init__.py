@@ -42,7 +42,7 @@ def causal_conv1d(
 
     Raises:
         ValueError: shapes or devices that do not fit, or an order that leaves the tokens.
-        TypeError: an order that is not int32.
+        TypeError: integers where floats belong, or an order that is not int32.
 
     Source: Mamba, arXiv 2312.00752; both directions of Vim, arXiv 2401.09417.
 
@@ -55,6 +55,6 @@ def causal_conv1d(
     """
     args = ConvArguments(x, weight, bias, order, silu)
     if isinstance(order, Tensor):
-        args.check()
+        OP.check(args)
         args = args._replace(order=as_scan_table(order, args.directions, x.shape[1], x.device))
     return OP(args)

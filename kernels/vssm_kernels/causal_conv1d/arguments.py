@@ -54,8 +54,8 @@ class ConvArguments(NamedTuple):
     def check(self) -> None:
         """Raise with got, expected and what to do, for anything that the backends could not read."""
         x, weight, bias = self.tensors()
-        if x.dim() != 3 or not x.is_floating_point():
-            raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats (batch, tokens, channels)")
+        if x.dim() != 3:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected (batch, tokens, channels)")
         channels = x.shape[2]
         if weight.dim() != 3 or weight.shape[1] != channels or weight.shape[2] < 1:
             raise ValueError(
@@ -64,7 +64,4 @@ class ConvArguments(NamedTuple):
             )
         if bias is not None and bias.shape != weight.shape[:2]:
             raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(weight.shape[:2])}")
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor is not None and tensor.device != x.device:
-                raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
         as_scan_table(self.order, self.directions, x.shape[1], x.device)

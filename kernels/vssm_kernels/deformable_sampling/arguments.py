@@ -55,8 +55,3 @@ class SamplingArguments(NamedTuple):
                 f"predicted has shape {tuple(predicted.shape)}; expected (batch, height, width, {NUMBERS} for each of "
                 f"{groups} groups, or more), as x is {tuple(x.shape)}"
             )
-        for name, tensor in (("x", x), ("predicted", predicted)):
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-        if predicted.device != x.device:
-            raise ValueError(f"predicted is on {predicted.device} but x on {x.device}; move both to one device")

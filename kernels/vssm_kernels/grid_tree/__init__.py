@@ -36,7 +36,8 @@ def grid_tree(x: Tensor) -> Tensor:
         at which its level begins.
 
     Raises:
-        ValueError: anything but maps of floats.
+        ValueError: anything but maps with at least one position.
+        TypeError: integers where floats belong.
 
     Source: MambaTree, formerly GrootVL, arXiv 2406.02395.
 

@@ -38,10 +38,9 @@ class MapArguments(NamedTuple):
     def check(self) -> None:
         """Raise ValueError, with got and expected, for anything that has no tree."""
         x = self.x
-        if x.dim() != 4 or not x.is_floating_point() or x.shape[1] * x.shape[2] < 1:
+        if x.dim() != 4 or x.shape[1] * x.shape[2] < 1:
             raise ValueError(
-                f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats (batch, height, width, channels) with at "
-                f"least one position"
+                f"x has shape {tuple(x.shape)}; expected (batch, height, width, channels) with at least one position"
             )
 
 

@@ -56,8 +56,3 @@ class SSDArguments(NamedTuple):
                     f"{name} has shape {tuple(tensor.shape)}; expected {meaning} = {shape}, as u is "
                     f"{tuple(self.u.shape)}"
                 )
-        for name, tensor in zip(self._fields, self, strict=True):
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-            if tensor.device != self.device:
-                raise ValueError(f"{name} is on {tensor.device} but u on {self.device}; move both to one device")

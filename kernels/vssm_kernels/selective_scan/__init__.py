@@ -81,7 +81,7 @@ def selective_scan(
         )
     args = ScanArguments(u, delta, A, B, C, D, delta_bias, delta_weight, None, order, segment or 0)
     if isinstance(order, Tensor):
-        args.check()
+        OP.check(args)
         args = args._replace(order=as_scan_table(order, args.directions, args.tokens, u.device))
     y = OP(args)
     if not merge:

@@ -140,12 +140,5 @@ class ScanArguments(NamedTuple):
             )
         if D is not None and C is None:
             raise ValueError("D needs C: the skip connection is part of the output, not of the states (C=None)")
-        for name, tensor in zip(self._fields, self.tensors(), strict=False):
-            if tensor is None:
-                continue
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-            if tensor.device != delta.device:
-                raise ValueError(f"{name} is on {tensor.device} but delta on {delta.device}; move both to one device")
         if self.order is not None:
             as_scan_table(self.order, directions, tokens, delta.device)

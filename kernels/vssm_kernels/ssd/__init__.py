@@ -73,6 +73,6 @@ def ssd(
     """
     args = SSDArguments(u, delta, A, B, C, D, delta_bias, initial, None, order, shift, merge)
     if isinstance(order, Tensor):
-        args.check()
+        OP.check(args)
         args = args._replace(order=as_scan_table(order, args.directions, args.tokens, u.device))
     return OP(args)

@@ -151,12 +151,5 @@ class SSDArguments(NamedTuple):
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {meaning} = {shape}")
         if self.shift and D is not None:
             raise ValueError("shift leaves out what a token gives to itself, and D is that: add D u to the output")
-        for name, tensor in zip(self._fields, self.tensors(), strict=False):
-            if tensor is None:
-                continue
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-            if tensor.device != u.device:
-                raise ValueError(f"{name} is on {tensor.device} but u on {u.device}; move both to one device")
         if isinstance(self.order, ScanTable):
             as_scan_table(self.order, directions, tokens, delta.device)

@@ -54,8 +54,3 @@ class FusionArguments(NamedTuple):
                 f"weight has shape {tuple(weight.shape)}; expected (dilations, {states.shape[3]}, 3, 3), as states are "
                 f"{tuple(states.shape)}"
             )
-        for name, tensor in zip(self._fields, self, strict=True):
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-        if weight.device != states.device:
-            raise ValueError(f"weight is on {weight.device} but states on {states.device}; move both to one device")

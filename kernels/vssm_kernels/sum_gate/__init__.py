@@ -36,7 +36,8 @@ def sum_gate(y: Tensor, z: Tensor | None, scale: float = 1.0) -> Tensor:
         (batch, tokens, channels), in y's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes or devices that do not fit.
+        TypeError: integers where floats belong.
 
     Source: Mamba, arXiv 2312.00752; the mean of both directions in Vim, arXiv 2401.09417.
 

@@ -66,6 +66,7 @@ def sum_norm(
 
     Raises:
         ValueError: shapes or devices that do not fit, or an eps that is not positive.
+        TypeError: integers where floats belong.
 
     >>> import torch
     >>> directions = torch.tensor([[1.0, 2.0, 3.0], [0.0, 2.0, 4.0]])
@@ -74,7 +75,7 @@ def sum_norm(
     """
     args = NormArguments(x, weight, bias, float(eps), center, x.dtype if dtype is None else dtype, merge, groups)
     if torch.compiler.is_compiling() and not OP.fused(args):
-        args.check()
+        OP.check(args)
         return OP(_for_inductor(args)).view(args.output_shape)
     return OP(args)
 
@@ -144,7 +145,7 @@ class _Addition:
             and why_no_triton(x, branch, kept) is None
             and OP.choose(args) is triton_fused.BACKEND
         ):
-            args.check()
+            OP.check(args)
             self.forward = triton_fused.plan_add(args, self.sample, scale)
         self.backwards: dict[Hashable, Callable[..., tuple]] = {}
 

@@ -58,21 +58,17 @@ class NormArguments(NamedTuple):
         return saturate(self.x.sum(-2, keepdim=True, dtype=wide), self.x.dtype)
 
     def check(self) -> None:
-        """Raise ValueError, with got and expected, for anything that the backends could not read."""
+        """Raise ValueError, with got and expected, for shapes and numbers that do not fit."""
         x = self.x
-        if x.dim() < 1 + self.merge or not x.is_floating_point():
+        if x.dim() < 1 + self.merge:
             expected = "(..., directions, channels)" if self.merge else "(..., channels)"
-            raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; expected floats {expected}")
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected {expected}")
         channels = x.shape[-1:]
         for name, tensor in (("weight", self.weight), ("bias", self.bias)):
-            if tensor is None:
-                continue
-            if tensor.shape != channels:
+            if tensor is not None and tensor.shape != channels:
                 raise ValueError(
                     f"{name} has shape {tuple(tensor.shape)}; expected {tuple(channels)}, the channels of x"
                 )
-            if tensor.device != x.device:
-                raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
         if self.groups < 1 or x.shape[-1] % self.groups:
             raise ValueError(f"x has {x.shape[-1]} channels and groups is {self.groups}; expected a divisor of them")
         if not self.eps > 0:

@@ -68,18 +68,12 @@ class WavefrontArguments(NamedTuple):
             "delta_bias": ("(2, channels)", (WAYS, channels)),
         }
         for name, tensor in zip(self._fields, self.tensors(), strict=False):
-            if tensor is None:
-                continue
             meaning, shape = shapes.get(name, ("", self.u.shape))
-            if tensor.shape != shape:
+            if tensor is not None and tensor.shape != shape:
                 raise ValueError(
                     f"{name} has shape {tuple(tensor.shape)}; expected {meaning} = {tuple(shape)}, as u is "
                     f"{tuple(self.u.shape)} and A {tuple(self.A.shape)}"
                 )
-            if not tensor.is_floating_point():
-                raise TypeError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-            if tensor.device != self.device:
-                raise ValueError(f"{name} is on {tensor.device} but u on {self.device}; move both to one device")
         # One by one: the smallest of them would tie an exported program to maps of some shape.
         if any(size < 1 for size in (*grid[1:], channels, state)) or state > 256:
             raise ValueError(

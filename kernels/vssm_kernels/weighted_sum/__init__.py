@@ -33,7 +33,8 @@ def weighted_sum(y: Tensor, weights: Tensor, z: Tensor | None = None) -> Tensor:
         (batch, tokens, channels), in y's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes or devices that do not fit.
+        TypeError: integers where floats belong.
 
     Source: the gates of RSMamba, arXiv 2403.19654, and of LocalMamba, arXiv 2403.09338.
 
@@ -57,7 +58,8 @@ def direction_means(y: Tensor, z: Tensor | None = None) -> Tensor:
         (batch, directions, channels), in y's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: shapes or devices that do not fit.
+        TypeError: integers where floats belong.
 
     >>> import torch
     >>> direction_means(torch.tensor([1.0, 3.0]).view(1, 2, 1, 1))

@@ -36,7 +36,7 @@ class WeightedArguments(NamedTuple):
         return self
 
     def check(self) -> None:
-        """Raise ValueError, with got and expected, for anything that the backends could not read."""
+        """Raise ValueError, with got and expected, for shapes and numbers that do not fit."""
         MeanArguments(self.y, self.z).check()
         batch, _, directions, channels = self.y.shape
         if self.weights.shape != (batch, directions, channels):
@@ -44,7 +44,6 @@ class WeightedArguments(NamedTuple):
                 f"weights have shape {tuple(self.weights.shape)}; expected {(batch, directions, channels)}, (batch, "
                 f"directions, channels or 1), as y is {tuple(self.y.shape)}"
             )
-        _check_kind("weights", self.weights, self.y)
 
 
 class MeanArguments(NamedTuple):
@@ -74,20 +73,10 @@ class MeanArguments(NamedTuple):
         return self
 
     def check(self) -> None:
-        """Raise ValueError, with got and expected, for anything that the backends could not read."""
+        """Raise ValueError, with got and expected, for shapes and numbers that do not fit."""
         y, z = self
         if y.dim() != 4 or not y.shape[1] or (z is not None and z.shape != (*y.shape[:2], y.shape[3])):
             raise ValueError(
                 f"y has shape {tuple(y.shape)} and z {None if z is None else tuple(z.shape)}; expected (batch, tokens, "
                 f"directions, channels), at least one token, and (batch, tokens, channels)"
             )
-        _check_kind("y", y, y)
-        if z is not None:
-            _check_kind("z", z, y)
-
-
-def _check_kind(name: str, tensor: Tensor, y: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
-    if tensor.device != y.device:
-        raise ValueError(f"{name} is on {tensor.device} but y on {y.device}; move both to one device")

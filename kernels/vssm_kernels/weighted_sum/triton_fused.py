@@ -115,7 +115,7 @@ def plan_weigh(args: WeightedArguments, save: bool) -> Callable[[WeightedArgumen
 
     def run(args: WeightedArguments) -> tuple[Tensor, None]:
         out = torch.empty(shape, dtype=dtype, device=device)
-        launch(args.y.contiguous(), args.weights.contiguous(), _rows(args.z), out)
+        launch(args.y.contiguous(), args.weights.contiguous(), even_rows(args.z), out)
         return out, None
 
     return run
@@ -174,7 +174,7 @@ def _plan_sum(y: Tensor, z: Tensor | None) -> Callable[..., Tensor | None]:
         if sums:
             shares = torch.empty((parts, batch, directions, channels), dtype=torch.float32, device=device)
         weights, gradient = (None if tensor is None else tensor.contiguous() for tensor in (weights, gradient))
-        launch(y.contiguous(), weights, _rows(z), gradient, dy, dz, shares)
+        launch(y.contiguous(), weights, even_rows(z), gradient, dy, dz, shares)
         return shares if shares is None else shares.sum(0)
 
     return run
@@ -190,10 +190,6 @@ def _told(y: Tensor, z: Tensor | None, tokens: int) -> tuple[int, dict[str, Any]
 
 def _grid(y: Tensor, parts: int) -> tuple[int]:
     return (y.shape[0] * parts * cdiv(y.shape[3], CHANNELS),)
-
-
-def _rows(z: Tensor | None) -> Tensor | None:
-    return None if z is None else even_rows(z)
 
 
 def _empty_like(z: Tensor | None) -> Tensor | None:
