@@ -29,6 +29,7 @@ from vssm_kernels.grid_tree import grid_tree
 from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
+from vssm_kernels.readout import readout
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.ssd import ssd
 from vssm_kernels.standard import standard_operations
@@ -58,6 +59,7 @@ __all__ = [
     "grid_tree",
     "noncausal_ssd",
     "read_parameters",
+    "readout",
     "selective_scan",
     "side_by_side",
     "ssd",
@@ -81,6 +83,7 @@ for _op in (
     deformable_sampling,
     grid_tree,
     noncausal_ssd,
+    readout,
     selective_scan,
     ssd,
     state_fusion,

@@ -23,6 +23,8 @@ from vssm_kernels.deformable_sampling import triton_fused as sampling
 from vssm_kernels.deformable_sampling.arguments import SamplingArguments
 from vssm_kernels.grid_tree import triton_fused as grid
 from vssm_kernels.grid_tree.arguments import MapArguments
+from vssm_kernels.readout import triton_fused as readout
+from vssm_kernels.readout.arguments import ReadoutArguments
 from vssm_kernels.selective_scan import triton_chunk_kernels, triton_kernels
 from vssm_kernels.selective_scan import triton_fused as scan
 from vssm_kernels.selective_scan.arguments import ScanArguments
@@ -106,6 +108,7 @@ def replace_kernels() -> None:
         gate,
         norm,
         direction_sum,
+        readout,
         sampling,
         activation,
         shares,
@@ -199,6 +202,10 @@ def main() -> None:
     sampling.BACKEND.backward(args, sampling.BACKEND.forward(args, False)[0])
     args = FusionArguments(torch.randn(2, 3, 5, 128), torch.randn(3, 128, 3, 3))
     fusion.BACKEND.backward(args, fusion.BACKEND.forward(args, False)[0])
+    for directions in (1, 2):
+        states, C = torch.randn(2, directions, 9, 96), torch.randn(2, 9, directions).bfloat16()
+        args = ReadoutArguments(states, C, torch.randn(directions, 96), torch.randn(2, 9, 96).bfloat16())
+        readout.BACKEND.backward(args, readout.BACKEND.forward(args, False)[0])
     stream, branch = torch.randn(2, 9, 96), torch.randn(2, 9, 96).bfloat16()
     for kept in (torch.ones(2, 1, 1).bfloat16(), None):
         args = NormArguments(stream, weight[0, :, 0].contiguous(), torch.ones(96), 1e-5, True, branch.dtype, False)

@@ -81,6 +81,7 @@ OPS: dict[str, tuple[Callable[..., object], dict[str, tuple[int, ...]]]] = {
         lambda x, predicted: kernels.deformable_sampling(x, predicted, 1),
         {"x": (1, 2, 2, 3), "predicted": (1, 2, 2, 27)},
     ),
+    "readout": (kernels.readout, {"states": (1, 2, 4, 3), "C": (1, 4, 2), "D": (2, 3), "u": (1, 4, 3)}),
     "sum_gate": (kernels.sum_gate, {"y": (1, 4, 2, 3), "z": (1, 4, 3)}),
     "weighted_sum": (kernels.weighted_sum, {"y": (1, 4, 2, 3), "weights": (1, 2, 3), "z": (1, 4, 3)}),
     "direction_means": (kernels.direction_means, {"y": (1, 4, 2, 3), "z": (1, 4, 3)}),

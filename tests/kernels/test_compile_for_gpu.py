@@ -31,6 +31,8 @@ VARIANTS = {
     "ssd.triton_kernels.forward_kernel": 6,
     "ssd.triton_kernels.ends_kernel": 4,
     "ssd.triton_kernels.backward_kernel": 3,
+    "readout.triton_fused.read_kernel": 2,
+    "readout.triton_fused.backward_kernel": 2,
     "state_fusion.triton_fused.walk_kernel": 2,
     "state_fusion.triton_fused.weight_kernel": 1,
     "sum_gate.triton_fused.forward_kernel": 2,

@@ -22,6 +22,7 @@ from vssm_kernels import (
     deformable_sampling,
     direction_means,
     grid_tree,
+    readout,
     selective_scan,
     state_fusion,
     sum_gate,
@@ -199,6 +200,16 @@ def a_fusion(make: Maker) -> Callable[[], Tensor]:
     return lambda: state_fusion(states, weight)
 
 
+def a_readout(make: Maker) -> Callable[[], Tensor]:
+    batch, directions, tokens, channels = make.size(0, 1, 2), make.size(1, 2) % 5 + 1, make.size(1, 5), make.size(16)
+    states, C = (
+        make.tensor(batch, directions, tokens, channels, dtype=make.wide),
+        make.tensor(batch, tokens, directions),
+    )
+    D, u = make.tensor(directions, channels, dtype=make.wide), make.tensor(batch, tokens, channels)
+    return lambda: readout(states, C, D, u)
+
+
 def a_sampling(make: Maker) -> Callable[[], Tensor]:
     grid, groups = (make.size(0, 1, 2), make.size(1, 5) % 9 + 1, make.size(1, 2) % 9 + 1), make.random.randint(1, 3)
     x = make.tensor(*grid, groups * make.size(1, 16))
@@ -216,8 +227,10 @@ def a_tree(make: Maker) -> Callable[[], Tensor]:
 
 
 # Backends that are not the first choice here; of Triton's, which are interpreted, those that take no walk for long.
-OTHERS = {a_scan: "grouped", a_gate: "triton", a_weighted_sum: "triton", a_mean: "triton"}
-OPS = [a_scan, a_convolution, a_wavefront, a_gate, a_weighted_sum, a_mean, a_norm, a_fusion, a_sampling, a_tree]
+OTHERS = {a_scan: "grouped", a_gate: "triton", a_weighted_sum: "triton", a_mean: "triton", a_readout: "triton"}
+OPS = [
+    a_scan, a_convolution, a_wavefront, a_gate, a_weighted_sum, a_mean, a_norm, a_fusion, a_readout, a_sampling, a_tree,
+]  # fmt: skip
 
 
 def output_and_gradients(run: Callable[[], Tensor], leaves: list[Tensor], gradient: Tensor | None) -> list[Tensor]:

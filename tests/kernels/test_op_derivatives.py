@@ -18,6 +18,7 @@ from vssm_kernels import (
     direction_means,
     grid_tree,
     noncausal_ssd,
+    readout,
     selective_scan,
     ssd,
     state_fusion,
@@ -73,6 +74,7 @@ OPS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     ),
     "sampling": (lambda x, predicted: deformable_sampling(x, predicted, 2), [(1, 2, 3, 4), (1, 2, 3, 56)]),
     "fusion": (state_fusion, [(2, 3, 4, 2), (2, 2, 3, 3)]),
+    "readout": (readout, [(2, 2, 5, 3), (2, 5, 2), (2, 3), (2, 5, 3)]),
     "tree": (
         lambda u, delta, A, B, bias: tree_scan(u, delta, -A.exp(), B, bias, TREE.expand(len(u), -1, -1)),
         [(2, 6, 3), (2, 6, 3), (3,), (2, 6), (3,)],

@@ -34,7 +34,7 @@ from vssm.nn import (
     convolved_silu,
     initialise_linear_layers,
 )
-from vssm.ops import state_fusion
+from vssm.ops import readout, state_fusion
 from vssm.scan import OrderFunction, raster
 from vssm.values import widened
 
@@ -103,11 +103,11 @@ class StructureAwareSSM(GatedMixer):
     def mix(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         x = convolved_silu(self.conv, x)
-        states, C = self.scan.states(x.flatten(1, 2), self.order_table(height, width, x.device))
-        # A map for each direction; C is one number per position, for all channels.
-        states, C = (rows.transpose(1, 2).unflatten(2, (height, width)) for rows in (states[..., 0], C))
-        fused = self.fusion(states.flatten(0, 1)).view_as(states)
-        return self.norm((fused * C).sum(1) + self.scan.D.sum(0) * x)
+        tokens = x.flatten(1, 2)
+        states, C = self.scan.states(tokens, self.order_table(height, width, x.device))
+        states = states[..., 0].transpose(1, 2)  # a map for each direction
+        fused = self.fusion(states.flatten(0, 1).unflatten(1, (height, width))).view(states.shape)
+        return self.norm(readout(fused, C[..., 0], self.scan.D, tokens)).view_as(x)
 
 
 _MIXER = (
