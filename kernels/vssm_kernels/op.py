@@ -38,6 +38,7 @@ _SCHEMA = {
     "int": ["SymInt {}"],
     "float": ["float {}"],
     "torch.dtype": ["ScalarType {}"],
+    "torch.dtype | None": ["ScalarType? {}"],
 }
 
 

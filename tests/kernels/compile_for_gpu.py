@@ -123,7 +123,14 @@ def replace_kernels() -> None:
 
 
 def run_scan(
-    channels: int, state: int, tokens: int = 8, batch: int = 1, *, repeats: bool = False, states: bool = False
+    channels: int,
+    state: int,
+    tokens: int = 8,
+    batch: int = 1,
+    *,
+    repeats: bool = False,
+    states: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Forward, with and without saving, and backward; the chunks of long sequences too."""
     given = make_inputs(batch, tokens, 4, channels, state)
@@ -133,7 +140,7 @@ def run_scan(
     elif state == 1:  # side by side, as one projection makes them
         given["B"], given["C"] = torch.stack([given["B"], given["C"]], -1).unbind(-1)
     table = torch.zeros(4, tokens) if repeats else torch.arange(tokens).expand(4, -1)
-    args = ScanArguments(**given, order=ScanTable.of(table, tokens), segment=4 if repeats else 0)
+    args = ScanArguments(**given, order=ScanTable.of(table, tokens), segment=4 if repeats else 0, dtype=dtype)
     for save in (False, True):
         y, saved = scan.BACKEND.forward(args, save)
         scan.BACKEND.backward(args.for_backward(saved), y)
@@ -169,6 +176,7 @@ def main() -> None:
     run_scan(96, 1, batch=1024)
     run_scan(128, 1, batch=1024)
     run_scan(96, 1, tokens=4096)
+    run_scan(96, 1, tokens=4096, dtype=torch.float32)
     run_scan(96, 16, tokens=64)
     run_scan(96, 16, tokens=4096)
     run_scan(97, 16, repeats=True)

@@ -137,6 +137,7 @@ def a_scan(make: Maker) -> Callable[[], Tensor]:
     bias = make.maybe(directions, channels, dtype=make.wide, shift=-1.0)
     order = make.order(directions, tokens) if make.random.random() < 0.8 else None
     how = {"segment": make.random.choice([None, None, 1, 3]), "merge": make.random.random() < 0.5}
+    how["dtype"] = make.random.choice([None, make.wide])
     return lambda: selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_weight=weight, order=order, **how)
 
 

@@ -69,7 +69,8 @@ def make_arguments(case: str, dtype: torch.dtype = torch.float32, device: str = 
 def check_backend(backend: vssm_kernels.Backend, args: ScanArguments, tolerance: float | None = None) -> None:
     """Outputs and gradients against the reference, with the states that the forward saves and without."""
     require(backend, args)
-    gradient = torch.randn(args.output_shape, generator=torch.Generator().manual_seed(3)).to(args.u)
+    gradient = torch.randn(args.output_shape, generator=torch.Generator().manual_seed(3))
+    gradient = gradient.to(args.device, args.output_dtype)
     expected, wanted = run_backend(reference.BACKEND, args, gradient)
     for save in (False, True) if backend.saves(args) else (False,):
         output, gradients = run_backend(backend, args, gradient, save=save)
@@ -200,6 +201,25 @@ def test_triton_on_gpu(tokens, state, dtype, programs, poisoned_memory, monkeypa
     inputs = make_inputs(batch=2, tokens=tokens, channels=96, state=state, directions=2, dtype=dtype, device="cuda")
     args = ScanArguments(**inputs, order=permuted(2, tokens, "cuda"))
     check_backend(triton_fused.BACKEND, args)
+
+
+@pytest.mark.parametrize("case", ["vmamba", "states, empty and repeated"])
+@pytest.mark.parametrize("backend", FAST, ids=lambda backend: backend.name)
+def test_wide_outputs_of_narrow_inputs(backend, case):
+    args = make_arguments(case, torch.bfloat16, device_of(backend))._replace(dtype=torch.float32)
+    if args.C is not None or backend is not native_cpu.BACKEND:
+        check_backend(backend, args)
+        wide = args._replace(u=args.u.float(), dtype=None)
+        assert torch.equal(backend.forward(args, False)[0], backend.forward(wide, False)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("programs", [0, triton_fused.PROGRAMS], ids=["whole", "in chunks"])
+@pytest.mark.parametrize("state", [1, 16])
+def test_wide_outputs_of_narrow_inputs_on_gpu(state, programs, poisoned_memory, monkeypatch):
+    monkeypatch.setattr(triton_fused, "PROGRAMS", programs)
+    inputs = make_inputs(2, 1000, 1, 128, state, dtype=torch.bfloat16, device="cuda")
+    check_backend(triton_fused.BACKEND, ScanArguments(**inputs, dtype=torch.float32))
 
 
 @pytest.mark.gpu

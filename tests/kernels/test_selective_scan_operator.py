@@ -37,7 +37,7 @@ def test_opcheck(checked):
     low_rank = torch.randn(2, 5, 2, 4, requires_grad=True)
     for args, save in (
         (ScanArguments(u, delta, A, B, C, D, bias, order=table), True),
-        (ScanArguments(u, delta, A, B, None, None, None, order=table, segment=3), True),
+        (ScanArguments(u, delta, A, B, None, None, None, order=table, segment=3, dtype=torch.float64), True),
         (ScanArguments(u, low_rank, A, B, C, D, bias, weight, order=table), False),
     ):
         torch.library.opcheck(OP.operator, (*OP.flatten(args), save))

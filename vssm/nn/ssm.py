@@ -114,11 +114,11 @@ class SelectiveScan(ReadsParameters):
             (batch, tokens, directions, channels, state), in float32 at least, and (batch, tokens, directions, state).
         """
         delta, B, C = self.project(tokens)
+        how = {"order": order, "segment": segment, "dtype": torch.promote_types(tokens.dtype, torch.float32)}
         if self.state > 1:
-            return self._scan(_wide(tokens), delta, B, None, None, order=order, segment=segment), C
+            return self._scan(tokens, delta, B, None, None, **how), C
         # One state, read by a one, is an output: what every backend is fastest at.
-        read_by = torch.ones_like(B)
-        return self._scan(_wide(tokens), delta, B, read_by, None, order=order, segment=segment)[..., None], C
+        return self._scan(tokens, delta, B, torch.ones_like(B), None, **how)[..., None], C
 
     def _scan(self, tokens: Tensor, delta: Tensor, B: Tensor, C: Tensor | None, D: Tensor | None, **how: Any) -> Tensor:
         _, weight, rates = self.read(tokens)

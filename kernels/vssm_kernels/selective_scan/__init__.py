@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vssm_kernels.op import Op
@@ -31,6 +32,7 @@ def selective_scan(
     delta_weight: Tensor | None = None,
     order: ScanTable | Tensor | None = None,
     segment: int | None = None,
+    dtype: torch.dtype | None = None,
     merge: bool = False,
 ) -> Tensor:
     """Selective state-space recurrence of every direction along its scan order (Mamba, arXiv 2312.00752).
@@ -58,10 +60,11 @@ def selective_scan(
             state still decays. A token visited twice by one direction receives the sum, one never visited zero. None
             is raster order for every direction.
         segment: the state starts anew every `segment` steps; None never.
+        dtype: of the result; None is u's.
         merge: return the sum over the directions.
 
     Returns:
-        (batch, tokens, directions, channels) in u's dtype; states have a last dimension `state`; with merge the
+        (batch, tokens, directions, channels) in `dtype`; states have a last dimension `state`; with merge the
         directions are summed, in float32, and gone.
 
     Raises:
@@ -79,7 +82,7 @@ def selective_scan(
         raise ValueError(
             f"segment is {segment}; expected a number of steps of at least 1, or None to never reset the state"
         )
-    args = ScanArguments(u, delta, A, B, C, D, delta_bias, delta_weight, None, order, segment or 0)
+    args = ScanArguments(u, delta, A, B, C, D, delta_bias, delta_weight, None, order, segment or 0, dtype)
     if isinstance(order, Tensor):
         OP.check(args)
         args = args._replace(order=as_scan_table(order, args.directions, args.tokens, u.device))

@@ -12,7 +12,8 @@ from vssm_kernels.orders import ScanTable, as_scan_table
 
 
 class ScanArguments(NamedTuple):
-    """What every backend receives. Shapes as in `selective_scan`; order None is raster, segment 0 never resets.
+    """What every backend receives. Shapes as in `selective_scan`; order None is raster, segment 0 never resets, dtype
+    None is u's.
 
     `states` are what the forward of the triton backend saved for its backward.
     """
@@ -28,6 +29,7 @@ class ScanArguments(NamedTuple):
     states: Tensor | None = None
     order: ScanTable | None = None
     segment: int = 0
+    dtype: torch.dtype | None = None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The differentiable tensors, in the order in which `backward` returns their gradients."""
@@ -83,7 +85,7 @@ class ScanArguments(NamedTuple):
 
     @property
     def output_dtype(self) -> torch.dtype:
-        return self.u.dtype
+        return self.u.dtype if self.dtype is None else self.dtype
 
     def for_backward(self, states: Tensor | None) -> ScanArguments:
         return self._replace(states=states)

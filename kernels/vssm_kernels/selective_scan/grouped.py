@@ -105,7 +105,7 @@ def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, None]:
             continue
         y = (states @ group.C[..., None])[..., 0]
         group.add_to(output, y if walk.D is None else y + walk.D * group.u)
-    return saturate(output, args.u.dtype), None
+    return saturate(output, args.output_dtype), None
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -36,7 +36,7 @@ def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, None]:
     walks = max(1, args.batch * args.directions)
     bands = channel_bands(args.channels, walks, wanted=args.channels * args.state // _STATES_MAX)
     _run("vssm_scan_forward", args, bands, tasks=args.batch * args.directions * bands, y=y)
-    return saturate(y, args.u.dtype), None
+    return saturate(y, args.output_dtype), None
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:

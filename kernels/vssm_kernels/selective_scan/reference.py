@@ -40,7 +40,7 @@ def scan(args: ScanArguments, save: bool = False) -> tuple[Tensor, None]:
             if walk.D is not None:
                 output_t = output_t + walk.D * u_t
         output = walk.add(output, step, output_t)
-    return saturate(output, args.u.dtype), None
+    return saturate(output, args.output_dtype), None
 
 
 def scan_backward(args: ScanArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -21,11 +21,11 @@ from vssm_kernels.standard import gathered, scattered, visits
 
 
 def scan(args: ScanArguments) -> Tensor:
-    """(batch, tokens, directions, channels) outputs, or states with C=None, in u's dtype."""
+    """(batch, tokens, directions, channels) outputs, or states with C=None."""
     if torch.onnx.is_in_onnx_export() and not torch.jit.is_tracing():
-        return saturate(looped.scan(args), args.u.dtype)
+        return saturate(looped.scan(args), args.output_dtype)
     y = scattered(_chunked(args).flatten(3), args.order, args.tokens)
-    return saturate(y if args.C is not None else y.unflatten(3, (args.channels, args.state)), args.u.dtype)
+    return saturate(y if args.C is not None else y.unflatten(3, (args.channels, args.state)), args.output_dtype)
 
 
 class _Rows:

@@ -143,7 +143,7 @@ def plan_scan(args: ScanArguments, save: bool) -> Callable[[ScanArguments], tupl
     else:
         checkpoints = _Checkpoints(back.unroll, *shape_of_saved[2:4], back.block_c)
     walk = _plan_walk(args, operands, tile, _chunks(args, tile), checkpoints, again=False)
-    shape, dtype, device, repeats = args.output_shape, args.u.dtype, args.u.device, args.repeats
+    shape, dtype, device, repeats = args.output_shape, args.output_dtype, args.device, args.repeats
     summed = torch.float32 if repeats else dtype  # rows visited twice
 
     def run(args: ScanArguments) -> tuple[Tensor, Tensor | None]:
