@@ -183,7 +183,7 @@ def _plan_backward(function: _Activation, x: Tensor, bias: Tensor | None, gradie
         shares = torch.empty((rows, channels), dtype=torch.float32, device=x.device)
         dbias = torch.empty_like(bias)
         launch(x, bias, gradient, dx, value, shares)
-        sum_shares(shares, dbias, None)
+        sum_shares(shares, dbias, None, None)
         return value, dx, dbias
 
     return run

@@ -14,9 +14,9 @@ _TILE = {"BLOCK": 32, "ROWS": 128, "num_warps": 8}
 
 
 def shares_launcher(count: int, channels: int, columns: int) -> Launcher:
-    """(shares, first, second) to sums over the `count` rows of shares, (count, columns) in float32.
+    """(shares, first, second, third) to sums over the `count` rows of shares, (count, columns) in float32.
 
-    The first `channels` columns are those of the first gradient, the others those of the second; either may be None.
+    The first `channels` columns are those of the first gradient, and so on; those of None are left.
     """
     grid = (cdiv(columns, _TILE["BLOCK"]),)
     return Launcher(sum_shares_kernel, grid, count=count, CHANNELS=channels, COLUMNS=columns, **_TILE)
@@ -24,9 +24,14 @@ def shares_launcher(count: int, channels: int, columns: int) -> Launcher:
 
 if triton is not None:
 
+    @triton.jit
+    def store_part(out, c, sums, PART: tl.constexpr, CHANNELS: tl.constexpr):
+        c -= PART * CHANNELS
+        tl.store(out + c, sums.to(out.dtype.element_ty), mask=(c >= 0) & (c < CHANNELS))
+
     @triton.jit(do_not_specialize=["count"])
     def sum_shares_kernel(
-        shares, first, second, count, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
+        shares, first, second, third, count, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr,
         BLOCK: tl.constexpr, ROWS: tl.constexpr,
     ):  # fmt: skip
         c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -37,6 +42,8 @@ if triton is not None:
             total += tl.load(shares + row[:, None] * COLUMNS + c[None, :], mask=mask, other=0.0)
         sums = tl.sum(total, 0)
         if first is not None:
-            tl.store(first + c, sums.to(first.dtype.element_ty), mask=c < CHANNELS)
+            store_part(first, c, sums, 0, CHANNELS)
         if second is not None:
-            tl.store(second + c - CHANNELS, sums.to(second.dtype.element_ty), mask=(c >= CHANNELS) & (c < COLUMNS))
+            store_part(second, c, sums, 1, CHANNELS)
+        if third is not None:
+            store_part(third, c, sums, 2, CHANNELS)

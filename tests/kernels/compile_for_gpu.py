@@ -217,8 +217,10 @@ def main() -> None:
     stream, branch = torch.randn(2, 9, 96), torch.randn(2, 9, 96).bfloat16()
     for kept in (torch.ones(2, 1, 1).bfloat16(), None):
         args = NormArguments(stream, weight[0, :, 0].contiguous(), torch.ones(96), 1e-5, True, branch.dtype, False)
-        norm.plan_add(args, 9, 1.25)(args, branch, kept)
-        norm.plan_add_backward(args, branch.dtype, 9, 1.25)(args, stream, branch, kept)
+        for bias in (args.bias.bfloat16(), None):
+            norm.plan_add(args, 9, 1.25)(args, branch, bias, kept)
+            dtype = None if bias is None else bias.dtype
+            norm.plan_add_backward(args, branch.dtype, dtype, 9, 1.25)(args, stream, branch, kept)
     run_wavefront(64, 16, reverse=False)
     run_wavefront(5, 3, reverse=True)
     for height, width in ((56, 56), (7, 5), (1, 1)):

@@ -296,9 +296,10 @@ def test_float16_sums_saturate(backend):
     assert_close(output(backend, args), torch.nn.functional.layer_norm(held, (4,), eps=1e-5).half())
 
 
-def added(x, branch, weight, bias, kept, scale, center, dtype):
+def added(x, branch, branch_bias, weight, bias, kept, scale, center, dtype):
     """`add_norm` operation by operation, in float64."""
-    total = x.double() + branch.double() * (1.0 if kept is None else scale * kept.double())
+    branch = branch.double() if branch_bias is None else branch.double() + branch_bias.double()
+    total = x.double() + branch * (1.0 if kept is None else scale * kept.double())
     return total, reference.norm(NormArguments(total, weight, bias, 1e-5, center, dtype, False))[0]
 
 
@@ -316,16 +317,20 @@ def one_kernel(monkeypatch):
 @CENTERED
 @pytest.mark.parametrize("branch_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("keeps", [True, False], ids=["kept", "all kept"])
+@pytest.mark.parametrize("biased", [True, False], ids=["branch with bias", "branch without bias"])
 @pytest.mark.parametrize("shape", [(3, 5, 24), (2, 3, 7, 87), (4, 16)], ids=str)
-def test_a_branch_is_added_in_the_kernel_of_the_norm(one_kernel, center, branch_dtype, keeps, shape, poisoned_memory):
+def test_a_branch_is_added_in_the_kernel_of_the_norm(
+    one_kernel, center, branch_dtype, keeps, biased, shape, poisoned_memory
+):
     generator = torch.Generator().manual_seed(0)
     x, branch, dtotal, dnormed = (torch.randn(shape, generator=generator) for _ in range(4))
-    weight, bias = torch.randn(2, shape[-1], generator=generator)
-    bias = bias if center else None
-    kept = (torch.arange(shape[0]) % 2).to(branch_dtype).view(-1, *[1] * (len(shape) - 1)) if keeps else None
-    leaves = [x.to(DEVICE), branch.to(DEVICE, branch_dtype), weight.to(DEVICE)]
-    leaves = [leaf.requires_grad_() for leaf in leaves] + [None if bias is None else bias.to(DEVICE).requires_grad_()]
-    kept = None if kept is None else kept.to(DEVICE)
+    branch_bias, weight, bias = torch.randn(3, shape[-1], generator=generator)
+    kept = (torch.arange(shape[0]) % 2).to(DEVICE, branch_dtype).view(-1, *[1] * (len(shape) - 1)) if keeps else None
+    branch, branch_bias = branch.to(branch_dtype), branch_bias.to(branch_dtype) if biased else None
+    leaves = [
+        None if leaf is None else leaf.to(DEVICE).requires_grad_()
+        for leaf in (x, branch, branch_bias, weight, bias if center else None)
+    ]
     wanted = [leaf for leaf in leaves if leaf is not None]
 
     def results(function):
@@ -334,8 +339,9 @@ def test_a_branch_is_added_in_the_kernel_of_the_norm(one_kernel, center, branch_
         both = torch.autograd.grad(outputs, wanted, gradients, retain_graph=True)
         return [*outputs, *both, *torch.autograd.grad(outputs[1], wanted, gradients[1])]
 
-    how = {"kept": kept, "scale": 1.25}
-    found = results(lambda: add_norm(*leaves, eps=1e-5, center=center, dtype=torch.float32, **how))
+    x, branch, branch_bias, *affine = leaves
+    how = {"branch_bias": branch_bias, "kept": kept, "scale": 1.25}
+    found = results(lambda: add_norm(x, branch, *affine, eps=1e-5, center=center, dtype=torch.float32, **how))
     expected = results(lambda: added(*leaves, kept, 1.25, center, torch.float64))
     assert found[0].dtype == torch.float32 and found[3].dtype == branch_dtype
     assert "_AddNorm" in type(found[0].grad_fn).__name__
@@ -345,25 +351,26 @@ def test_a_branch_is_added_in_the_kernel_of_the_norm(one_kernel, center, branch_
 
 def test_second_derivatives_of_an_added_branch(one_kernel):
     x, branch, weight = (torch.randn(2, 6, requires_grad=True, device=DEVICE) for _ in range(3))
+    branch_bias = torch.randn(6, requires_grad=True, device=DEVICE)
 
     def penalty(function):
         total, normed = function()
         value = (total.square() * normed).sum()
         (slope,) = torch.autograd.grad(value, x, create_graph=True)
-        return torch.autograd.grad(slope.square().sum(), (x, branch, weight))
+        return torch.autograd.grad(slope.square().sum(), (x, branch, branch_bias, weight))
 
-    found = penalty(lambda: add_norm(x, branch, weight[0], eps=1e-5))
-    expected = penalty(lambda: added(x, branch, weight[0], None, None, 1.0, True, torch.float64))
-    for name, one, other in zip(("x", "branch", "weight"), found, expected, strict=True):
+    found = penalty(lambda: add_norm(x, branch, weight[0], eps=1e-5, branch_bias=branch_bias))
+    expected = penalty(lambda: added(x, branch, branch_bias, weight[0], None, None, 1.0, True, torch.float64))
+    for name, one, other in zip(("x", "branch", "branch_bias", "weight"), found, expected, strict=True):
         assert_close(one, other, name, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["kept", "branch", "x"])
+@pytest.mark.parametrize("name", ["kept", "branch", "branch_bias", "x"])
 def test_an_added_branch_of_another_shape(name):
-    shapes = {"x": (2, 3, 8), "branch": (2, 3, 8), "kept": (2, 1, 1)} | {name: (3, 5)}
-    x, branch, kept = (torch.ones(shape) for shape in shapes.values())
+    shapes = {"x": (2, 3, 8), "branch": (2, 3, 8), "branch_bias": (8,), "kept": (2, 1, 1)} | {name: (3, 5)}
+    x, branch, branch_bias, kept = (torch.ones(shape) for shape in shapes.values())
     with pytest.raises((RuntimeError, ValueError), match=r"size|shape"):
-        add_norm(x, branch, torch.ones(8), eps=1e-5, kept=kept)
+        add_norm(x, branch, torch.ones(8), eps=1e-5, branch_bias=branch_bias, kept=kept)
 
 
 def test_compiled_code_is_given_gradients_that_begin_at_aligned_addresses():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import vssm.nn.block
-from vssm.nn import Block, Blocks, BranchLayerNorm, BranchRMSNorm
+from vssm.nn import Block, Blocks, BranchLayerNorm, BranchRMSNorm, ConditionalPosition
 from vssm_kernels.testing import assert_close
 
 
@@ -15,9 +15,9 @@ def sums(monkeypatch):
     asked = []
     for norm in (BranchLayerNorm, BranchRMSNorm):
 
-        def of_sum(self, *addends, really=norm.of_sum):
+        def of_sum(self, *addends, really=norm.of_sum, **how):
             asked.append(self)
-            return really(self, *addends)
+            return really(self, *addends, **how)
 
         monkeypatch.setattr(norm, "of_sum", of_sum)
     monkeypatch.setattr(vssm.nn.block, "runs_eagerly_on_gpu", lambda x: True)
@@ -104,6 +104,38 @@ def test_a_sum_with_something_between_is_not_joined(sums, arguments):
     expected = one_by_one(blocks)(x)
     assert_close(blocks(x), expected, "output", 1e-6)
     assert not set(sums) & {block.norm for block in blocks}
+
+
+def make_block_with_positions():
+    torch.manual_seed(0)
+    return Block(8, nn.Linear(8, 8), nn.Linear(8, 8), position=ConditionalPosition(8), position2=ConditionalPosition(8))
+
+
+def plainly(block):
+    def run(x):
+        x = block.position(x)
+        x = block.position2(x + block.mixer(block.norm(x)))
+        return x + block.mlp(block.norm2(x))
+
+    return run
+
+
+def test_conditional_positions_are_joined_with_norms(sums):
+    block, x = make_block_with_positions(), torch.randn(2, 3, 5, 8)
+    expected = outputs_and_gradients(plainly(block), block, x)
+    found = outputs_and_gradients(block, block, x)
+    assert sums == [block.norm, block.norm2]
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, "result", 1e-6)
+
+
+@pytest.mark.parametrize("part", ["position", "norm"])
+def test_a_position_that_somebody_sees_is_not_joined(sums, part):
+    block, x = make_block_with_positions(), torch.randn(2, 3, 5, 8)
+    getattr(block, part).register_forward_hook(lambda module, inputs, output: 2 * output)
+    expected = plainly(block)(x)
+    assert_close(block(x), expected, "output", 1e-6)
+    assert sums == [block.norm2]
 
 
 def test_blocks_are_cut_like_any_sequence():

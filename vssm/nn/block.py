@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
+from vssm.nn.position import ConditionalPosition
 from vssm.nn.reading import ReadTogether, has_hooks, runs_eagerly_on_gpu
 
-_Addend = tuple[Tensor, Tensor | None, float]  # a branch, and what it is multiplied by: see `add_norm`
+_Addend = dict[str, Any]  # the branch, and what it is multiplied by: arguments of `add_norm`
 _NORMS_OF_SUMS = (BranchLayerNorm, BranchRMSNorm)
 
 
@@ -100,21 +102,22 @@ class Block(nn.Module):
 
     def _run(self, x: Tensor, before: _Addend | None, *grid: int) -> tuple[Tensor, Tensor]:
         if before is not None:
-            x, normed = self.norm.of_sum(x, *before)
+            x, normed = self.norm.of_sum(x, **before)
         else:
-            if self.position is not None:
-                x = self.position(x, *grid)
-            normed = self.norm(x)
+            x, normed = _normed(x, self.position, self.norm, *grid)
         branch = self.mixer(normed, *grid)
         if self.mlp is None:
             return x, branch
         if self._adds_in_norm2(x):
-            x, normed = self.norm2.of_sum(x, *self.addend(branch))
+            x, normed = self.norm2.of_sum(x, **self.addend(branch))
             return x, self.mlp(normed)
         x = self._add(x, branch, self.layer_scale, self.residual_scale)
+        if not self.post_norm:
+            x, normed = _normed(x, self.position2, self.norm2, *grid)
+            return x, self.mlp(normed)
         if self.position2 is not None:
             x = self.position2(x, *grid)
-        return x, self.norm2(self.mlp(x)) if self.post_norm else self.mlp(self.norm2(x))
+        return x, self.norm2(self.mlp(x))
 
     def add_last(self, x: Tensor, branch: Tensor) -> Tensor:
         """The sum that the block ends in."""
@@ -148,9 +151,10 @@ class Block(nn.Module):
         """A branch, and what DropPath multiplies it by: a random 0 or 1 for each sample, and a number."""
         keep = 1 - self.drop_path.drop_prob
         if keep == 1 or not self.drop_path.training:
-            return branch, None, 1.0
+            return {"branch": branch}
         kept = branch.new_empty((len(branch),) + (1,) * (branch.dim() - 1)).bernoulli_(keep)
-        return branch, kept, 1 / keep if keep > 0 and self.drop_path.scale_by_keep else 1.0
+        scale = 1 / keep if keep > 0 and self.drop_path.scale_by_keep else 1.0
+        return {"branch": branch, "kept": kept, "scale": scale}
 
     def _add(
         self, x: Tensor, branch: Tensor, layer_scale: nn.Module | None, residual_scale: nn.Module | None
@@ -160,6 +164,23 @@ class Block(nn.Module):
         if residual_scale is not None:
             x = residual_scale(x)
         return x + (self.drop_path(branch) if self.training else branch)
+
+
+def _normed(x: Tensor, position: nn.Module | None, norm: nn.Module, *grid: int) -> tuple[Tensor, Tensor]:
+    """x with its position, and the norm of that: in one kernel where nobody has to see the one without the other."""
+    if position is None:
+        return x, norm(x)
+    if (
+        runs_eagerly_on_gpu(x)
+        and type(position) is ConditionalPosition
+        and type(norm) in _NORMS_OF_SUMS
+        and not has_hooks(position)
+        and not has_hooks(norm)
+    ):
+        branch, bias = position.branch(x)
+        return norm.of_sum(x, branch, branch_bias=bias)
+    x = position(x, *grid)
+    return x, norm(x)
 
 
 class Blocks(nn.Sequential):

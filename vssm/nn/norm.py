@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
@@ -29,10 +31,10 @@ class BranchLayerNorm(nn.LayerNorm):
         dtype = product_dtype(x, self.weight)
         return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype, merge=merge)
 
-    def of_sum(self, x: Tensor, branch: Tensor, kept: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-        """x + scale * kept * branch, and its norm: see `add_norm`."""
+    def of_sum(self, x: Tensor, branch: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        """x + branch, and its norm: `add_norm`, which says what else can be given."""
         dtype = product_dtype(x, self.weight)
-        return add_norm(x, branch, self.weight, self.bias, eps=self.eps, dtype=dtype, kept=kept, scale=scale)
+        return add_norm(x, branch, self.weight, self.bias, eps=self.eps, dtype=dtype, **how)
 
 
 @register_notrace_module
@@ -82,10 +84,10 @@ class BranchRMSNorm(nn.RMSNorm):
         dtype = product_dtype(x, self.weight)
         return sum_norm(x, self.weight, eps=self.eps, center=False, dtype=dtype, merge=merge)
 
-    def of_sum(self, x: Tensor, branch: Tensor, kept: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    def of_sum(self, x: Tensor, branch: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
         """As in BranchLayerNorm."""
         dtype = product_dtype(x, self.weight)
-        return add_norm(x, branch, self.weight, eps=self.eps, center=False, dtype=dtype, kept=kept, scale=scale)
+        return add_norm(x, branch, self.weight, eps=self.eps, center=False, dtype=dtype, **how)
 
 
 @register_notrace_module

@@ -28,6 +28,11 @@ class ConditionalPosition(ChannelsLastConv2d):
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
 
+    def branch(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is added to x, without its bias, and this."""
+        weight, bias = self.read(x)
+        return self.product(x, weight, None), bias
+
 
 @register_notrace_module  # reads shapes
 class RotaryPosition(torch.nn.Module):

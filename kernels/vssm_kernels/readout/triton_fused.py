@@ -118,7 +118,7 @@ def plan_read_backward(
         shares = torch.empty((programs, channels), dtype=torch.float32, device=device)
         launch(gradient.contiguous(), states.contiguous(), C, D.contiguous(), u.contiguous(), dstates, dC, du, shares)
         dD = torch.empty(channels, dtype=D.dtype, device=device)
-        sum_shares(shares, dD, None)
+        sum_shares(shares, dD, None, None)
         return dstates, dC, dD.expand(D.shape), du
 
     return run

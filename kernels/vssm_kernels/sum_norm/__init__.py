@@ -89,6 +89,7 @@ def add_norm(
     eps: float,
     center: bool = True,
     dtype: torch.dtype | None = None,
+    branch_bias: Tensor | None = None,
     kept: Tensor | None = None,
     scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
@@ -100,6 +101,7 @@ def add_norm(
         x: (batch, ..., channels).
         branch: of the same shape.
         weight, bias, eps, center, dtype: of the norm, as for `sum_norm`.
+        branch_bias: (channels,), added to the branch first: that of the layer it comes from.
         kept: (batch, 1, ..., 1), 0 where a sample's branch is left out, 1 elsewhere (stochastic depth, arXiv
             1603.09382); None keeps all.
         scale: multiplies what is kept.
@@ -115,16 +117,18 @@ def add_norm(
     """
     args = NormArguments(x, weight, bias, float(eps), center, x.dtype if dtype is None else dtype, False)
     if x.is_cuda and runs_eagerly():
-        kind = kind_of((*args, branch, kept, scale))
+        kind = kind_of((*args, branch, branch_bias, kept, scale))
         if kind is not None:
             kind = forced.get(), *kind
             plan = _additions.get(kind)
             if plan is None:
-                plan = _additions[kind] = _Addition(args, branch, kept, scale)
+                plan = _additions[kind] = _Addition(args, branch, branch_bias, kept, scale)
             if plan.forward is not None:
-                if needs_gradient((*args.tensors(), branch)):
-                    return _AddNorm.apply(plan, args, x, branch, weight, bias, kept)
-                return plan.forward(args, branch, kept)
+                if needs_gradient((*args.tensors(), branch, branch_bias)):
+                    return _AddNorm.apply(plan, args, x, branch, branch_bias, weight, bias, kept)
+                return plan.forward(args, branch, branch_bias, kept)
+    if branch_bias is not None:
+        branch = branch + branch_bias
     total = x + (branch if kept is None else branch * (kept * scale))
     return total, sum_norm(total, weight, bias, eps=eps, center=center, dtype=args.dtype)
 
@@ -132,17 +136,21 @@ def add_norm(
 class _Addition:
     """How additions of one kind are run on a GPU; `forward` is None where they are not, in one kernel."""
 
-    def __init__(self, args: NormArguments, branch: Tensor, kept: Tensor | None, scale: float):
+    def __init__(
+        self, args: NormArguments, branch: Tensor, branch_bias: Tensor | None, kept: Tensor | None, scale: float
+    ):
         x = args.x
-        self.scale, self.sample, self.dtype = scale, math.prod(x.shape[1:-1]), branch.dtype
+        self.scale, self.sample = scale, math.prod(x.shape[1:-1])
+        self.dtype, self.bias_dtype = branch.dtype, None if branch_bias is None else branch_bias.dtype
         self.forward = None
         if (
             branch.shape == x.shape
             and x.numel() > 0
             and torch.promote_types(x.dtype, branch.dtype) == x.dtype
-            and all(tensor is None or tensor.is_contiguous() for tensor in (x, branch, kept))
+            and all(tensor is None or tensor.is_contiguous() for tensor in (x, branch, branch_bias, kept))
+            and (branch_bias is None or branch_bias.shape == x.shape[-1:])
             and (kept is None or kept.numel() == len(x))
-            and why_no_triton(x, branch, kept) is None
+            and why_no_triton(x, branch, branch_bias, kept) is None
             and OP.choose(args) is triton_fused.BACKEND
         ):
             OP.check(args)
@@ -152,14 +160,14 @@ class _Addition:
     def backward(
         self, args: NormArguments, dtotal: Tensor | None, dy: Tensor, kept: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of x, branch, weight and bias; `args` holds the sum in place of x."""
+        """The gradients of x, branch, weight, bias and the branch's bias; `args` holds the sum in place of x."""
         given = dy = dy.contiguous()
         if dtotal is not None:
             given = dtotal = dtotal.contiguous()
         key = given.dtype, dy.dtype, dtotal is None, (given.data_ptr() | dy.data_ptr() | args.x.data_ptr()) & 15
         run = self.backwards.get(key)
         if run is None:
-            run = triton_fused.plan_add_backward(args, self.dtype, self.sample, self.scale)
+            run = triton_fused.plan_add_backward(args, self.dtype, self.bias_dtype, self.sample, self.scale)
             self.backwards[key] = run
         return run(args, dtotal, dy, kept)
 
@@ -171,8 +179,8 @@ class _AddNorm(torch.autograd.Function):
     """`add_norm` in one kernel each way. It saves the sum, which the layers that follow save too."""
 
     @staticmethod
-    def forward(ctx, plan, args, x, branch, weight, bias, kept):
-        total, normed = plan.forward(args, branch, kept)
+    def forward(ctx, plan, args, x, branch, branch_bias, weight, bias, kept):
+        total, normed = plan.forward(args, branch, branch_bias, kept)
         ctx.plan, ctx.args = plan, args[3:]
         ctx.save_for_backward(total, weight, bias, kept)
         ctx.set_materialize_grads(False)
@@ -184,14 +192,16 @@ class _AddNorm(torch.autograd.Function):
         args, plan = NormArguments(total, weight, bias, *ctx.args), ctx.plan
         given = [gradient for gradient in (dtotal, dnormed) if gradient is not None]
         if not torch.is_grad_enabled() and dnormed is not None and all(map(torch._C._has_storage, given)):
-            dx, dbranch, dweight, dbias = plan.backward(args, dtotal, dnormed, kept)
+            dx, dbranch, dweight, dbias, dbranch_bias = plan.backward(args, dtotal, dnormed, kept)
         else:  # second derivatives, many gradients at once
             dx, dweight, dbias = (dtotal, None, None)
             if dnormed is not None:
                 dx, dweight, dbias = without_autocast(total.device, OP.reference.backward, args, dnormed)
                 dx = dx if dtotal is None else dx + dtotal
-            dbranch = (dx if kept is None else dx * (kept * plan.scale)).to(plan.dtype)
-        return None, None, dx, dbranch, dweight, dbias, None
+            dbranch = dx if kept is None else dx * (kept * plan.scale)
+            dbranch_bias = None if plan.bias_dtype is None else dbranch.flatten(0, -2).sum(0).to(plan.bias_dtype)
+            dbranch = dbranch.to(plan.dtype)
+        return None, None, dx, dbranch, dbranch_bias, dweight, dbias, None
 
 
 def _for_inductor(args: NormArguments) -> NormArguments:

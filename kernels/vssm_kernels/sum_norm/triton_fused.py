@@ -63,7 +63,8 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["rows", "sample", "kept_scale"])
     def forward_kernel(
-        x, weight, bias, y, merged, branch, kept, rows, row_stride, direction_stride, eps, sample, kept_scale,
+        x, weight, bias, y, merged, branch, branch_bias, kept,
+        rows, row_stride, direction_stride, eps, sample, kept_scale,
         DIRECTIONS: tl.constexpr, CENTER: tl.constexpr,
         WIDTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
     ):  # fmt: skip
@@ -77,6 +78,8 @@ if triton is not None:
                 values += load_rows(x, row, row_stride, c, mask)
         if branch is not None:
             added = load_rows(branch, row, WIDTH, c, mask)
+            if branch_bias is not None:
+                added += tl.load(branch_bias + c, mask=exists, other=0.0).to(tl.float32)[None, :]
             values += added if kept is None else added * branch_scale(kept, row, rows, sample, kept_scale)
         if DIRECTIONS > 1 or branch is not None:
             values = saturate(values, x.dtype.element_ty).to(tl.float32)
@@ -92,10 +95,10 @@ if triton is not None:
     @triton.jit(do_not_specialize=["rows", "turns", "sample", "kept_scale"])
     def backward_kernel(
         dy, x, weight, dx, shares, dsum, dbranch, kept, rows, turns, row_stride, eps, sample, kept_scale,
-        CENTER: tl.constexpr, HAS_BIAS: tl.constexpr,
+        CENTER: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BRANCH_BIAS: tl.constexpr,
         WIDTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
-        """dx of this program's rows, and its share of the gradients of weight and bias."""
+        """dx of this program's rows, and its share of the gradients of weight, bias and the branch's bias."""
         program = tl.program_id(0).to(tl.int64)
         c, exists = channels_of_group(CHANNELS, BLOCK_C)
         scale = tl.full((BLOCK_C,), 1.0, tl.float32)
@@ -103,6 +106,7 @@ if triton is not None:
             scale = tl.load(weight + c, mask=exists, other=0.0).to(tl.float32)
         dweight = tl.zeros((ROWS, BLOCK_C), tl.float32)
         dbias = tl.zeros((ROWS, BLOCK_C), tl.float32)
+        dbranch_bias = tl.zeros((ROWS, BLOCK_C), tl.float32)
         for turn in tl.range(0, turns, num_stages=STAGES):
             row = (turn * tl.num_programs(0) + program) * ROWS + tl.arange(0, ROWS)
             mask = (row < rows)[:, None] & exists[None, :]
@@ -123,10 +127,14 @@ if triton is not None:
                 if kept is not None:
                     values *= branch_scale(kept, row, rows, sample, kept_scale)
                 store_rows(dbranch, row, WIDTH, c, mask, values)
-        shares += program * (1 + HAS_BIAS) * WIDTH + c
+                if HAS_BRANCH_BIAS:
+                    dbranch_bias += values
+        shares += program * (1 + HAS_BIAS + HAS_BRANCH_BIAS) * WIDTH + c
         tl.store(shares, tl.sum(dweight, 0), mask=exists)
         if HAS_BIAS:
             tl.store(shares + WIDTH, tl.sum(dbias, 0), mask=exists)
+        if HAS_BRANCH_BIAS:
+            tl.store(shares + (1 + HAS_BIAS) * WIDTH, tl.sum(dbranch_bias, 0), mask=exists)
 
 
 def plan_norm(args: NormArguments, save: bool) -> Callable[[NormArguments], tuple[Tensor, Tensor | None]]:
@@ -141,7 +149,7 @@ def plan_norm(args: NormArguments, save: bool) -> Callable[[NormArguments], tupl
         y, sums = torch.empty(shape, dtype=dtype, device=device), None
         if shape_of_sums is not None:
             sums = torch.empty(shape_of_sums, dtype=x.dtype, device=device)
-        launch(x, args.weight, args.bias, y, sums, None, None)
+        launch(x, args.weight, args.bias, y, sums, None, None, None)
         return y, sums
 
     return run
@@ -154,26 +162,32 @@ def plan_norm_backward(args: NormArguments, gradient: Tensor) -> Callable[[NormA
     def run(args: NormArguments, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x = args.x if contiguous else _rows(args.x, 1)[0]
         dx = torch.empty(args.x.shape, dtype=x.dtype, device=x.device)
-        return dx, *run_backward(args, gradient.contiguous(), x, dx)
+        return dx, *run_backward(args, gradient.contiguous(), x, dx)[:2]
 
     return run
 
 
 def plan_add(args: NormArguments, sample: int, scale: float) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(args, branch, kept) to x + branch and its norm, see `add_norm`; `sample` rows of x share a number in kept."""
+    """(args, branch, its bias, kept) to their sum and its norm, see `add_norm`; `sample` rows of x share a number in
+    kept."""
     launch = _plan_forward(args, sample, scale)
 
-    def run(args: NormArguments, branch: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+    def run(
+        args: NormArguments, branch: Tensor, branch_bias: Tensor | None, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         total, y = torch.empty_like(args.x), torch.empty_like(args.x, dtype=args.dtype)
-        launch(args.x, args.weight, args.bias, y, total, branch, kept)
+        launch(args.x, args.weight, args.bias, y, total, branch, branch_bias, kept)
         return total, y
 
     return run
 
 
-def plan_add_backward(args: NormArguments, branch: torch.dtype, sample: int, scale: float) -> Callable[..., tuple]:
-    """(args, dtotal, dy, kept) to the gradients of x, branch, weight and bias; in args the sum stands in place of x."""
-    run_backward = _plan_backward(args, sample, scale)
+def plan_add_backward(
+    args: NormArguments, branch: torch.dtype, branch_bias: torch.dtype | None, sample: int, scale: float
+) -> Callable[..., tuple]:
+    """(args, dtotal, dy, kept) to the gradients of x, branch, weight, bias and the branch's bias; in args the sum
+    stands in place of x, and of the branch and its bias the dtypes are known."""
+    run_backward = _plan_backward(args, branch_bias, sample, scale)
 
     def run(args: NormArguments, dtotal: Tensor | None, dy: Tensor, kept: Tensor | None) -> tuple[Tensor | None, ...]:
         dx, dbranch = torch.empty_like(args.x), torch.empty_like(args.x, dtype=branch)
@@ -202,14 +216,17 @@ def _plan_forward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> L
     )
 
 
-def _plan_backward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> Callable[..., tuple]:
-    """(args, dy, x, dx, ...) to the gradients of weight and bias; writes dx, and what else the kernel is given."""
+def _plan_backward(
+    args: NormArguments, branch_bias: torch.dtype | None = None, sample: int = 1, scale: float = 1.0
+) -> Callable[..., tuple]:
+    """(args, dy, x, dx, ...) to the gradients of weight, bias and the branch's bias; writes dx, and what else the
+    kernel is given."""
     x, row_stride, _ = _rows(args.x, 1)
     has_bias, channels, device = args.bias is not None, x.shape[-1], x.device
     rows, tile = math.prod(args.x.shape) // channels, _tile(channels // args.groups)
     tiles = cdiv(rows, tile["ROWS"])
     turns = max(1, cdiv(tiles, _SHARES_MAX))
-    programs, columns = cdiv(tiles, turns), (1 + has_bias) * channels
+    programs, columns = cdiv(tiles, turns), (1 + has_bias + (branch_bias is not None)) * channels
     launch = Launcher(
         backward_kernel,
         (programs, args.groups),
@@ -221,6 +238,7 @@ def _plan_backward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> 
         kept_scale=scale,
         CENTER=args.center,
         HAS_BIAS=has_bias,
+        HAS_BRANCH_BIAS=branch_bias is not None,
         WIDTH=channels,
         STAGES=_STAGES,
         **tile,
@@ -235,14 +253,16 @@ def _plan_backward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> 
         dsum: Tensor | None = None,
         dbranch: Tensor | None = None,
         kept: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, ...]:
         weight, bias = args.weight, args.bias
         shares = torch.empty((programs, columns), dtype=torch.float32, device=device)
         launch(dy, x, weight, dx, shares, dsum, dbranch, kept)
         dweight, dbias = (None if tensor is None else torch.empty_like(tensor) for tensor in (weight, bias))
-        if weight is not None or has_bias:
-            sum_shares(shares, dweight, dbias)
-        return dweight, dbias
+        dbranch_bias = None if branch_bias is None else torch.empty(channels, dtype=branch_bias, device=device)
+        if columns > channels or weight is not None:
+            second, third = (dbias, dbranch_bias) if has_bias else (dbranch_bias, None)
+            sum_shares(shares, dweight, second, third)
+        return dweight, dbias, dbranch_bias
 
     return run
 
