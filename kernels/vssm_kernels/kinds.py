@@ -35,7 +35,7 @@ def kind_of(args: Sequence[Any]) -> tuple[Hashable, ...] | None:
             if type(table) not in PLAIN_TENSORS:
                 return None
             kind.append((table.shape, table.device, value.tokens, value.repeats, value.covers))
-        elif isinstance(value, Tensor):
+        elif value is not None and isinstance(value, Tensor):
             return None
         else:
             kind.append(value)

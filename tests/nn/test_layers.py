@@ -8,7 +8,8 @@ from timm.layers import Mlp
 from torch import nn
 from torch.autograd import forward_ad
 
-from vssm.nn import Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, SelectiveScan, initialise_linear_layers
+import vssm.nn.mixer
+from vssm.nn import SS2D, Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, SelectiveScan, initialise_linear_layers
 from vssm_kernels import use_backend
 
 
@@ -87,6 +88,27 @@ def test_a_block_adds_a_branch_in_its_second_norm_on_a_gpu(monkeypatch, hooked: 
     with use_backend("triton"):
         torch.testing.assert_close(step(), expected)
     assert len(seen) == 2 * hooked
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_mixer_makes_its_halves_by_two_products_on_a_gpu(monkeypatch, bias: bool, hooked: bool) -> None:
+    torch.manual_seed(0)
+    mixer, x = SS2D(4, gated=True), torch.randn(2, 3, 5, 4)
+    if bias:
+        mixer.in_proj.bias = nn.Parameter(torch.randn(8))
+    if hooked:
+        mixer.in_proj.register_forward_hook(lambda layer, inputs, output: 2 * output)
+
+    def run() -> list[torch.Tensor]:
+        mixer.zero_grad()
+        mixer(x).square().sum().backward()
+        return [mixer(x), *(parameter.grad for parameter in mixer.parameters())]
+
+    expected = run()
+    monkeypatch.setattr(vssm.nn.mixer, "runs_eagerly_on_gpu", lambda x: True)
+    torch.testing.assert_close(run(), expected)
+    assert all(half.is_contiguous() is not hooked for half in mixer.halves(x))
 
 
 def test_scales_of_a_block_start_where_the_families_start_them() -> None:

@@ -16,6 +16,7 @@ from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
+from vssm.nn.reading import has_hooks, runs_eagerly_on_gpu
 from vssm.nn.recompute import Gate, product_of_recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import ScanTable, causal_conv1d
@@ -52,14 +53,20 @@ class GatedMixer(nn.Module):
         raise NotImplementedError
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What is mixed and what gates it, of in_proj's outputs."""
-        return x.chunk(2, dim=-1)
+        """What is mixed and what gates it, the halves of in_proj's outputs: (batch, height, width, dim) in."""
+        layer = self.in_proj
+        if type(layer) is Linear and runs_eagerly_on_gpu(x) and not has_hooks(layer):
+            # Two products: a convolution would copy half of the rows of one.
+            weight, bias = layer.read(x)
+            biases = (None, None) if bias is None else bias.chunk(2)
+            first, second = (layer.product(x, *half) for half in zip(weight.chunk(2), biases, strict=True))
+            return first, second
+        return layer(x).chunk(2, dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) in and out."""
-        x = self.in_proj(x)
         if not self.gated:
-            return self.out_proj(self.mix(x))
+            return self.out_proj(self.mix(self.in_proj(x)))
         x, z = self.halves(x)
         tokens = self.mix(x).flatten(1, 2), z.flatten(1, 2)
         return product_of_recomputed(self.out_proj, _GATE, *tokens).unflatten(1, x.shape[1:3])
