@@ -41,7 +41,7 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
     """
     if not _recomputes() or type(layer) is nn.Identity:
         return layer(function(*inputs))
-    if not _is_one_product(layer, inputs[0]) or has_hooks(layer):
+    if not is_one_product(layer, inputs[0]) or has_hooks(layer):
         return recomputed(lambda *saved: layer(function(*saved)), *inputs)  # torch's own, which stops at the product
     weight, bias = layer.read(inputs[0])
     return _ProductOfRecomputed.apply(function, _again(function), weight.flatten(1), bias, *inputs)
@@ -101,7 +101,7 @@ def _differentiated(
     return value.detach(), tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
 
 
-def _is_one_product(layer: nn.Module, x: Tensor) -> bool:
+def is_one_product(layer: nn.Module, x: Tensor) -> bool:
     """Whether a layer multiplies x by one matrix, as a 1 x 1 convolution of a channels-last map does too."""
     if type(layer) is GroupLinear:
         return x.is_cuda
