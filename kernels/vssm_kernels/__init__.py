@@ -30,6 +30,7 @@ from vssm_kernels.noncausal_ssd import noncausal_ssd
 from vssm_kernels.orders import ScanTable
 from vssm_kernels.parameters import CAST, RATES, Form, Layout, read_parameters
 from vssm_kernels.readout import readout
+from vssm_kernels.running_norm import batch_norm
 from vssm_kernels.selective_scan import selective_scan
 from vssm_kernels.ssd import ssd
 from vssm_kernels.standard import standard_operations
@@ -49,6 +50,7 @@ __all__ = [
     "ScanTable",
     "add_norm",
     "backend_report",
+    "batch_norm",
     "bias_gelu",
     "bias_silu",
     "causal_conv1d",

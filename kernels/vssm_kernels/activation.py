@@ -153,8 +153,8 @@ def _backward_of(
 
 
 def _plan_forward(function: _Activation, x: Tensor, bias: Tensor) -> _Forward:
-    tiles, blocks, arguments = _tiles(function, x, bias)
-    launch = Launcher(forward_kernel, (tiles * blocks,), **arguments)
+    tiles, blocks, told = tiles_of(x, len(bias))
+    launch = Launcher(forward_kernel, (tiles * blocks,), GELU=function is F.gelu, **told)
 
     def run(x: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
@@ -166,10 +166,11 @@ def _plan_forward(function: _Activation, x: Tensor, bias: Tensor) -> _Forward:
 
 
 def _plan_backward(function: _Activation, x: Tensor, bias: Tensor | None, gradient: Tensor, again: bool) -> _Backward:
-    tiles, blocks, arguments = _tiles(function, x, bias)
+    tiles, blocks, told = tiles_of(x, _TILE["COLUMNS"] if bias is None else len(bias))
+    told |= {"GELU": function is F.gelu, "STAGES": _STAGES}
     turns = 1 if bias is None else cdiv(tiles, max(1, _PROGRAMS_MAX // blocks))
     programs = cdiv(tiles, turns)
-    launch = Launcher(backward_kernel, (programs * blocks,), turns=turns, STAGES=_STAGES, **arguments)
+    launch = Launcher(backward_kernel, (programs * blocks,), turns=turns, **told)
     if bias is not None:
         rows, channels = programs * blocks * _TILE["COLUMNS"] // len(bias), len(bias)
         sum_shares = shares_launcher(rows, channels, channels)
@@ -194,16 +195,14 @@ def _in_one_kernel(x: Tensor, bias: Tensor | None, *others: Tensor) -> bool:
     return readable and x.numel() > 0 and why_no_triton(x, bias, *others) is None
 
 
-def _tiles(function: _Activation, x: Tensor, bias: Tensor | None) -> tuple[int, int, dict[str, Any]]:
-    """Tiles along the rows, blocks of columns, and what both kernels are told.
+def tiles_of(x: Tensor, channels: int) -> tuple[int, int, dict[str, Any]]:
+    """Tiles along the rows, blocks of columns, and what kernels of (..., channels) are told.
 
     So many rows of x are taken for one that blocks fill its length, whatever the number of channels is.
     """
-    channels = _TILE["COLUMNS"] if bias is None else len(bias)
     width = math.lcm(channels, _TILE["COLUMNS"])
     tiles, blocks = cdiv(x.numel(), width * _TILE["ROWS"]), width // _TILE["COLUMNS"]
-    told = {"size": x.numel(), "CHANNELS": channels, "BLOCKS": blocks, "GELU": function is F.gelu}
-    return tiles, blocks, told | _TILE
+    return tiles, blocks, {"size": x.numel(), "CHANNELS": channels, "BLOCKS": blocks, **_TILE}
 
 
 if triton is not None:

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime.jit import JITFunction
 
-from vssm_kernels import ScanTable, activation, direction_sum, shares
+from vssm_kernels import ScanTable, activation, direction_sum, running_norm, shares
 from vssm_kernels.causal_conv1d import triton_fused as conv
 from vssm_kernels.causal_conv1d.arguments import ConvArguments
 from vssm_kernels.deformable_sampling import triton_fused as sampling
@@ -111,6 +111,7 @@ def replace_kernels() -> None:
         readout,
         sampling,
         activation,
+        running_norm,
         shares,
         wavefront_kernels,
         grid,
@@ -234,6 +235,10 @@ def main() -> None:
         activation._plan_forward(function, x, x[0, 0])(x, x[0, 0])
         for bias in (x[0, 0], None):
             activation._plan_backward(function, x, bias, x, again=function is F.gelu)(x, bias, x)
+    for function in (None, F.relu, F.silu, F.gelu):
+        for affine in (torch.ones(87), None):
+            launch = running_norm._plan(function, x, 1e-5)
+            launch(x, torch.ones(87), torch.ones(87), affine, affine, x)
     for name, variants in compiled.items():
         print(name, len(variants))
 

@@ -23,6 +23,7 @@ VARIANTS = {
     "grid_tree.triton_fused.edges_kernel": 1,
     "grid_tree.triton_fused.spanning_kernel": 2,
     "grid_tree.triton_fused.walk_kernel": 1,
+    "running_norm.norm_kernel": 8,
     "selective_scan.triton_chunk_kernels.ends_kernel": 4,
     "selective_scan.triton_chunk_kernels.carry_kernel": 4,
     "selective_scan.triton_kernels.forward_kernel": 12,

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vssm.nn import ChannelsLastConv2d, ConvMlp, LeanMlp, Linear
+from vssm.nn import ChannelsLastConv2d, ConvMlp, ConvNormAct, LeanMlp, Linear
 from vssm.nn.conv import convolved_silu
 from vssm.nn.reading import product_and_bias
-from vssm_kernels import activation
+from vssm_kernels import activation, running_norm
 from vssm_kernels.gpu import Launcher
 from vssm_kernels.testing import assert_close
 
@@ -27,7 +27,7 @@ def launched(monkeypatch):
     launch = Launcher.__call__
 
     def noted(self, *tensors):
-        if self.kernel in (activation.forward_kernel, activation.backward_kernel):
+        if self.kernel in (activation.forward_kernel, activation.backward_kernel, running_norm.norm_kernel):
             kernels.append(self.kernel.fn.__name__)
         launch(self, *tensors)
 
@@ -119,4 +119,38 @@ def test_compilers_and_transforms_are_given_torchs_operations(launched):
     assert_close(torch.compile(layers, backend="aot_eager", fullgraph=True)(x), expected)
     assert_close(torch.func.vmap(lambda x: layers(x[None])[0])(x), expected)
     assert_close(torch.jit.trace(layers, x, check_trace=False)(x), expected)
+    assert not launched
+
+
+@pytest.mark.parametrize("act_layer", [nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity], ids=lambda kind: kind.__name__)
+def test_a_running_norm_and_its_activation_are_one_kernel(launched, act_layer):
+    layer = ConvNormAct(3, 12, kernel_size=3, stride=2, act_layer=act_layer).to(DEVICE)
+    x = torch.randn(2, 3, 9, 7, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    layer(x)  # other statistics than zeros and ones
+    expected = layer.eval()(x)
+    assert not launched
+    with torch.no_grad():
+        found = layer(x)
+    assert launched == ["norm_kernel"] and found.stride() == expected.stride()
+    assert_close(found, expected.detach(), tolerance=2e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.train(),
+        lambda layer: layer.bn.register_forward_hook(lambda module, inputs, output: 2 * output),
+        lambda layer: layer.act.register_forward_hook(lambda module, inputs, output: 2 * output),
+        lambda layer: setattr(layer, "bn", nn.GroupNorm(3, 12).to(DEVICE)),
+        lambda layer: setattr(layer.bn, "running_var", None) or setattr(layer.bn, "running_mean", None),
+    ],
+    ids=["training", "hook on the norm", "hook on the activation", "another norm", "no statistics"],
+)
+def test_a_norm_that_somebody_sees_is_torchs(launched, change):
+    layer = ConvNormAct(3, 12, kernel_size=3).to(DEVICE).eval()
+    x = torch.randn(2, 3, 9, 7, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    change(layer)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        assert_close(layer(x), expected, tolerance=1e-6)
     assert not launched

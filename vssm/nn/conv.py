@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import timm.layers
+import torch
+import torch.nn.functional as F
 from timm.layers import create_act_layer, register_notrace_module
 from torch import Tensor, nn
 
 from vssm.nn.linear import WEIGHT_AND_BIAS
-from vssm.nn.reading import ReadsParameters, product_and_bias
-from vssm.ops import Form, bias_silu
+from vssm.nn.reading import ReadsParameters, has_hooks, product_and_bias, runs_eagerly_on_gpu
+from vssm.ops import Form, batch_norm, bias_silu
 
 
 @register_notrace_module
@@ -48,7 +51,8 @@ def convolved_silu(conv: nn.Module, x: Tensor) -> Tensor:
 class ConvNormAct(timm.layers.ConvNormAct):
     """timm's, of (batch, channels, height, width), with the activation beside the batch norm, not within it.
 
-    What takes a batch norm's place, such as torch's and mmengine's SyncBatchNorm, would leave one within it out.
+    What takes a batch norm's place, such as torch's and mmengine's SyncBatchNorm, would leave one within it out. In
+    inference on a GPU one kernel computes both.
 
     Args:
         *args: of timm's, as the rest is.
@@ -65,4 +69,31 @@ class ConvNormAct(timm.layers.ConvNormAct):
         self.act = create_act_layer(act_layer, inplace=True) if apply_act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(super().forward(x))
+        if not self._norms_in_one_kernel(x):
+            return self.act(super().forward(x))
+        norm, function = self.bn, _function_of(self.act)
+        rows = self.conv(x).permute(0, 2, 3, 1)
+        statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+        y = batch_norm(rows, *statistics, norm.eps, function).permute(0, 3, 1, 2)
+        return y if function is not None else self.act(y)
+
+    def _norms_in_one_kernel(self, x: Tensor) -> bool:
+        """Whether nobody but the activation sees what the norm returns, which is by running statistics."""
+        norm = self.bn
+        return (
+            runs_eagerly_on_gpu(x)
+            and not torch.is_grad_enabled()
+            and type(norm) is timm.layers.BatchNormAct2d
+            and not norm.training
+            and norm.running_var is not None
+            and type(norm.drop) is type(norm.act) is nn.Identity
+            and self.aa is None
+            and not any(map(has_hooks, (norm, norm.drop, norm.act, self.act)))
+        )
+
+
+def _function_of(activation: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The function of torch that a module is, of those that `batch_norm` takes; None for another."""
+    if type(activation) is nn.GELU:
+        return F.gelu if activation.approximate == "none" else None
+    return {nn.ReLU: F.relu, nn.SiLU: F.silu}.get(type(activation))
