@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from records import FOLDER, assert_trace, parity
 from torch import Tensor
@@ -77,3 +78,41 @@ def test_initial_values() -> None:
     steps = torch.nn.functional.softplus(mixer.dt_bias)
     assert not mixer.A_log.any() and (mixer.D == 1).all()
     assert mixer.heads == 24 and steps.min() >= 1e-3 - 1e-9 and steps.max() <= 0.1 + 1e-6
+
+
+@torch.no_grad()
+def test_groups_of_heads_and_learned_first_states() -> None:
+    """As a loop over the steps says it: consecutive heads share B and C, the backward pass begins in the same states,
+    and the first token of a pass still receives nothing from it."""
+    official = HydraMixer(192, state=32, groups=2, bias=True, learned_start=True)  # which calls `start` init_states
+    assert sum(parameter.numel() for parameter in official.parameters()) == 293_982
+    heads, state, groups, tokens = 4, 3, 2, 7
+    mixer = HydraMixer(16, heads, state, groups=groups, bias=True, learned_start=True).double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in mixer.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 3)
+    x = torch.randn(2, tokens, 16, generator=generator, dtype=torch.float64)
+
+    z, uBC, steps = mixer.in_proj(x).split([32, 32 + 4 * groups * state, 2 * heads], -1)
+    conv = F.conv1d(uBC.mT, mixer.conv.weight[:, :, 0], mixer.conv.bias, padding=3, groups=uBC.shape[-1])
+    u, *BC = F.silu(conv.mT).split([32, *[groups * state] * 4], -1)
+    u = u.unflatten(-1, (heads, -1))
+    y = (mixer.diagonal(u.flatten(2)) + mixer.D)[..., None] * u
+    for walk, B, C, step in zip(
+        (range(tokens), range(tokens)[::-1]), BC[::2], BC[1::2], steps.chunk(2, -1), strict=True
+    ):
+        delta = F.softplus(step + mixer.dt_bias)
+        B, C = (part.unflatten(-1, (groups, -1)).repeat_interleave(heads // groups, 2) for part in (B, C))
+        h, before = mixer.start.expand(2, -1, -1, -1), torch.zeros_like(u[:, 0])
+        for t in walk:
+            y[:, t] += before
+            decay = torch.exp(-delta[:, t] * mixer.A_log.exp())[..., None, None]
+            h = decay * h + (delta[:, t, :, None] * u[:, t])[..., None] * B[:, t, :, None]
+            before = (h * C[:, t, :, None]).sum(-1)
+    expected = mixer.out_proj(mixer.norm(y.flatten(2)) * F.silu(z))
+    torch.testing.assert_close(mixer(x, 1, tokens), expected)
+
+
+def test_groups_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match="3 groups share 4 heads; expected a number of groups that divides them"):
+        HydraMixer(16, heads=4, groups=3)

@@ -52,3 +52,5 @@ def test_the_recipe_starts_from_normal_weights():
     model = timm.create_model("plainmamba_l1", depth=1, normal_init=True)
     assert model.blocks[0].mixer.scan.dt_bias.abs().max() == 0
     assert abs(model.blocks[0].mixer.in_proj.weight.std().item() - 0.02) < 1e-3
+    assert abs(model.head.weight.std().item() - 0.01) < 1e-3 and not model.head.bias.any()
+    assert timm.create_model("plainmamba_l1", depth=1, normal_init=True, num_classes=0).num_classes == 0

@@ -190,7 +190,8 @@ class PlainMamba(PlainWithPosition):
         conv_blocks: of the first blocks, how many end in a depthwise convolution.
         scan_order: see PlainMambaMixer.
         normal_init: start every linear layer from normal weights of deviation 0.02 and zero biases, those of the step
-            sizes among them. The official class does not, but the recipe of all published weights does.
+            sizes among them, and the classifier from a deviation of 0.01. The official class does not, but the recipe
+            of all published weights does.
         drop_rate, drop_path_rate: dropout before the classifier; stochastic depth, rising linearly to this rate.
         in_chans, num_classes, global_pool, device, dtype: as everywhere in timm.
 
@@ -259,6 +260,8 @@ class PlainMamba(PlainWithPosition):
         nn.init.normal_(self.pos_embed.detach(), std=0.02)
         if normal_init:
             initialise_linear_layers(self, scans=True)
+            if num_classes > 0:
+                nn.init.normal_(self.head.weight, std=0.01)
 
     def no_weight_decay(self) -> set[str]:
         # official: none for norms, biases and, by the recipe's keys, these.

@@ -33,9 +33,11 @@ class DualityMixer(nn.Module):
         kernel: height and width of the convolution.
         directions: of the scan order.
         shared: all directions read one B and one C.
+        groups: of consecutive heads, each with a B and a C of its own; their number divides that of the heads.
+        bias: of the two projections.
 
     Raises:
-        ValueError: the heads do not divide the inner channels.
+        ValueError: the heads do not divide the inner channels, or the groups the heads.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class DualityMixer(nn.Module):
         kernel: tuple[int, int] = (3, 3),
         directions: int = 1,
         shared: bool = False,
+        groups: int = 1,
+        bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -57,25 +61,27 @@ class DualityMixer(nn.Module):
             heads = next(heads for heads in range(-(-inner // 64), inner + 1) if inner % heads == 0)
         if inner % heads:
             raise ValueError(f"{heads} heads share {inner} channels; expected a number of heads that divides them")
-        self.heads, self.inner, self.state, self.directions = heads, inner, state, directions
-        scanned = inner + (1 if shared else directions) * 2 * state
+        if groups < 1 or heads % groups:
+            raise ValueError(f"{groups} groups share {heads} heads; expected a number of groups that divides them")
+        self.heads, self.inner, self.state, self.directions, self.groups = heads, inner, state, directions, groups
+        scanned = inner + (1 if shared else directions) * 2 * groups * state
         self.sizes = [inner, scanned, directions * heads]  # of in_proj's outputs
         padding = tuple(size // 2 for size in kernel)
-        self.in_proj = Linear(dim, sum(self.sizes), bias=False, **dd)
+        self.in_proj = Linear(dim, sum(self.sizes), bias=bias, **dd)
         self.conv = ChannelsLastConv2d(scanned, scanned, kernel, padding=padding, groups=scanned, **dd)
-        self.out_proj = Linear(inner, dim, bias=False, **dd)
+        self.out_proj = Linear(inner, dim, bias=bias, **dd)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What a map (batch, height, width, dim) selects.
 
         Returns:
-            z (batch, tokens, inner); u (batch, tokens, heads, channels); B and C (batch, tokens, directions, 1, state),
-            with one direction where it is shared; delta (batch, tokens, directions, heads).
+            z (batch, tokens, inner); u (batch, tokens, heads, channels); B and C (batch, tokens, directions, groups,
+            state), with one direction where it is shared; delta (batch, tokens, directions, heads).
         """
         z, uBC, delta = self.in_proj(x).split(self.sizes, dim=-1)
         uBC = convolved_silu(self.conv, uBC).flatten(1, 2)
         u, BC = uBC.split([self.inner, uBC.shape[-1] - self.inner], dim=-1)
-        B, C = BC.unflatten(-1, (-1, 2, 1, self.state)).unbind(3)
+        B, C = BC.unflatten(-1, (-1, 2, self.groups, self.state)).unbind(3)
         delta = delta.flatten(1, 2).unflatten(-1, (self.directions, self.heads))
         return z.flatten(1, 2), u.unflatten(-1, (self.heads, -1)), B, C, delta
 
@@ -176,8 +182,10 @@ class HydraMixer(DualityMixer):
     the norm comes before the gate.
 
     Args:
-        dim, heads, state, expansion, shared: see DualityMixer.
+        dim, heads, state, expansion, shared, groups, bias: see DualityMixer.
         conv_width: taps of the convolution, an odd number.
+        learned_start: the states before the first step are parameters, which all directions share and which start at
+            zero, and not zeros.
         scan_order: a function (height, width) -> ScanOrder, whose directions are added up: usually one and its reverse.
 
     >>> mixer = HydraMixer(8, heads=2)
@@ -193,17 +201,22 @@ class HydraMixer(DualityMixer):
         expansion: float = 2.0,
         conv_width: int = 7,
         shared: bool = False,
+        groups: int = 1,
+        bias: bool = False,
+        learned_start: bool = False,
         scan_order: OrderFunction = bidirectional,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
         directions = scan_order(2, 2).directions
-        super().__init__(dim, heads, state, expansion, (1, conv_width), directions, shared, **dd)
+        super().__init__(dim, heads, state, expansion, (1, conv_width), directions, shared, groups, bias, **dd)
         self.order_table = OrderTable(scan_order)
         self.dt_bias = nn.Parameter(torch.empty(self.heads, **dd))
         self.A_log = nn.Parameter(torch.zeros(self.heads, **dd))
         self.D = nn.Parameter(torch.ones(self.heads, **dd))
+        start = (self.heads, self.inner // self.heads, state)
+        self.start = nn.Parameter(torch.zeros(start, **dd)) if learned_start else None
         self.diagonal = Linear(self.inner, self.heads, bias=False, **dd)
         self.norm = BranchRMSNorm(self.inner, **dd)
         draw_step_bias(self.dt_bias)
@@ -215,7 +228,8 @@ class HydraMixer(DualityMixer):
         z, u, B, C, delta = self.project(x.flatten(1, -2).unsqueeze(1))
         A, bias = (each.expand(self.directions, -1) for each in (-self.rates(), self.dt_bias))
         B, C = (each.expand(-1, -1, self.directions, -1, -1) for each in (B, C))
-        y = ssd(u, delta, A, B, C, delta_bias=bias, order=order, shift=True, merge=True)
+        start = None if self.start is None else self.start.expand(len(u), self.directions, -1, -1, -1)
+        y = ssd(u, delta, A, B, C, delta_bias=bias, initial=start, order=order, shift=True, merge=True)
         y = y + (self.diagonal(u.flatten(2)) + self.D)[..., None] * u
         return self.out_proj(self.norm(y.flatten(2)) * F.silu(z)).view_as(x)
 
