@@ -8,7 +8,7 @@ from timm.layers import Mlp
 from torch import nn
 from torch.autograd import forward_ad
 
-import vssm.nn.mixer
+import vssm.nn.product
 from vssm.nn import SS2D, Block, BranchLayerNorm, BranchRMSNorm, LeanMlp, SelectiveScan, initialise_linear_layers
 from vssm_kernels import use_backend
 
@@ -106,7 +106,7 @@ def test_a_gated_mixer_makes_its_halves_by_two_products_on_a_gpu(monkeypatch, bi
         return [mixer(x), *(parameter.grad for parameter in mixer.parameters())]
 
     expected = run()
-    monkeypatch.setattr(vssm.nn.mixer, "runs_eagerly_on_gpu", lambda x: True)
+    monkeypatch.setattr(vssm.nn.product, "runs_eagerly_on_gpu", lambda x: True)
     torch.testing.assert_close(run(), expected)
     assert all(half.is_contiguous() is not hooked for half in mixer.halves(x))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
@@ -17,8 +16,8 @@ from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
-from vssm.nn.reading import has_hooks, runs_eagerly_on_gpu
-from vssm.nn.recompute import Gate, is_one_product, product_of_recomputed, saves_activations
+from vssm.nn.product import split_product
+from vssm.nn.recompute import Gate, product_of_recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import ScanTable, causal_conv1d
 from vssm.scan import OrderFunction, bidirectional, cross
@@ -55,14 +54,7 @@ class GatedMixer(nn.Module):
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What is mixed and what gates it, the halves of in_proj's outputs: (batch, height, width, dim) in."""
-        layer = self.in_proj
-        if runs_eagerly_on_gpu(x) and is_one_product(layer, x) and not has_hooks(layer):
-            # Two products: a convolution would copy half of the rows of one.
-            weight, bias = layer.read(x)
-            biases = (None, None) if bias is None else bias.chunk(2)
-            first, second = (F.linear(x, *half) for half in zip(weight.flatten(1).chunk(2), biases, strict=True))
-            return first, second
-        return layer(x).chunk(2, dim=-1)
+        return split_product(self.in_proj, x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) in and out."""

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vssm.nn.conv import ChannelsLastConv2d
-from vssm.nn.linear import GroupLinear, Linear
+from vssm.nn.product import is_one_product
 from vssm.nn.reading import has_hooks
 from vssm.ops import bias_gelu, gelu_again, is_transformed, sum_gate, sum_gate_again
 
@@ -36,7 +35,7 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
     The function has no parameters; its operations are cheap beside the layer's product, which is not run again. A GELU,
     with a bias before it (`bias_gelu`) or without, or a `Gate` is computed again in the kernel of its gradients.
 
-    >>> layer, x = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
+    >>> layer, x = nn.Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     >>> product_of_recomputed(layer, torch.relu, x).sum().backward()
     """
     if not _recomputes() or type(layer) is nn.Identity:
@@ -99,17 +98,6 @@ def _differentiated(
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(torch.autograd.grad(value, wanted, gradient.to(value.dtype)) if wanted else ())
     return value.detach(), tuple(next(found) if leaf.requires_grad else None for leaf in leaves)
-
-
-def is_one_product(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer multiplies x by one matrix, as a 1 x 1 convolution of a channels-last map does too."""
-    if type(layer) is GroupLinear:
-        return x.is_cuda
-    return type(layer) is Linear or (
-        type(layer) is ChannelsLastConv2d
-        and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
-        and layer.padding in ((0, 0), "valid", "same")
-    )
 
 
 def _recomputes() -> bool:

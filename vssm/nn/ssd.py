@@ -11,6 +11,7 @@ from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.order_table import OrderTable
+from vssm.nn.product import split_product
 from vssm.nn.step import draw_step_bias
 from vssm.ops import noncausal_ssd, ssd
 from vssm.scan import OrderFunction, bidirectional, cross
@@ -78,7 +79,7 @@ class DualityMixer(nn.Module):
             z (batch, tokens, inner); u (batch, tokens, heads, channels); B and C (batch, tokens, directions, groups,
             state), with one direction where it is shared; delta (batch, tokens, directions, heads).
         """
-        z, uBC, delta = self.in_proj(x).split(self.sizes, dim=-1)
+        z, uBC, delta = split_product(self.in_proj, x, self.sizes)
         uBC = convolved_silu(self.conv, uBC).flatten(1, 2)
         u, BC = uBC.split([self.inner, uBC.shape[-1] - self.inner], dim=-1)
         B, C = BC.unflatten(-1, (-1, 2, self.groups, self.state)).unbind(3)

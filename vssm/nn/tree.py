@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
+from vssm.nn.product import split_product
 from vssm.nn.recompute import Gate, product_of_recomputed
 from vssm.nn.ssm import SelectiveScan
-from vssm.ops import grid_tree, tree_scan
+from vssm.ops import grid_tree, readout, tree_scan
 from vssm.values import widened
 
 
@@ -95,10 +96,10 @@ class TreeMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) in and out."""
-        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x, z = split_product(self.in_proj, x)
         x = convolved_silu(self.conv, x)
-        states, C = self.scan(x.flatten(1, 2), grid_tree(x))
-        # D is as narrow as what it multiplies: in float32 the sum would take twice the memory, to be normed then.
-        y = torch.addcmul(self.state_norm(states) * C, x.flatten(1, 2), self.scan.D[0].to(x.dtype))
+        tokens = x.flatten(1, 2)
+        states, C = self.scan(tokens, grid_tree(x))
+        y = readout(self.state_norm(states).unsqueeze(1), C, self.scan.D, tokens)
         y = product_of_recomputed(self.out_proj, self.gate, self.norm(y), z.flatten(1, 2))
         return y.unflatten(1, x.shape[1:3])
