@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
@@ -12,8 +11,9 @@ from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.order_table import OrderTable
 from vssm.nn.product import split_product
+from vssm.nn.recompute import Gate, product_of_recomputed
 from vssm.nn.step import draw_step_bias
-from vssm.ops import noncausal_ssd, ssd
+from vssm.ops import noncausal_ssd, ssd, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
 from vssm.values import widened
 
@@ -171,7 +171,7 @@ class SSD(DualityMixer):
         order = self.order_table(*x.shape[1:3], x.device)
         z, u, B, C, delta = self.project(x)
         y = ssd(u, delta, -self.rates(), B, C, self.D, delta_bias=self.dt_bias, order=order, merge=True)
-        return self.out_proj(self.norm(y.flatten(2) * F.silu(z))).unflatten(1, x.shape[1:3])
+        return self.out_proj(self.norm(sum_gate(y.flatten(2).unsqueeze(2), z))).unflatten(1, x.shape[1:3])
 
 
 @register_notrace_module
@@ -232,7 +232,7 @@ class HydraMixer(DualityMixer):
         start = None if self.start is None else self.start.expand(len(u), self.directions, -1, -1, -1)
         y = ssd(u, delta, A, B, C, delta_bias=bias, initial=start, order=order, shift=True, merge=True)
         y = y + (self.diagonal(u.flatten(2)) + self.D)[..., None] * u
-        return self.out_proj(self.norm(y.flatten(2)) * F.silu(z)).view_as(x)
+        return product_of_recomputed(self.out_proj, Gate(1.0), self.norm(y.flatten(2)), z).view_as(x)
 
 
 @torch.no_grad()
