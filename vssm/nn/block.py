@@ -159,7 +159,7 @@ class Block(nn.Module):
             branch = layer_scale(branch)
         if residual_scale is not None:
             x = residual_scale(x)
-        return x + (self.drop_path(branch) if self.training else branch)
+        return x + self.drop_path(branch)
 
 
 class Blocks(nn.Sequential):
