@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from vssm.nn import graph_module, run_fast
 from vssm.nn.graphs import CALLS, MOST
@@ -134,13 +135,15 @@ def test_parameters_that_change_in_place_keep_the_graph(recorded):
     assert (recorded.made, recorded.replayed) == (1, 4)
 
 
-def test_hooks_are_called_and_told_once(recorded):
+@pytest.mark.parametrize("of_all", [False, True])
+def test_hooks_are_called_and_told_once(recorded, of_all):
     module, told = graphed()
     call(module, CALLS)
     seen = []
-    hook = module[0].register_forward_hook(lambda *_: seen.append(1))
+    register = register_module_forward_hook if of_all else module[0].register_forward_hook
+    hook = register(lambda layer, *_: seen.append(layer))
     call(module, 2)
-    assert len(seen) == 2 and recorded.replayed == 1
+    assert seen.count(module[0]) == 2 and recorded.replayed == 1
     assert len(told) == 1 and "a layer has hooks" in told[0]
     hook.remove()
     call(module, 1)

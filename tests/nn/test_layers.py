@@ -67,6 +67,12 @@ def test_stochastic_depth_drops_both_branches_in_training_alone() -> None:
     assert not torch.isclose(block.eval()(x), x).all()
 
 
+def test_stochastic_depth_that_is_left_on_drops_in_inference():
+    block, x = Block(8, nn.Linear(8, 8), drop_path=1.0).eval(), torch.randn(2, 3, 5, 8)
+    block.drop_path.train()
+    assert torch.equal(block(x), x)
+
+
 @pytest.mark.parametrize("hooked", [False, True], ids=["one kernel", "hooked"])
 def test_a_block_adds_a_branch_in_its_second_norm_on_a_gpu(monkeypatch, hooked: bool) -> None:
     pytest.importorskip("triton", reason="Triton is optional")

@@ -163,7 +163,7 @@ class Block(nn.Module):
             branch = layer_scale(branch)
         if residual_scale is not None:
             x = residual_scale(x)
-        return x + (self.drop_path(branch) if self.training else branch)
+        return x + self.drop_path(branch)
 
 
 def _normed(x: Tensor, position: nn.Module | None, norm: nn.Module, *grid: int) -> tuple[Tensor, Tensor]:

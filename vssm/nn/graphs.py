@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.nn.modules.module import _has_any_global_hook
 
 from vssm.ops import runs_eagerly
 
@@ -162,7 +163,7 @@ class _Watch:
         """A value that is equal as long as a graph may be replayed; None where there are hooks."""
         if self._children() != self.children:  # a head was replaced
             self._list()
-        if any(self.hooks):
+        if any(self.hooks) or _has_any_global_hook():
             return None
         tensors = [tensor for held in self.held for tensor in held.values() if tensor is not None]
         return (

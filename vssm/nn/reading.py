@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from vssm.nn.norm import autocast_dtype, product_dtype
 from vssm.ops import PLAIN_TENSORS, Form, read_parameters, runs_eagerly
@@ -59,6 +60,7 @@ def has_hooks(layer: nn.Module) -> bool:
         or layer._backward_pre_hooks
         or layer._compiled_call_impl
         or "forward" in layer.__dict__
+        or _has_any_global_hook()
     )
 
 
