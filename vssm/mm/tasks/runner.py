@@ -21,6 +21,7 @@ from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
+from vssm.mm.tasks.scoring import try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
 from vssm.models import CheckpointError
 
@@ -200,18 +201,23 @@ class TaskRunner(SafeRunner):
         return model
 
     def load_or_resume(self) -> None:
-        """Load weights or go on with a training, and predict one image as the first validation will.
+        """Load weights or go on with a training, and predict and score one image as the first validation will.
 
-        What the model or the pipeline of a validation cannot use would otherwise end the training after an epoch.
+        What the model, the pipeline or the metrics of a validation cannot use would otherwise end the training after
+        an epoch, and a test after its last image.
         """
         super().load_or_resume()
-        loader = getattr(self._val_loop, "dataloader", None)
-        if loader is not None and not isinstance(loader.dataset, IterableDataset):
-            model = unwrap(self.model)
-            training = model.training
-            with torch.no_grad():
-                model.eval().val_step(loader.collate_fn([loader.dataset[0]]))
-            model.train(training)
+        for loop, model, step, option in (
+            (self._val_loop, unwrap(self.model), "val_step", "val_evaluator"),
+            (self._test_loop, self.model, "test_step", "test_evaluator"),  # with test-time augmentation
+        ):
+            loader = getattr(loop, "dataloader", None)
+            if loader is not None and not isinstance(loader.dataset, IterableDataset):
+                training, batch = model.training, loader.collate_fn([loader.dataset[0]])
+                with torch.no_grad():
+                    samples = getattr(model.eval(), step)(batch)
+                model.train(training)
+                try_scores(self, loop.evaluator, batch, samples, option)
 
     def load_checkpoint(
         self, filename: str, map_location: str = "cpu", strict: bool = True, revise_keys: list | None = None
