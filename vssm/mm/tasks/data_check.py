@@ -47,6 +47,7 @@ class Use:
         scored: annotations are compared with predictions.
         masks: so are masks.
         score_files: annotation files that the metrics read themselves.
+        ignored_by: the label that each head or metric takes for ignored, after the option that says so.
     """
 
     is_training: bool = True
@@ -54,6 +55,7 @@ class Use:
     scored: bool = False
     masks: bool = False
     score_files: tuple[str, ...] = ()
+    ignored_by: tuple[tuple[str, int], ...] = ()
 
 
 def prepare_dataset(config: dict, use: Use = Use()) -> dict:
@@ -273,7 +275,8 @@ def check_maps(dataset: BaseDataset, pairs: Sequence[tuple[str, str]], use: Use,
     from vssm.mm.tasks.reading import meaning_of
 
     if use.is_training or use.scored:
-        check_contents(pairs, meaning_of(dataset), upright=upright, is_training=use.is_training)
+        meaning = meaning_of(dataset)
+        check_contents(pairs, meaning, upright=upright, is_training=use.is_training, ignored_by=use.ignored_by)
 
 
 def _is_upright(pipeline: Sequence[dict]) -> bool:

@@ -64,7 +64,7 @@ class TaskRunner(SafeRunner):
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop of training."""
-        self._use = Use(classes=self._classes)
+        self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -93,6 +93,11 @@ class TaskRunner(SafeRunner):
             scored=any(not part.get("format_only") for part in metrics),
             masks=masks,
             score_files=files,
+            ignored_by=tuple(
+                (f"{option}.ignore_index", part.get("ignore_index", 255))
+                for part in metrics
+                if str(part["type"]).endswith("IoUMetric")
+            ),
         )
         try:
             check_present([Path(file) for file in files if "://" not in file], f"set {option}.ann_file")
@@ -301,6 +306,13 @@ def predicts_masks(model: nn.Module) -> bool:
     """Whether a detector predicts masks: it has a part for them."""
     names = [name for name, _ in model.named_modules() if not name.startswith("backbone.")]
     return any(word in name for name in names for word in ("mask", "panoptic", "seg"))
+
+
+def ignored_by_heads(model: nn.Module) -> tuple[tuple[str, int], ...]:
+    """The label that each head of a segmentor ignores, after the option that says so; losses may ignore a class too."""
+    heads = [(name, part) for name, part in model.named_modules() if "head" in name and "loss" not in name]
+    found = [(f"model.{name}.ignore_index", getattr(part, "ignore_index", None)) for name, part in heads]
+    return tuple((option, label) for option, label in found if isinstance(label, int))
 
 
 def score_by_name(metric: object, dataset: object, option: str) -> None:
