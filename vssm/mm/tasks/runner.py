@@ -14,6 +14,7 @@ from vssm import models
 from vssm.data import DataError, ImageDataset, StreamedImageDataset
 from vssm.data.checks import check_present
 from vssm.data.classes import some
+from vssm.data.coco import leave_out_lines
 from vssm.errors import ConfigError
 from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
@@ -319,7 +320,7 @@ def score_by_name(metric: object, dataset: object, option: str) -> None:
     """Let mmdet's CocoMetric find the categories of its annotation file by the names of the classes.
 
     It would take them in the order of the file. Annotations are numbered from 1: pycocotools takes the id 0 for an
-    object that was not found, and texts not at all, nor null for what is no crowd.
+    object that was not found, and texts not at all, nor null for what is no crowd, nor masks that are lines.
 
     Args:
         metric: a CocoMetric with an annotation file of its own.
@@ -333,6 +334,8 @@ def score_by_name(metric: object, dataset: object, option: str) -> None:
     objects = annotations.dataset.get("annotations", ())
     for number, each in enumerate(objects, 1):
         each["id"], each["iscrowd"] = number, each.get("iscrowd") or 0
+    if "segm" in getattr(metric, "metrics", ()):
+        leave_out_lines(objects)
     annotations.anns = {each["id"]: each for each in objects}
     if getattr(dataset, "ann_file", None) != getattr(metric, "ann_file", None) and hasattr(dataset, "get_data_info"):
         known = set(annotations.getImgIds())
