@@ -10,11 +10,12 @@ import torch
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 from PIL import Image
 
+from vssm.data import DataError
 from vssm.errors import ConfigError
 from vssm.mm.runtime.metrics import check_asked_scores
 from vssm.mm.tasks.data_check import Use, prepare_dataset
 from vssm.mm.tasks.runner import score_by_name
-from vssm.mm.tasks.scoring import try_scores
+from vssm.mm.tasks.scoring import check_told_apart, try_scores
 
 RUNNER = SimpleNamespace(hooks=[], param_schedulers=None, logger=logging.getLogger("trial"))
 
@@ -88,3 +89,27 @@ def test_masks_with_lines_are_scored_as_they_are_learnt(tmp_path: Path, line: li
     scores = metric.evaluate(1)
     assert (scores["coco/bbox_mAP"], scores["coco/segm_mAP"]) == (1.0, 1.0)
     assert int(learnt.sum()) == (2 if len(line) == 2 else 1)
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ({"_coco_api": None}, "a/0.jpg and b/0.jpg have the id 1, by which scores go: number them differently"),
+        ({"output_dir": "maps"}, "a/0.jpg and b/0.jpg have the name 0 in maps: name them differently"),
+        ({"output_dir": None}, None),
+    ],
+)
+def test_images_are_told_apart(metric: dict, told: str | None) -> None:
+    """Joined files that each begin with 1 were scored as one image; of two class maps the later one was left."""
+    infos = [{"img_path": "a/0.jpg", "img_id": 1}, {"img_path": "b/0.jpg", "img_id": 1}]
+
+    class Joined(list):
+        get_data_info = list.__getitem__
+
+    check_told_apart(SimpleNamespace(**metric), Joined(infos[:1] * 2))  # repeated
+    check_told_apart(SimpleNamespace(**metric), Joined([{"img_path": "a/0.jpg"}, {"img_path": "b/1.jpg"}]))
+    if told is None:
+        check_told_apart(SimpleNamespace(**metric), Joined(infos))
+        return
+    with pytest.raises(DataError, match=told):
+        check_told_apart(SimpleNamespace(**metric), Joined(infos))

@@ -22,7 +22,7 @@ from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
-from vssm.mm.tasks.scoring import try_scores
+from vssm.mm.tasks.scoring import check_told_apart, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
 from vssm.models import CheckpointError
 
@@ -109,6 +109,7 @@ class TaskRunner(SafeRunner):
                 )
             loop = build(loop)
             for metric in loop.evaluator.metrics:
+                check_told_apart(metric, loop.dataloader.dataset)
                 if getattr(metric, "_coco_api", None) is not None:
                     score_by_name(metric, loop.dataloader.dataset, f"{option}.ann_file")
         except DataError as error:

@@ -5,12 +5,14 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
+from vssm.data import DataError
 from vssm.errors import ConfigError
 from vssm.mm.runtime.metrics import check_asked_scores
 
@@ -66,6 +68,32 @@ def _with_an_object(sample: dict) -> dict:
     if "masks" in found:
         one["masks"] = torch.zeros(1, *sample["ori_shape"][:2], dtype=torch.bool)
     return {**sample, "pred_instances": one}
+
+
+def check_told_apart(metric: object, dataset: object) -> None:
+    """Refuse images that a metric would take for one: of one id, or of one name for the files that it writes.
+
+    Args:
+        metric: CocoMetric goes by the ids of images, and IoUMetric writes class maps under their names.
+        dataset: that is evaluated; joined annotation files may each count their images from 1.
+
+    Raises:
+        DataError: names two of them.
+    """
+    by_id, folder = hasattr(metric, "_coco_api"), getattr(metric, "output_dir", None)
+    if not hasattr(dataset, "get_data_info") or not (by_id or folder):
+        return
+    first: dict[object, str] = {}
+    for info in map(dataset.get_data_info, range(len(dataset))):
+        path = info.get("img_path", "")
+        key = info.get("img_id") if by_id else Path(path).stem
+        if key is not None and first.setdefault(key, path) != path:
+            what = (
+                f"the id {key!r}, by which scores go: number them"
+                if by_id
+                else f"the name {key} in {folder}: name them"
+            )
+            raise DataError(f"{first[key]} and {path} have {what} differently")
 
 
 @contextmanager
