@@ -383,3 +383,14 @@ def test_images_that_are_not_listed_are_counted(
     with caplog.at_level(logging.INFO, logger="vssm"):
         check()
     assert "1 files in" in caplog.text and "c.webp" in caplog.text
+
+
+def test_small_images_are_told(check: Callable, coco: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """mmdet leaves them out without a word, and fails where none is left."""
+    coco["images"][0]["width"] = 31
+    Image.new("RGB", (31, 32)).save(tmp_path / "train/a.jpg")
+    check(min_side=32)
+    assert "1 of 2 images have a side below 32 pixels (filter_cfg.min_size) and are left out" in caplog.text
+    coco["annotations"].pop()  # of the large one
+    with pytest.raises(DataError, match="none of its 2 images has an object of the classes and a side of 32 pixels"):
+        check(min_side=32, empty_left_out=True)

@@ -69,16 +69,24 @@ def small(root: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("config", "option", "told"),
     [
-        ("val_evaluator.ann_file=nowhere.json", "nowhere.json is missing: set val_evaluator.ann_file"),
-        ("val_evaluator.metric=segm", "the score of masks (metric 'segm'), and the model predicts boxes only"),
+        (DETECTOR, "val_evaluator.ann_file=nowhere.json", "nowhere.json is missing: set val_evaluator.ann_file"),
+        (DETECTOR, "val_evaluator.metric=segm", "score of masks (metric 'segm'), and the model predicts boxes only"),
+        (DETECTOR, "val_evaluator.metric_items=['mAP_x']", "CocoMetric cannot score the first image (KeyError: "),
+        (
+            DETECTOR,
+            "default_hooks.checkpoint.save_best=bbox_mAP",
+            "save_best is 'bbox_mAP', and the evaluation gives c",
+        ),
+        (SEGMENTOR, "val_evaluator.iou_metrics=['mIOU']", "val_evaluator: IoUMetric cannot score the first image"),
+        (SEGMENTOR, "default_hooks.checkpoint.save_best=mIOU", "is 'mIOU', and the evaluation gives aAcc, mIoU, mAcc"),
     ],
 )
 def test_what_a_metric_will_ask_is_checked_before_the_first_step(
-    error: Callable[..., str], tmp_path: Path, option: str, told: str
+    error: Callable[..., str], tmp_path: Path, config: Path, option: str, told: str
 ) -> None:
-    assert told in error(DETECTOR, *small(tmp_path, option))
+    assert told in error(config, *small(tmp_path, option))
     assert not list(tmp_path.rglob("*.pth"))
 
 

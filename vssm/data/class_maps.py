@@ -232,7 +232,12 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def check_contents(
-    pairs: Sequence[tuple[str, str]], meaning: Meaning, *, upright: bool = True, is_training: bool = True
+    pairs: Sequence[tuple[str, str]],
+    meaning: Meaning,
+    *,
+    upright: bool = True,
+    is_training: bool = True,
+    ignored_by: Sequence[tuple[str, int]] = (),
 ) -> None:
     """Compare the sizes of images and class maps, and count the classes over the maps: all of few, and some of many.
 
@@ -241,10 +246,11 @@ def check_contents(
         meaning: of the values in the maps.
         upright: whether images are read as their EXIF orientation says.
         is_training: otherwise a single class may be all there is.
+        ignored_by: the label that each head or metric takes for ignored, after the option that says so.
 
     Raises:
         DataError: a map of several channels, of another size than its image, or with unknown values; maps without a
-            single pixel that counts, or with a single class.
+            single pixel that counts, or with a single class; ignored pixels that a head or metric would count.
     """
     looked_at = sampled(pairs, COUNTED)
     counts = _count(looked_at, meaning, upright)
@@ -260,6 +266,7 @@ def check_contents(
     maps = f"{len(pairs)} class maps in {where}"
     maps = maps if len(looked_at) == len(pairs) else f"{len(looked_at)} of {maps}"
     _check_present(maps, counts, present, meaning, is_training)
+    _check_ignored(maps, counts, meaning, ignored_by)
     _tell_shares(maps, counts, present, meaning, whole=len(looked_at) == len(pairs))
 
 
@@ -327,6 +334,19 @@ def _check_present(
     else:
         return
     raise DataError(f"{maps} have the value{'s' * (len(values) > 1)} {some(values)}, and {only}: {told}")
+
+
+def _check_ignored(
+    maps: str, counts: NDArray[np.int64], meaning: Meaning, ignored_by: Sequence[tuple[str, int]]
+) -> None:
+    """Refuse ignored pixels whose label is another one to a head, which fails, or to a metric, which counts them."""
+    others = [(option, label) for option, label in ignored_by if label != meaning.ignored]
+    if others and counts[meaning.table() == meaning.ignored].any():
+        option, label = others[0]
+        raise DataError(
+            f"{maps} have pixels that are not counted, with the label {meaning.ignored} (ignore_index of the data "
+            f"set), and {option} is {label}: give both the same"
+        )
 
 
 def _tell_shares(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,35 @@ def is_mask(mask: object, image: Mapping[str, Any]) -> bool:
         return isinstance(mask, list) and all(math.isfinite(sum(polygon)) for polygon in mask)
     except TypeError:
         return False
+
+
+def polygons_of(mask: list[list[float]]) -> list[list[float]]:
+    """The polygons of a mask that have at least three points.
+
+    >>> polygons_of([[1, 2, 3, 4], [0, 0, 4, 0, 4, 4]])
+    [[0, 0, 4, 0, 4, 4]]
+    """
+    return [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
+
+
+def leave_out_lines(annotations: Iterable[dict[str, Any]]) -> None:
+    """Leave polygons of fewer than three points out of masks, as mmdet's training does; pycocotools fails with them.
+
+    An object with no other polygon becomes a crowd in the place of its box, which counts in neither loss nor score.
+
+    Args:
+        annotations: changed in place.
+    """
+    for each in annotations:
+        mask = each.get("segmentation")
+        if not isinstance(mask, list) or not mask:
+            continue
+        each["segmentation"] = polygons_of(mask)
+        if not each["segmentation"]:
+            left, top, width, height = each["bbox"]
+            right, bottom = left + width, top + height
+            each["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+            each["iscrowd"] = 1
 
 
 def box(mask: Mask) -> list[int]:

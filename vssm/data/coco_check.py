@@ -21,7 +21,7 @@ import numpy as np
 
 from vssm.data.checks import check_readable, sampled
 from vssm.data.classes import some
-from vssm.data.coco import is_mask
+from vssm.data.coco import is_mask, polygons_of
 from vssm.data.decode import DataError, read_size
 from vssm.files import FileError, check_regular
 
@@ -46,6 +46,7 @@ class CocoUse:
         masks: objects need masks.
         scored: the file goes to pycocotools, which asks each annotation for `iscrowd`.
         empty_left_out: images without objects are left out; otherwise they serve as background.
+        min_side: images with a shorter side, in pixels, are left out.
         upright: images are read as their EXIF orientation says.
     """
 
@@ -54,6 +55,7 @@ class CocoUse:
     masks: bool = False
     scored: bool = False
     empty_left_out: bool = False
+    min_side: int = 0
     upright: bool = True
 
 
@@ -84,7 +86,7 @@ def check_coco(file: Path, images: Path, classes: Sequence[str], use: CocoUse = 
         used = _check_boxes(file, shapes, listed, set(ids.values()))
         if use.masks:
             _check_masks(file, used, listed)
-        _tell_what_is_empty(file, used, listed, use.empty_left_out)
+        _tell_what_is_left_out(file, used, listed, use)
     _check_sizes(file, images, list(listed.values()), use.upright)
 
 
@@ -276,11 +278,9 @@ def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wan
             | (top + height > bottom + _ROUNDING)
         )
     )
-    for wrong, what in (
-        (marked, "are marked 'ignore': training leaves them out, and scores count them"),
-        (flat, "have no area in the image and are left out"),
-        (beyond, "reach beyond the image"),
-    ):
+    kinds = {"are marked 'ignore': training leaves them out, and scores count them": marked}
+    kinds |= {"have no area in the image and are left out": flat, "reach beyond the image": beyond}
+    for what, wrong in kinds.items():
         if wrong.any():
             first = shapes[int(np.flatnonzero(wrong)[0])]
             told = (
@@ -315,7 +315,7 @@ def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> 
             lacking.append(shape)
         elif not is_mask(mask, images[shape["image_id"]]):
             wrong.append(shape)
-        elif isinstance(mask, list) and not any(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in mask):
+        elif isinstance(mask, list) and not polygons_of(mask):
             degenerate.append(shape)
 
     def told(found: list[dict], what: str) -> str:
@@ -338,14 +338,19 @@ def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> 
         _logger.warning(f"{told(degenerate, 'a mask of fewer than three points, and are left out')}")
 
 
-def _tell_what_is_empty(file: Path, shapes: list[dict], images: Mapping[int, dict], empty_left_out: bool) -> None:
+def _tell_what_is_left_out(file: Path, shapes: list[dict], images: Mapping[int, dict], use: CocoUse) -> None:
     filled = {shape["image_id"] for shape in shapes}
     empty = [image["file_name"] for key, image in images.items() if key not in filled]
-    if len(empty) == len(images):
-        raise DataError(f"{file}: none of its {len(images)} images has an object of the classes")
-    if empty:
-        use = "are left out" if empty_left_out else "serve as background"
-        _logger.warning(f"{file}: {len(empty)} of {len(images)} images have no objects and {use} (first: {empty[0]})")
+    small = [image["file_name"] for image in images.values() if min(image["width"], image["height"]) < use.min_side]
+    if len(empty) == len(images) or len({*small, *(empty if use.empty_left_out else ())}) == len(images):
+        size = f" and a side of {use.min_side} pixels (filter_cfg.min_size)" if small else ""
+        raise DataError(f"{file}: none of its {len(images)} images has an object of the classes{size}")
+    for names, what in (
+        (empty, f"no objects and {'are left out' if use.empty_left_out else 'serve as background'}"),
+        (small, f"a side below {use.min_side} pixels (filter_cfg.min_size) and are left out"),
+    ):
+        if names:
+            _logger.warning(f"{file}: {len(names)} of {len(images)} images have {what} (first: {names[0]})")
 
 
 def _check_sizes(file: Path, folder: Path, images: list[dict], upright: bool) -> None:

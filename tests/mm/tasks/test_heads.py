@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 from vssm.errors import ConfigError
-from vssm.mm.tasks.runner import check_classes, keep_regions_exact
+from vssm.mm.tasks.runner import check_classes, ignored_by_heads, keep_regions_exact
 from vssm.mm.tasks.weights import classes_of_heads
 
 pytest.importorskip("mmdet")
@@ -184,3 +184,6 @@ def test_classes_of_data_and_heads_are_compared(build):
     Data.metainfo = {"classes": ("a", "b", "c")}
     check_classes(model, Data())
     assert classes_of_heads(build("upernet")) == {"decode_head": CLASSES, "auxiliary_head": CLASSES}
+    assert ignored_by_heads(build("mask_rcnn")) == ()
+    options = ("model.decode_head.ignore_index", "model.auxiliary_head.ignore_index")
+    assert sorted(ignored_by_heads(build("upernet"))) == sorted((option, 255) for option in options)

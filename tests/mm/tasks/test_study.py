@@ -99,6 +99,7 @@ def test_options_change_every_run(study_file):
     [
         ("title =", "titel =", r"no option 'titel'; did you mean 'title'"),
         ("seeds = (0, 1)", "seeds = ()", "missing or empty are seeds"),
+        ("seeds = (0, 1)", "seeds = (0, 1, 0)", "the seeds are 0, 1, 0; expected each once"),
         (", seconds=0.1", "", "missing or empty are measured.seconds"),
         ("'b':", "'A - Plain':", "labels must differ in letters or digits"),
         ("dict(model=dict(backbone=dict(name='vmamba_tiny'))),", "dict(modle=1),", "did you mean 'model'"),

@@ -11,9 +11,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from vssm.errors import ConfigError, TrainingError
+from vssm.errors import TrainingError
 from vssm.files import write_atomically
 from vssm.inference.saved import INTERRUPTED, NOTE, classes_of, latest_checkpoint, read_note, to_plain
+from vssm.mm.runtime.metrics import check_asked_scores
 from vssm.mm.runtime.resume import GRADIENTS, RECORD, TrainingRecord, pending_gradients
 from vssm.models import CheckpointError
 
@@ -71,14 +72,10 @@ class PlainCheckpointHook(CheckpointHook):
         """Save the best checkpoint.
 
         Raises:
-            ConfigError: the score that tells which is the best is none of the evaluation's.
+            ConfigError: the score that tells which is the best is none of the evaluation's. Where its metrics are
+                known, that is told before the first step, see `vssm.mm.tasks.scoring`.
         """
-        unknown = [name for name in getattr(self, "key_indicators", ()) if name != "auto" and name not in metrics]
-        if unknown and metrics:
-            raise ConfigError(
-                f"default_hooks.checkpoint.save_best is {unknown[0]!r}, and the evaluation gives {', '.join(metrics)}; "
-                f"{last_good(runner)}"
-            )
+        check_asked_scores(runner, metrics, f"; {last_good(runner)}")
         super().after_val_epoch(runner, metrics)
         if isinstance(getattr(self, "file_backend", None), _RemoveLater):
             self._remove_outdated()

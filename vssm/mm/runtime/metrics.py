@@ -1,7 +1,12 @@
-"""Evaluation metrics of classification."""
+"""Evaluation metrics of classification, and the scores that a training goes by."""
+
+from collections.abc import Iterator
 
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
+from mmengine.runner import Runner
+
+from vssm.errors import ConfigError
 
 
 @METRICS.register_module()
@@ -41,3 +46,32 @@ class TopAccuracy(BaseMetric):
         return {
             f"top{k}": 100 * sum(place < k for place, _ in results) / len(results) for k in self.topk if k < classes
         }
+
+
+def check_asked_scores(runner: Runner, scores: dict[str, float], after: str = "") -> None:
+    """Refuse a training that goes by a score which its evaluation does not give.
+
+    Args:
+        runner: of the training.
+        scores: of an evaluation, by name; none where it had nothing to score.
+        after: end of the sentence.
+
+    Raises:
+        ConfigError: names the option and the scores that there are.
+    """
+    for option, name in _asked_scores(runner):
+        if scores and name != "auto" and name not in scores:
+            raise ConfigError(f"{option} is {name!r}, and the evaluation gives {', '.join(scores)}{after}")
+
+
+def _asked_scores(runner: Runner) -> Iterator[tuple[str, str]]:
+    """The names of scores in a training's options, each after the option."""
+    for hook in runner.hooks:
+        for name in getattr(hook, "key_indicators", ()):
+            yield "default_hooks.checkpoint.save_best", name
+        if hasattr(hook, "monitor"):
+            yield f"monitor of {type(hook).__name__}", hook.monitor
+    schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else ()
+    for scheduler in schedulers:
+        if hasattr(scheduler, "monitor"):
+            yield f"monitor of {type(scheduler).__name__} in param_scheduler", scheduler.monitor

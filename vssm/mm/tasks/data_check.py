@@ -21,6 +21,7 @@ from vssm.data import DataError, ImageDataset, StreamedImageDataset
 from vssm.data.checks import check_present
 from vssm.data.class_maps import check_class_maps, check_contents, pair_files
 from vssm.data.classes import check_distinct, some
+from vssm.data.coco import leave_out_lines
 from vssm.data.coco_check import CocoUse, category_ids, check_coco
 
 # How to get the data, by the name of the data set's class.
@@ -47,6 +48,7 @@ class Use:
         scored: annotations are compared with predictions.
         masks: so are masks.
         score_files: annotation files that the metrics read themselves.
+        ignored_by: the label that each head or metric takes for ignored, after the option that says so.
     """
 
     is_training: bool = True
@@ -54,6 +56,7 @@ class Use:
     scored: bool = False
     masks: bool = False
     score_files: tuple[str, ...] = ()
+    ignored_by: tuple[tuple[str, int], ...] = ()
 
 
 def prepare_dataset(config: dict, use: Use = Use()) -> dict:
@@ -85,7 +88,7 @@ def prepare_dataset(config: dict, use: Use = Use()) -> dict:
         return {**config, "classes": use.classes} if use.classes else config
     if not issubclass(target, BaseDataset):
         return config
-    config = _by_name(target, config, use.classes)
+    config = _by_name(target, config, use)
     check = {"mmdet": _check_detection, "mmseg": _check_segmentation}.get(_scope())
     if check is not None and is_main_process() and not config.get("backend_args"):
         check(target, config, use)
@@ -109,12 +112,12 @@ def _declared(config: dict) -> tuple[str, ...] | None:
     return tuple(list_from_file(names) if isinstance(names, str) else names) if names else None
 
 
-def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | None) -> dict:
+def _by_name(target: type[BaseDataset], config: dict, use: Use) -> dict:
     """The config of a data set whose labels are places in the given classes, or in its own where there are none.
 
     mmdet numbers a class by where the annotation file has its category, and mmseg by where the config has its name.
     """
-    meta = dict(config.get("metainfo") or {})
+    meta, classes = dict(config.get("metainfo") or {}), use.classes
     given = meta.get("classes") or ()
     if isinstance(given, str) and "://" not in given and not Path(given).is_file():
         raise DataError(
@@ -143,7 +146,15 @@ def _by_name(target: type[BaseDataset], config: dict, classes: Sequence[str] | N
         if known is None or list(known) != list(classes):
             meta["classes"] = tuple(classes)
             config = {**config, "metainfo": meta}
-    return {**config, "type": _by_our_rules(target)} if _is_coco(target) or _is_folders(target, config) else config
+    if _is_coco(target) or _is_folders(target, config):
+        return {**config, "type": _by_our_rules(target, masks=_asks_masks(config, use))}
+    return config
+
+
+def _asks_masks(config: dict, use: Use) -> bool:
+    """Whether the masks of objects are used."""
+    loaded = any(step.get("with_mask") for step in _loads(config.get("pipeline")))
+    return (loaded and (use.is_training or use.scored)) or use.masks
 
 
 def _named(target: type, config: dict) -> str:
@@ -169,12 +180,18 @@ def _is_folders(target: type[BaseDataset], config: dict) -> bool:
 
 
 @cache
-def _by_our_rules(target: type[BaseDataset]) -> type:
-    """A CocoDataset whose category ids stand in the order of its classes, one for each; or a data set of mmseg that
-    reads images of every kind, see `vssm.data.class_maps.pair_files`."""
+def _by_our_rules(target: type[BaseDataset], masks: bool) -> type:
+    """A CocoDataset whose category ids stand in the order of its classes, one for each, and whose masks, if they are
+    used, have no lines; or a data set of mmseg that reads images of every kind, see
+    `vssm.data.class_maps.pair_files`."""
 
     def numbered(self: object, cat_names: Sequence[str] = (), *args: object, **kwargs: object) -> list[int]:
         return list(ids_of_classes(self, cat_names).values())
+
+    def indexed(self: object) -> None:
+        if masks:
+            leave_out_lines(self.dataset.get("annotations", ()))
+        parent.createIndex(self)
 
     def listed(self: BaseDataset) -> list[dict]:
         images, maps = self.data_prefix["img_path"], self.data_prefix.get("seg_map_path")
@@ -186,17 +203,17 @@ def _by_our_rules(target: type[BaseDataset]) -> type:
         ]
 
     def reduced(self: BaseDataset) -> tuple:
-        return _restored, (target, vars(self))
+        return _restored, (target, masks, vars(self))
 
     parent = getattr(target, "COCOAPI", None)
-    annotations = parent and type("Annotations", (parent,), {"get_cat_ids": numbered})
+    annotations = parent and type("Annotations", (parent,), {"get_cat_ids": numbered, "createIndex": indexed})
     own = {"COCOAPI": annotations} if annotations else {"load_data_list": listed}
     return type(target.__name__, (target,), {**own, "__reduce__": reduced})
 
 
-def _restored(target: type, state: dict) -> BaseDataset:
+def _restored(target: type, masks: bool, state: dict) -> BaseDataset:
     """A pickled data set: workers that are not forked get it so, and find no class of its own in any module."""
-    kind = _by_our_rules(target)
+    kind = _by_our_rules(target, masks=masks)
     dataset = kind.__new__(kind)
     vars(dataset).update(state)
     return dataset
@@ -236,13 +253,13 @@ def _check_detection(target: type[BaseDataset], config: dict, use: Use) -> None:
     check_present([file, images], _source(target))
     if not _reads_as(target, CocoDataset):
         return
-    loads = _loads(config["pipeline"])
     asked = CocoUse(
         every_class=use.is_training,
         objects=use.is_training or use.scored,
-        masks=(any(step.get("with_mask") for step in loads) and (use.is_training or use.scored)) or use.masks,
+        masks=_asks_masks(config, use),
         scored=use.scored and any(Path(other).resolve() == file.resolve() for other in use.score_files),
         empty_left_out=not dataset.test_mode and bool((dataset.filter_cfg or {}).get("filter_empty_gt", False)),
+        min_side=0 if dataset.test_mode else (dataset.filter_cfg or {}).get("min_size", 0),
         upright=_is_upright(config["pipeline"]),
     )
     check_coco(file, images, dataset.metainfo["classes"], asked)
@@ -273,7 +290,8 @@ def check_maps(dataset: BaseDataset, pairs: Sequence[tuple[str, str]], use: Use,
     from vssm.mm.tasks.reading import meaning_of
 
     if use.is_training or use.scored:
-        check_contents(pairs, meaning_of(dataset), upright=upright, is_training=use.is_training)
+        meaning = meaning_of(dataset)
+        check_contents(pairs, meaning, upright=upright, is_training=use.is_training, ignored_by=use.ignored_by)
 
 
 def _is_upright(pipeline: Sequence[dict]) -> bool:

@@ -14,6 +14,7 @@ from vssm import models
 from vssm.data import DataError, ImageDataset, StreamedImageDataset
 from vssm.data.checks import check_present
 from vssm.data.classes import some
+from vssm.data.coco import leave_out_lines
 from vssm.errors import ConfigError
 from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
@@ -21,6 +22,7 @@ from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
+from vssm.mm.tasks.scoring import check_told_apart, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
 from vssm.models import CheckpointError
 
@@ -63,7 +65,7 @@ class TaskRunner(SafeRunner):
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop of training."""
-        self._use = Use(classes=self._classes)
+        self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -92,6 +94,11 @@ class TaskRunner(SafeRunner):
             scored=any(not part.get("format_only") for part in metrics),
             masks=masks,
             score_files=files,
+            ignored_by=tuple(
+                (f"{option}.ignore_index", part.get("ignore_index", 255))
+                for part in metrics
+                if str(part["type"]).endswith("IoUMetric")
+            ),
         )
         try:
             check_present([Path(file) for file in files if "://" not in file], f"set {option}.ann_file")
@@ -102,6 +109,7 @@ class TaskRunner(SafeRunner):
                 )
             loop = build(loop)
             for metric in loop.evaluator.metrics:
+                check_told_apart(metric, loop.dataloader.dataset)
                 if getattr(metric, "_coco_api", None) is not None:
                     score_by_name(metric, loop.dataloader.dataset, f"{option}.ann_file")
         except DataError as error:
@@ -200,18 +208,23 @@ class TaskRunner(SafeRunner):
         return model
 
     def load_or_resume(self) -> None:
-        """Load weights or go on with a training, and predict one image as the first validation will.
+        """Load weights or go on with a training, and predict and score one image as the first validation will.
 
-        What the model or the pipeline of a validation cannot use would otherwise end the training after an epoch.
+        What the model, the pipeline or the metrics of a validation cannot use would otherwise end the training after
+        an epoch, and a test after its last image.
         """
         super().load_or_resume()
-        loader = getattr(self._val_loop, "dataloader", None)
-        if loader is not None and not isinstance(loader.dataset, IterableDataset):
-            model = unwrap(self.model)
-            training = model.training
-            with torch.no_grad():
-                model.eval().val_step(loader.collate_fn([loader.dataset[0]]))
-            model.train(training)
+        for loop, model, step, option in (
+            (self._val_loop, unwrap(self.model), "val_step", "val_evaluator"),
+            (self._test_loop, self.model, "test_step", "test_evaluator"),  # with test-time augmentation
+        ):
+            loader = getattr(loop, "dataloader", None)
+            if loader is not None and not isinstance(loader.dataset, IterableDataset):
+                training, batch = model.training, loader.collate_fn([loader.dataset[0]])
+                with torch.no_grad():
+                    samples = getattr(model.eval(), step)(batch)
+                model.train(training)
+                try_scores(self, loop.evaluator, batch, samples, option)
 
     def load_checkpoint(
         self, filename: str, map_location: str = "cpu", strict: bool = True, revise_keys: list | None = None
@@ -297,11 +310,18 @@ def predicts_masks(model: nn.Module) -> bool:
     return any(word in name for name in names for word in ("mask", "panoptic", "seg"))
 
 
+def ignored_by_heads(model: nn.Module) -> tuple[tuple[str, int], ...]:
+    """The label that each head of a segmentor ignores, after the option that says so; losses may ignore a class too."""
+    heads = [(name, part) for name, part in model.named_modules() if "head" in name and "loss" not in name]
+    found = [(f"model.{name}.ignore_index", getattr(part, "ignore_index", None)) for name, part in heads]
+    return tuple((option, label) for option, label in found if isinstance(label, int))
+
+
 def score_by_name(metric: object, dataset: object, option: str) -> None:
     """Let mmdet's CocoMetric find the categories of its annotation file by the names of the classes.
 
     It would take them in the order of the file. Annotations are numbered from 1: pycocotools takes the id 0 for an
-    object that was not found, and texts not at all, nor null for what is no crowd.
+    object that was not found, and texts not at all, nor null for what is no crowd, nor masks that are lines.
 
     Args:
         metric: a CocoMetric with an annotation file of its own.
@@ -315,6 +335,8 @@ def score_by_name(metric: object, dataset: object, option: str) -> None:
     objects = annotations.dataset.get("annotations", ())
     for number, each in enumerate(objects, 1):
         each["id"], each["iscrowd"] = number, each.get("iscrowd") or 0
+    if "segm" in getattr(metric, "metrics", ()):
+        leave_out_lines(objects)
     annotations.anns = {each["id"]: each for each in objects}
     if getattr(dataset, "ann_file", None) != getattr(metric, "ann_file", None) and hasattr(dataset, "get_data_info"):
         known = set(annotations.getImgIds())

@@ -96,7 +96,7 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
         seeds: replace the file's.
 
     Raises:
-        ConfigError: a missing or unknown option, an invalid run, labels that are too similar.
+        ConfigError: a missing or unknown option, an invalid run, labels that are too similar, a seed twice.
     """
     file = read_config(path)
     given = [name for name in file if not name.startswith("_")]
@@ -114,7 +114,12 @@ def load_study(path: Path, options: dict | None = None, seeds: Sequence[int] | N
         runs[label] = config
     if len({file_stem(label) for label in runs}) < len(runs):
         raise ConfigError(f"{path}: labels must differ in letters or digits, as folders are named after them")
-    return Study(file.title, runs, tuple(seeds or file.seeds), to_plain(file.measured))
+    seeds = tuple(seeds or file.seeds)
+    if len({*seeds}) < len(seeds):
+        raise ConfigError(
+            f"{path}: the seeds are {', '.join(map(str, seeds))}; expected each once, as results would count twice"
+        )
+    return Study(file.title, runs, seeds, to_plain(file.measured))
 
 
 def make_data(study: Study) -> None:
