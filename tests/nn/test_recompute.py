@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from vssm.nn import LeanMlp, VimMixer
+from vssm.nn import GroupLinear, LeanMlp, VimMixer, product_of_recomputed
 from vssm_kernels.testing import assert_close
 
 
@@ -69,6 +69,15 @@ def test_another_part_has_the_gradients_of_the_forward_that_was_run(change):
 
     for found, expected in zip(gradients(mlp), gradients(lambda x: mlp.fc2(mlp.act(mlp.fc1(x)))), strict=True):
         assert_close(found, expected, "gradient", 1e-6)
+
+
+def test_a_layer_of_several_products_does_not_read_weights_that_changed_since_the_forward():
+    layer, x = GroupLinear(2, 4, 3), torch.randn(2, 5, 8, requires_grad=True)
+    y = product_of_recomputed(layer, torch.relu, x)
+    with torch.no_grad():
+        layer.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_what_a_hook_takes_has_gradients():

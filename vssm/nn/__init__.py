@@ -21,7 +21,7 @@ from vssm.nn.position import (
     resize_position,
     split_class_row,
 )
-from vssm.nn.recompute import product_of_recomputed, recomputed
+from vssm.nn.recompute import product_of_recomputed
 from vssm.nn.ssd import SSD, HydraMixer, NoncausalSSD
 from vssm.nn.ssm import SelectiveScan, TwiceBiasedScan
 from vssm.nn.stem import BatchNormStem, ConvStem, PaddedPatchConv, PatchStem, ResidualStem
@@ -78,7 +78,6 @@ __all__ = [
     "initialise_linear_layers",
     "insert_class_row",
     "product_of_recomputed",
-    "recomputed",
     "resize_position",
     "run_fast",
     "split_class_row",

@@ -8,28 +8,10 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vssm.nn.conv import ChannelsLastConv2d
-from vssm.nn.linear import GroupLinear, Linear
 from vssm.nn.product import is_one_product
 from vssm.nn.reading import has_hooks
 from vssm.ops import bias_gelu, gelu_again, is_transformed, sum_gate, sum_gate_again
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """function(*inputs), with only the inputs saved for the backward, which runs the function again: one that draws no
-    random numbers, and changes nothing.
-
-    Under torch.compile this is a plain call, because the compiler decides what to save; under torch.func too, which
-    does not support checkpointing, and in a trace, which must be the same with and without gradients.
-
-    >>> x = torch.randn(3, requires_grad=True)
-    >>> recomputed(torch.sin, x).sum().backward()
-    """
-    if not _recomputes():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -38,24 +20,19 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
     The function has no parameters; its operations are cheap beside the layer's product, which is not run again. A GELU,
     with a bias before it (`bias_gelu`) or without, or a `Gate` is computed again in the kernel of its gradients.
 
-    A plain call where something else stands in the place of either: another module may hold parameters, draw random
-    numbers or count its calls, as LoRA, dropout and a batch norm do, and hooks see all of them.
+    A plain call where something else stands in the place of either, or the layer is more than one product: another
+    module may hold parameters, draw random numbers or count its calls, as LoRA, dropout and a batch norm do, and hooks
+    see all of them. Also under torch.compile, because the compiler decides what to save; under torch.func; and in a
+    trace, which must be the same with and without gradients.
 
     >>> layer, x = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     >>> product_of_recomputed(layer, torch.relu, x).sum().backward()
     """
-    other = (
-        type(layer) not in _LAYERS or has_hooks(layer) or (isinstance(function, nn.Module) and not is_gelu(function))
-    )
-    if other or not _recomputes():
+    own = is_one_product(layer, inputs[0]) and (is_gelu(function) or not isinstance(function, nn.Module))
+    if not own or has_hooks(layer) or not _recomputes():
         return layer(function(*inputs))
-    if not is_one_product(layer, inputs[0]):
-        return recomputed(lambda *saved: layer(function(*saved)), *inputs)  # torch's own, which stops at the product
     weight, bias = layer.read(inputs[0])
     return _ProductOfRecomputed.apply(function, _again(function), weight.flatten(1), bias, *inputs)
-
-
-_LAYERS = (Linear, ChannelsLastConv2d, GroupLinear, nn.Linear, nn.Conv2d)
 
 
 class Gate:
