@@ -25,6 +25,7 @@ def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *in
     see all of them. Also under torch.compile, because the compiler decides what to save; under torch.func; and in a
     trace, which must be the same with and without gradients.
 
+    >>> from vssm.nn import Linear
     >>> layer, x = Linear(4, 3), torch.randn(2, 4, requires_grad=True)
     >>> product_of_recomputed(layer, torch.relu, x).sum().backward()
     """
