@@ -116,6 +116,9 @@ FAULTS = {
     "RuntimeError: received 0 items of ancdata": "ulimit -n",
     "RuntimeError: Parent directory /gone/work does not exist.": "/gone/work is gone",
     "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234": "another process",
+    "ValueError: Expected more than 1 value per channel when training, got input size torch.Size([1, 512, 1, 1])": (
+        "drop_last=True"
+    ),
     "FileNotFoundError: Caught FileNotFoundError in DataLoader worker process 1.\nOriginal Traceback:\n  File "
     "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/train/1.jpg'": "/nowhere is gone",
 }
@@ -124,7 +127,12 @@ FAULTS = {
 @pytest.mark.parametrize("text", FAULTS)
 def test_what_pytorch_and_the_system_say(text):
     name, _, message = text.partition(": ")
-    kinds = {"OutOfMemoryError": torch.OutOfMemoryError, "MemoryError": MemoryError, "OSError": OSError}
+    kinds = {
+        "OutOfMemoryError": torch.OutOfMemoryError,
+        "MemoryError": MemoryError,
+        "OSError": OSError,
+        "ValueError": ValueError,
+    }
     kind = {**kinds, "FileNotFoundError": FileNotFoundError}.get(name, RuntimeError)
     sentence = explain(kind(message))
     assert FAULTS[text] in sentence and "\n" not in sentence

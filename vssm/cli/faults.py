@@ -27,6 +27,10 @@ SENTENCES = {
     r"Too many open files|received 0 items of ancdata": (
         "too many files are open: raise the limit (ulimit -n 65536), or use fewer num_workers"
     ),
+    r"Expected more than 1 value per channel when training": (
+        "a batch norm has a single value of a channel: a batch of one image, such as the last one of an epoch; set "
+        "train_dataloader.drop_last=True, or another batch_size"
+    ),
     r"Parent directory (.*) does not exist": "the directory {0} is gone",
     r"Connection reset by peer|Connection closed by peer|DistBackendError|ProcessGroup.*(?:timeout|Timed out)": (
         "another process of this training ended or does not answer; its own output says why"
@@ -61,7 +65,7 @@ def explain(error: BaseException, work_dir: str | Path | None = None) -> str | N
     gone = _gone(error, told, work_dir)
     if gone:
         return gone
-    if isinstance(error, RuntimeError | MemoryError | OSError | torch.OutOfMemoryError):
+    if isinstance(error, RuntimeError | MemoryError | OSError | ValueError | torch.OutOfMemoryError):
         for pattern, sentence in SENTENCES.items():
             found = re.search(pattern, told)
             if found:

@@ -193,8 +193,23 @@ def test_preprocessor_mixes_only_in_training():
     mixed = preprocessor({**batch, "inputs": batch["inputs"].clone()}, training=True)
     assert mixed["label"].shape == (4, 4)
     torch.testing.assert_close(mixed["label"].sum(-1), torch.ones(4))
-    with pytest.raises(ConfigError, match="batch has 3"):
+    with pytest.raises(ConfigError, match="a batch has 3"):
         preprocessor({key: value[:3] for key, value in batch.items()}, training=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "drop_last", "odd"), [(10, False, None), (31, False, 1), (31, True, 31), (6, True, None)]
+)
+def test_odd_batches_are_told_before_the_first_step(make_runner, size, drop_last, odd):
+    """The last one ended a training after its first epoch."""
+    mixup = {"type": "ClassificationPreprocessor", "mixup": {"mixup_alpha": 0.8, "num_classes": 10}}
+    options = {"train_dataloader__batch_size": size, "train_dataloader__drop_last": drop_last}
+    runner = make_runner(model__data_preprocessor=mixup, **options)  # 32 images
+    if odd is None:
+        assert len(runner.train_loop.dataloader)
+        return
+    with pytest.raises(ConfigError, match=f"mixup pairs the images of a batch, but a batch has {odd}: choose an even"):
+        _ = runner.train_loop
 
 
 def test_preprocessor_scales_bytes():

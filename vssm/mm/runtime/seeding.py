@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.registry import DATA_SAMPLERS, FUNCTIONS
 from torch.utils.data import BatchSampler, Dataset, Sampler, get_worker_info
@@ -98,6 +99,13 @@ class SeededBatchSampler:
             else DATA_SAMPLERS.build(batches, default_args={"sampler": sampler, "batch_size": batch_size})
         )
         self.start_at(seed=0, turn=0, skip=0)
+
+    @property
+    def last_batch(self) -> int | None:
+        """The size of the last batch of a turn; None where there is none, or it is not known before."""
+        if type(self.batches) is not BatchSampler or isinstance(self.sampler, InfiniteSampler):
+            return None
+        return (not self.batches.drop_last and len(self.sampler) % self.batch_size) or self.batch_size
 
     def start_at(self, seed: int, turn: int, skip: int) -> None:
         """Set the seed of a training, the number of this turn through the data, and how many batches to leave out."""

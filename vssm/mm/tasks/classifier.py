@@ -67,13 +67,22 @@ class ClassificationPreprocessor(BaseDataPreprocessor):
         if self.normalises:
             inputs = (inputs - self.mean) / self.std
         if training and self.mixup is not None:
-            if len(inputs) % 2:
-                raise ConfigError(
-                    f"mixup pairs the images of a batch, but the batch has {len(inputs)}: "
-                    "choose an even train_dataloader.batch_size and drop_last=True"
-                )
+            check_pairs(len(inputs))
             inputs, label = self.mixup(inputs, label)
         return {**data, "inputs": inputs, "label": label}
+
+
+def check_pairs(images: int) -> None:
+    """Refuse to mix a batch of so many images.
+
+    Raises:
+        ConfigError: their number is odd.
+    """
+    if images % 2:
+        raise ConfigError(
+            f"mixup pairs the images of a batch, but a batch has {images}: choose an even train_dataloader.batch_size "
+            "and drop_last=True"
+        )
 
 
 class Teacher:

@@ -278,6 +278,8 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
         return
     if dataset.ann_file:
         pairs = [(info["img_path"], info["seg_map_path"]) for info in dataset.load_data_list()]
+        if not pairs:
+            raise DataError(f"{dataset.ann_file} lists no images; expected the name of one on each line")
         check_present([Path(path) for pair in pairs for path in pair], f"{dataset.ann_file} lists it")
     else:
         images = Path(dataset.data_prefix["img_path"])

@@ -20,7 +20,7 @@ from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
-from vssm.mm.tasks.classifier import ImageClassifier
+from vssm.mm.tasks.classifier import ImageClassifier, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
@@ -66,7 +66,11 @@ class TaskRunner(SafeRunner):
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop of training."""
         self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
-        return super().build_train_loop(loop)
+        loop = super().build_train_loop(loop)
+        preprocessor, batches = getattr(unwrap(self.model), "data_preprocessor", None), loop.dataloader.batch_sampler
+        if getattr(preprocessor, "mixup", None) is not None and len(loop.dataloader) <= loop.max_iters:
+            check_pairs(getattr(batches, "last_batch", None) or 0)
+        return loop
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop of validation; see `_build_scored`."""
