@@ -57,3 +57,15 @@ def test_modes_change_nothing(kind: tuple[str, dict]) -> None:
         for one, want in zip(found, expected, strict=True):
             assert one.dtype == want.dtype and one.device == want.device, name
             torch.testing.assert_close(one, want, msg=lambda told, name=name: f"{name}: {told}")
+
+
+@pytest.mark.parametrize("kind", [*map(shallow, CLASSES)], ids=lambda kind: kind[0])
+def test_autocast_leaves_float64_alone(kind: tuple[str, dict]) -> None:
+    """As it does with torch's own layers."""
+    torch.manual_seed(0)
+    model = timm.create_model(kind[0], **{"num_classes": 10, **kind[1]}).eval().double()
+    x = torch.randn(2, 3, 48, 64, dtype=torch.float64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(x))

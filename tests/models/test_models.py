@@ -318,6 +318,12 @@ def test_wrong_images_are_named(kind: tuple[str, dict], size: tuple[int, ...], t
         small(kind)(images(*size))
 
 
+@every_class_shallow
+def test_bytes_are_no_images(kind: tuple[str, dict]) -> None:
+    with pytest.raises(ValueError, match=r"the input is torch\.uint8; expected floating-point numbers"):
+        small(kind)(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 @every_class
 def test_wrong_arguments_are_named(kind: tuple[str, dict]) -> None:
     model = small(kind)

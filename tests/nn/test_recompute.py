@@ -97,3 +97,11 @@ def test_hooks_of_all_modules_see_every_layer():
     finally:
         hook.remove()
     assert {*mlp.children(), mixer.in_proj, mixer.out_proj} <= set(seen)
+
+
+def test_a_hook_on_a_scan_has_the_same_effect_in_training_and_in_inference():
+    mixer, tokens = VimMixer(4), torch.randn(1, 6, 4)
+    mixer.scan.register_forward_hook(lambda scan, given, output: output + 1)
+    with torch.no_grad():
+        inferred = mixer(tokens, 2, 3)
+    assert_close(mixer(tokens, 2, 3), inferred, "output", 1e-5)

@@ -17,6 +17,7 @@ from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
 from vssm.nn.product import split_product
+from vssm.nn.reading import has_hooks
 from vssm.nn.recompute import Gate, product_of_recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import ScanTable, causal_conv1d
@@ -178,7 +179,7 @@ class VimMixer(nn.Module):
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = self.convolved(x, order)
-        if not saves_activations():
+        if not saves_activations() and not has_hooks(self.scan):  # which see the same in training
             return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
         # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
         total = self.scan(x, order, merge=True)

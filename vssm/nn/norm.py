@@ -113,9 +113,9 @@ def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes matrix products in on x's device; None where it is off."""
+    """What autocast computes matrix products of x in; None where it is off, or leaves x as it is, as float64."""
     device = x.device.type
     # torch raises for the meta device, which has no autocast.
-    if device != "meta" and torch.is_autocast_enabled(device):
+    if device != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return None

@@ -25,6 +25,11 @@ def to_channels_last(image: Tensor, in_chans: int) -> Tensor:
             f"the input has shape {tuple(image.shape)}; expected (batch, {in_chans} channels, height, width): convert "
             f"the images, or build the model with in_chans"
         )
+    if not image.is_floating_point():
+        raise ValueError(
+            f"the input is {image.dtype}; expected floating-point numbers: divide bytes by 255, then subtract the mean "
+            f"and divide by the deviation of model.pretrained_cfg"
+        )
     return image.permute(0, 2, 3, 1).contiguous()
 
 
