@@ -9,7 +9,8 @@ from vssm_kernels import batch_norm
 from vssm_kernels.testing import assert_close
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-ACTIVATIONS = pytest.mark.parametrize("activation", [None, F.relu, F.silu, F.gelu], ids=["none", "relu", "silu", "gelu"])
+KINDS = {"none": None, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+ACTIVATIONS = pytest.mark.parametrize("activation", KINDS.values(), ids=KINDS)
 
 
 @pytest.fixture
