@@ -135,6 +135,7 @@ def test_opcheck_and_compile():
     [
         (dict(weight=torch.randn(2, 21, 4)), "weight has shape .* as x has 20 channels"),
         (dict(bias=torch.randn(40)), r"bias has shape \(40,\); expected \(2, 20\)"),
+        (dict(bias=torch.randn(2, 20) + 1j), r"bias is torch\.complex64; expected a floating-point tensor"),
         (dict(x=torch.randn(37, 20)), r"expected floats \(batch, tokens, channels\)"),
         (dict(order=torch.zeros(7, dtype=torch.int32)), r"order has shape \(7,\); expected \(directions, steps\)"),
         (dict(order=torch.zeros(3, 7, dtype=torch.int32)), r"expected \(directions, steps\) = \(2, steps\)"),

@@ -250,6 +250,7 @@ def test_compilers_see_our_layer_norm_on_a_gpu():
     [
         (dict(weight=torch.ones(7)), r"weight has shape \(7,\); expected \(96,\), the channels of x"),
         (dict(bias=torch.ones(2, 96)), r"bias has shape \(2, 96\); expected \(96,\)"),
+        (dict(weight=torch.ones(96) + 1j), r"weight is torch\.complex64; expected a floating-point tensor"),
         (dict(x=torch.ones(96)), r"of shape \(96,\); expected floats \(..., directions, channels\)"),
         (dict(x=torch.ones(2, 96).int()), "x is torch.int32"),
         (dict(groups=5), "x has 96 channels and groups is 5; expected a divisor"),

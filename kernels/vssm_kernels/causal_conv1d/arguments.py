@@ -65,6 +65,8 @@ class ConvArguments(NamedTuple):
         if bias is not None and bias.shape != weight.shape[:2]:
             raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(weight.shape[:2])}")
         for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and not tensor.is_floating_point():
+                raise ValueError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
             if tensor is not None and tensor.device != x.device:
                 raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
         as_scan_table(self.order, self.directions, x.shape[1], x.device)

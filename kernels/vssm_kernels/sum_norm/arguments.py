@@ -71,6 +71,8 @@ class NormArguments(NamedTuple):
                 raise ValueError(
                     f"{name} has shape {tuple(tensor.shape)}; expected {tuple(channels)}, the channels of x"
                 )
+            if not tensor.is_floating_point():
+                raise ValueError(f"{name} is {tensor.dtype}; expected a floating-point tensor")
             if tensor.device != x.device:
                 raise ValueError(f"{name} is on {tensor.device} but x on {x.device}; move both to one device")
         if self.groups < 1 or x.shape[-1] % self.groups:
