@@ -89,6 +89,25 @@ def test_one_kernel_each_way_and_hooks_are_heard(as_on_a_gpu):
         assert len(as_on_a_gpu) == 2, "the layer with a hook reads after it, the other in the block"
 
 
+def test_weights_that_are_brought_just_before_a_layer_runs(as_on_a_gpu):
+    """As offloading does, which puts another forward before a layer's own and leaves its parameters empty between."""
+    block, x = Block(8, Linear(8, 8)), torch.randn(2, 3, 4, 8)
+    layer, weight = block.mixer, block.mixer.weight
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = block(x)
+
+        def forward(x):
+            layer.weight = weight
+            try:
+                return type(layer).forward(layer, x)
+            finally:
+                layer.weight = torch.nn.Parameter(torch.zeros_like(weight))
+
+        layer.weight = torch.nn.Parameter(torch.zeros_like(weight))
+        layer.forward = forward
+        assert torch.equal(block(x), expected)
+
+
 def test_other_dtypes_inside_are_read_anew(as_on_a_gpu):
     layer = Linear(4, 3)
     x = torch.randn(2, 4)

@@ -95,7 +95,7 @@ class ReadTogether:
     """For the layers inside a block: one kernel reads the parameters of all of them.
 
     Only on a GPU, where it pays, and not where a compiler or a trace sees what happens. A layer with hooks before its
-    forward, or whose parameters are computed, reads by itself.
+    forward, with another in its place, or whose parameters are computed, reads by itself.
 
     >>> layers = nn.Sequential(nn.Linear(2, 2), nn.GELU())
     >>> ReadTogether(layers).run(layers, torch.randn(1, 2)).shape
@@ -123,7 +123,8 @@ class ReadTogether:
         places = {}
         for layer, named in self.layers:
             held = layer._parameters
-            if layer._forward_pre_hooks or not held.keys() >= named.keys():
+            changed = layer._forward_pre_hooks or "forward" in layer.__dict__  # just before it runs
+            if changed or not held.keys() >= named.keys():
                 continue
             places[layer] = slice(len(parameters), len(parameters) + len(named))
             parameters += [held[name] for name in named]
