@@ -91,8 +91,9 @@ def forget() -> None:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has memory of its own that can be read by address: it is not fake, wrapped or on meta."""
-    return type(tensor) in PLAIN_TENSORS and not tensor.is_meta
+    """Whether a tensor has memory of its own that can be read by address: it is not fake, wrapped, on meta, or negated
+    when it is read."""
+    return type(tensor) in PLAIN_TENSORS and not tensor.is_meta and not tensor.is_neg()
 
 
 def is_watched() -> bool:

@@ -23,11 +23,12 @@ class Latest(dict):
 def kind_of(args: Sequence[Any]) -> tuple[Hashable, ...] | None:
     """All that the way to run arguments depends on, which is all but the numbers in their tensors.
 
-    None where a tensor has no memory of its own that can be read by address: it is fake or wrapped.
+    None where a tensor has no memory of its own that can be read by address: it is fake or wrapped, or its numbers are
+    the negatives of those in its memory, as the imaginary part of a conjugate's are.
     """
     kind: list[Hashable] = []
     for value in args:
-        if type(value) in PLAIN_TENSORS:
+        if type(value) in PLAIN_TENSORS and not value.is_neg():
             place = value.data_ptr() & 63  # what is read at once has at most 64 bytes
             kind.append((value.shape, value.stride(), value.dtype, value.device, place, value.requires_grad))
         elif type(value) is ScanTable:

@@ -288,7 +288,7 @@ def _gradients(ctx: Any, gradient: Tensor | None, dsaved: Tensor | None) -> list
         gradients = [None] * len(args.tensors())
     else:
         backward = ctx.op.reference.backward if torch.is_grad_enabled() else ctx.run_backward
-        gradients = list(_without_autocast(gradient.device, backward, args, gradient))
+        gradients = list(_without_autocast(gradient.device, backward, args, gradient.resolve_neg()))
     if dsaved is not None:
         gradients[0] = dsaved if gradients[0] is None else gradients[0] + dsaved
     if gradients[0] is not None:

@@ -1,4 +1,4 @@
-"""Every op refuses integers and tensors of another device, in each of its tensors, by name."""
+"""Every op refuses integers, complex numbers and tensors of another device, in each of its tensors, by name."""
 
 from __future__ import annotations
 
@@ -102,12 +102,13 @@ def test_every_op_is_here():
     assert {registry.name for registry in registries if isinstance(registry, Op)} == set(OPS)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64], ids=str)
 @pytest.mark.parametrize(("op", "name"), TENSORS)
-def test_integers_are_refused(op, name):
+def test_other_numbers_are_refused(op, name, dtype):
     function, given = tensors_of(op)
     function(**given)
-    with pytest.raises(TypeError, match=rf"^{name} is torch\.int64; expected a floating-point tensor"):
-        function(**given | {name: given[name].long()})
+    with pytest.raises(TypeError, match=rf"^{name} is {dtype}; expected a floating-point tensor"):
+        function(**given | {name: given[name].to(dtype)})
 
 
 @pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in TENSORS if name != next(iter(OPS[op][1]))])

@@ -107,6 +107,21 @@ def both_ways(run: Callable[[], list[Tensor]]) -> None:
 
 
 @every_op
+def test_numbers_that_torch_negates_when_they_are_read(name):
+    """As those of the imaginary part of a conjugate are."""
+    op, tensors = leaves(name)
+
+    def run(negated: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        output = op(*map(negated, tensors))
+        return [output, *torch.autograd.grad(output, tensors, negated(normal(*output.shape, seed=9)))]
+
+    for number, (one, want) in enumerate(
+        zip(run(lambda tensor: torch._neg_view(-tensor)), run(lambda tensor: tensor), strict=True)
+    ):
+        assert_close(one, want, f"result {number}")
+
+
+@every_op
 def test_second_derivatives(name):
     """The gradient of a gradient's norm, and of the output too, by all that the op is given."""
     op, tensors = leaves(name)

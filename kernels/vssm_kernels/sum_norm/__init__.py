@@ -161,9 +161,9 @@ class _Addition:
         self, args: NormArguments, dtotal: Tensor | None, dy: Tensor, kept: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """The gradients of x, branch, weight, bias and the branch's bias; `args` holds the sum in place of x."""
-        given = dy = dy.contiguous()
+        given = dy = dy.resolve_neg().contiguous()
         if dtotal is not None:
-            given = dtotal = dtotal.contiguous()
+            given = dtotal = dtotal.resolve_neg().contiguous()
         key = given.dtype, dy.dtype, dtotal is None, (given.data_ptr() | dy.data_ptr() | args.x.data_ptr()) & 15
         run = self.backwards.get(key)
         if run is None:
