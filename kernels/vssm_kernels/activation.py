@@ -45,6 +45,7 @@ def bias_silu(x: Tensor, bias: Tensor | None) -> Tensor:
 
     Raises:
         ValueError: a bias of another shape.
+        TypeError: a bias of whole or complex numbers.
 
     >>> bias_silu(torch.zeros(2, 3), torch.zeros(3)).tolist()
     [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
@@ -86,6 +87,8 @@ _Backward = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor | None, Tenso
 
 
 def _biased(x: Tensor, bias: Tensor) -> Tensor:
+    if not bias.is_floating_point():
+        raise TypeError(f"bias is {bias.dtype}; expected a floating-point tensor")
     if bias.shape != x.shape[-1:]:
         raise ValueError(f"bias has shape {tuple(bias.shape)}; expected {tuple(x.shape[-1:])}, the channels of x")
     return (x + bias).to(x.dtype)
@@ -191,7 +194,7 @@ def _plan_backward(function: _Activation, x: Tensor, bias: Tensor | None, gradie
 
 
 def _in_one_kernel(x: Tensor, bias: Tensor | None, *others: Tensor) -> bool:
-    readable = bias is None or (bias.shape == x.shape[-1:] and bias.is_contiguous())
+    readable = bias is None or (bias.shape == x.shape[-1:] and bias.is_contiguous() and bias.is_floating_point())
     return readable and x.numel() > 0 and why_no_triton(x, bias, *others) is None
 
 

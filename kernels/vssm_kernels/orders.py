@@ -45,13 +45,14 @@ class ScanTable:
             ValueError: an entry outside -1 ... tokens - 1.
         """
         with torch.inference_mode(False), torch.no_grad():
-            copy = torch.empty(table.shape, dtype=torch.int32, device="cpu").copy_(table)
-            low, high = (int(bound) for bound in copy.aminmax())
+            wide = table.to("cpu", torch.int64)
+            low, high = (int(bound) for bound in wide.aminmax())  # before int32 cuts them off
             if low < -1 or high >= tokens:
                 raise ValueError(
                     f"order holds entries from {low} to {high}; expected token indices 0 to {tokens - 1}, "
                     f"or -1 for an empty step"
                 )
+            copy = torch.empty(table.shape, dtype=torch.int32, device="cpu").copy_(wide)
             # Visits of empty steps are counted in front of the first token.
             visits = torch.zeros(table.shape[0], tokens + 1, dtype=torch.int32, device="cpu")
             visits.scatter_add_(1, copy.long() + 1, torch.ones_like(copy))

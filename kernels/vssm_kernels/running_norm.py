@@ -78,7 +78,7 @@ def _in_one_kernel(activation: _Activation | None, x: Tensor, *rows: Tensor | No
         activation in _ACTIVATIONS
         and x.numel() > 0
         and x.is_contiguous()
-        and all(row.shape == x.shape[-1:] and row.is_contiguous() for row in present)
+        and all(row.shape == x.shape[-1:] and row.is_contiguous() and row.is_floating_point() for row in present)
         and why_no_triton(x, *present) is None
     )
 

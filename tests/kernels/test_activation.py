@@ -157,6 +157,8 @@ def test_a_bias_of_another_shape(fused, plain, on_gpu, request):
         request.getfixturevalue("one_kernel")
     with pytest.raises(ValueError, match=r"bias has shape \(1,\); expected \(3,\)"):
         fused(normal(2, 3), normal(1))
+    with pytest.raises(TypeError, match=r"bias is torch\.complex64; expected a floating-point tensor"):
+        fused(normal(2, 3), normal(3) * 1j)
 
 
 @pytest.mark.gpu

@@ -34,7 +34,7 @@ def test_facts(table, tokens, repeats, covers, dtype):
     assert made.table.dtype == torch.int32 and made.table.tolist() == table
 
 
-@pytest.mark.parametrize("entry", [-2, 3])
+@pytest.mark.parametrize("entry", [-2, 3, 2**40])
 def test_entries_out_of_range_are_refused(entry):
     with pytest.raises(ValueError, match=r"order holds entries from .*expected token indices 0 to 2, or -1"):
         ScanTable.of(torch.tensor([[0, 1, entry]]), 3)

@@ -59,6 +59,8 @@ def test_a_table_is_a_copy(dtype):
 def test_a_wrong_table_is_refused(table, tokens, sentence):
     with pytest.raises(ValueError, match=sentence):
         ScanOrder(torch.tensor(table, dtype=torch.int64), tokens=tokens)
+    with pytest.raises(ValueError, match=r"holds integers; got torch\.bool"):
+        ScanOrder(torch.ones(1, 2, dtype=torch.bool), tokens=2)
 
 
 def test_a_table_of_fractions_is_refused():

@@ -43,7 +43,7 @@ class ScanOrder:
     def __post_init__(self) -> None:
         if self.table.dim() != 2 or self.table.numel() == 0:
             raise ValueError(f"a scan order's table is (directions, steps); got shape {tuple(self.table.shape)}")
-        if self.table.is_floating_point():
+        if self.table.is_floating_point() or self.table.dtype == torch.bool:
             raise ValueError(f"a scan order's table holds integers; got {self.table.dtype}")
         low, high = int(self.table.min()), int(self.table.max())
         if low < -1 or high >= self.tokens:
