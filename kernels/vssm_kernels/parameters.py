@@ -21,6 +21,7 @@ from vssm_kernels.directed_linear import side_by_side
 from vssm_kernels.dispatch import is_plain, runs_eagerly
 from vssm_kernels.gpu import Launcher, cdiv, why_no_triton
 from vssm_kernels.kinds import Latest, kind_of
+from vssm_kernels.saturation import wide
 
 try:
     import triton
@@ -132,7 +133,7 @@ def _read(parameter: Tensor | None, form: Form, dtype: torch.dtype) -> Tensor | 
         case Layout.CAST:
             return parameter.to(dtype)
         case Layout.RATES:
-            return -torch.exp(parameter.to(torch.promote_types(parameter.dtype, torch.float32)))
+            return -torch.exp(wide(parameter))
     stack = side_by_side if form.layout == Layout.SIDE_BY_SIDE else _stacked
     if form.last == 0:
         return stack(parameter).to(dtype)

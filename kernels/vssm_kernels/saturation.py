@@ -1,9 +1,18 @@
-"""Conversion to float16 that clamps instead of overflowing to infinity."""
+"""Conversions around arithmetic in float32: to it, and back to float16, which clamps instead of overflowing."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least, which float64 is.
+
+    >>> wide(torch.ones(1, dtype=torch.bfloat16)).dtype, wide(torch.ones(1, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def saturate(values: Tensor, dtype: torch.dtype) -> Tensor:

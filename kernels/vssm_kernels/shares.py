@@ -1,4 +1,7 @@
-"""Gradients of parameters out of what each program of a kernel has summed: added up in a fixed order, in Triton."""
+"""Gradients of parameters out of what each program of a kernel has summed: added up in a fixed order, in Triton.
+
+And how kernels that sum such shares are cut: into tiles of whole rows, which programs take in a fixed pattern.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,21 @@ except ImportError:  # why_no_triton reports it
     triton = None
 
 _TILE = {"BLOCK": 32, "ROWS": 128, "num_warps": 8}
+ROWS_TILE = 2048  # elements of a tile of whole rows, which are padded to a power of two channels
+PROGRAMS_MAX = 1024  # that share tiles, the same on every device
+
+
+def tile_of_rows(channels: int) -> dict[str, int]:
+    """What a kernel is told whose programs take tiles of whole rows."""
+    block = 1 << (channels - 1).bit_length()
+    rows = max(1, ROWS_TILE // block)
+    return {"CHANNELS": channels, "BLOCK_C": block, "ROWS": rows, "num_warps": min(16, max(4, block // 512))}
+
+
+def programs_of(tiles: int) -> tuple[int, int]:
+    """Programs that share tiles, and how many each of them takes, one after the other."""
+    turns = max(1, cdiv(tiles, PROGRAMS_MAX))
+    return cdiv(tiles, turns), turns
 
 
 def shares_launcher(count: int, channels: int, columns: int) -> Launcher:

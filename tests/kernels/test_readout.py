@@ -5,7 +5,7 @@ import torch
 from on_backends import DEVICE, require
 from torch import Tensor
 
-from vssm_kernels import readout, use_backend
+from vssm_kernels import readout, shares, use_backend
 from vssm_kernels.readout import OP, triton_fused
 from vssm_kernels.readout.arguments import ReadoutArguments
 from vssm_kernels.testing import TOLERANCE, assert_close
@@ -69,8 +69,8 @@ def test_kernels_agree(directions, tokens, channels, dtype, poisoned_memory):
 
 
 def test_rows_of_several_programs(monkeypatch, poisoned_memory):
-    monkeypatch.setattr(triton_fused, "_TILE", 16)
-    monkeypatch.setattr(triton_fused, "_SHARES_MAX", 3)
+    monkeypatch.setattr(shares, "ROWS_TILE", 16)
+    monkeypatch.setattr(shares, "PROGRAMS_MAX", 3)
     OP.forget()  # plans that were made under other sizes
     check(make_inputs(3, 2, 7, 6, device=DEVICE))
     OP.forget()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from on_backends import DEVICE, device_of, require
 
-from vssm_kernels import add_norm, sum_norm, use_backend
+from vssm_kernels import add_norm, shares, sum_norm, use_backend
 from vssm_kernels.sum_norm import OP, native_cpu, reference, triton_fused
 from vssm_kernels.sum_norm.arguments import NormArguments
 from vssm_kernels.testing import assert_close
@@ -96,7 +96,7 @@ def in_parts(args: NormArguments) -> torch.Tensor:
 @CENTERED
 @pytest.mark.parametrize("shape", [(2, 9, 64), (3, 50, 4 * 87), (2, 7, 3, 52)], ids=str)
 def test_groups_are_normed_by_themselves(backend, shape, center, monkeypatch, poisoned_memory):
-    monkeypatch.setattr(triton_fused, "_SHARES_MAX", 2)  # several tiles a program
+    monkeypatch.setattr(shares, "PROGRAMS_MAX", 2)  # several tiles a program
     how = {"merge": len(shape) == 4, "groups": 4, "device": device_of(backend)}
     for bias, output in ((True, None), (False, torch.bfloat16)):
         args = make_arguments(shape, center=center, bias=bias, output=output, **how)
@@ -107,7 +107,7 @@ def test_groups_are_normed_by_themselves(backend, shape, center, monkeypatch, po
 
 
 def test_more_rows_than_one_tile_per_program(monkeypatch):
-    monkeypatch.setattr(triton_fused, "_SHARES_MAX", 3)
+    monkeypatch.setattr(shares, "PROGRAMS_MAX", 3)
     check(make_arguments((1, 37, 2, 700)))
 
 

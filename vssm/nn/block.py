@@ -15,7 +15,6 @@ from vssm.nn.position import ConditionalPosition
 from vssm.nn.reading import ReadTogether, has_hooks, runs_eagerly_on_gpu
 
 _Addend = dict[str, Any]  # the branch, and what it is multiplied by: arguments of `add_norm`
-_NORMS_OF_SUMS = (BranchLayerNorm, BranchRMSNorm)
 
 
 class Block(nn.Module):
@@ -139,11 +138,10 @@ class Block(nn.Module):
         """Whether a norm can add a branch of this block's to x: nothing but stochastic depth changes either, and nobody
         has to see them or the sum."""
         return (
-            type(norm) in _NORMS_OF_SUMS
+            _makes_sums(norm)
             and type(self.drop_path) is DropPath
             and self.layer_scale is None
             and self.residual_scale is None
-            and not has_hooks(norm)
             and not has_hooks(self.drop_path)
         )
 
@@ -166,6 +164,11 @@ class Block(nn.Module):
         return x + self.drop_path(branch)
 
 
+def _makes_sums(norm: nn.Module) -> bool:
+    """Whether a norm's kernel can make the sum that it norms, and nobody has to see the norm alone."""
+    return type(norm) in (BranchLayerNorm, BranchRMSNorm) and not has_hooks(norm)
+
+
 def _normed(x: Tensor, position: nn.Module | None, norm: nn.Module, *grid: int) -> tuple[Tensor, Tensor]:
     """x with its position, and the norm of that: in one kernel where nobody has to see the one without the other."""
     if position is None:
@@ -173,9 +176,8 @@ def _normed(x: Tensor, position: nn.Module | None, norm: nn.Module, *grid: int) 
     if (
         runs_eagerly_on_gpu(x)
         and type(position) is ConditionalPosition
-        and type(norm) in _NORMS_OF_SUMS
         and not has_hooks(position)
-        and not has_hooks(norm)
+        and _makes_sums(norm)
     ):
         branch, bias = position.branch(x)
         return norm.of_sum(x, branch, branch_bias=bias)

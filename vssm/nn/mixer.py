@@ -179,7 +179,7 @@ class VimMixer(nn.Module):
         order = self.order_table(height, width, tokens.device)
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = self.convolved(x, order)
-        if not saves_activations() and not has_hooks(self.scan):  # which see the same in training
+        if not saves_activations() and not has_hooks(self.scan):  # hooks see the scan called as in training
             return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
         # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
         total = self.scan(x, order, merge=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import reference_backend
 from vssm_kernels.grid_tree.arguments import MapArguments, no_gradient
+from vssm_kernels.saturation import wide
 
 _SIDES = 4  # up, right, down, left: clockwise, so that the opposite of a side is two on
 _EPS = 1e-8  # of the cosine
@@ -39,7 +40,7 @@ def standard_tree(args: MapArguments) -> Tensor:
 
 def edge_weights(x: Tensor) -> Tensor:
     """exp(-cosine) of neighbours: edges downwards by their upper end, then edges to the right by their left end."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = wide(x)
     length = x.square().sum(-1).sqrt().clamp(min=_EPS)
 
     def weight(first: tuple[slice, ...], second: tuple[slice, ...]) -> Tensor:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vssm_kernels.dispatch import reference_backend
 from vssm_kernels.readout.arguments import ReadoutArguments
-from vssm_kernels.saturation import saturate
+from vssm_kernels.saturation import saturate, wide
 
 
 def read(args: ReadoutArguments, save: bool = False) -> tuple[Tensor, None]:
     """(batch, tokens, channels), in u's dtype."""
-    states, C, D, u = (_wide(tensor) for tensor in args)
+    states, C, D, u = (wide(tensor) for tensor in args)
     return saturate((states * _by_direction(C)).sum(1) + D.sum(0) * u, args.output_dtype), None
 
 
 def read_backward(args: ReadoutArguments, gradient: Tensor) -> tuple[Tensor, ...]:
     """The gradients of the states, of C, D and u."""
-    states, C, D, u = (_wide(tensor) for tensor in args)
-    gradient = _wide(gradient)
+    states, C, D, u = (wide(tensor) for tensor in args)
+    gradient = wide(gradient)
     each = gradient[:, None]
     dC = (each * states).sum(-1).transpose(1, 2)
     dD = (gradient * u).sum((0, 1)).expand(D.shape)
@@ -29,10 +28,6 @@ def read_backward(args: ReadoutArguments, gradient: Tensor) -> tuple[Tensor, ...
 
 def _by_direction(C: Tensor) -> Tensor:
     return C.transpose(1, 2).unsqueeze(-1)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 BACKEND = reference_backend(read, read_backward)

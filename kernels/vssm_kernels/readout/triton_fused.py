@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.readout.arguments import ReadoutArguments
-from vssm_kernels.shares import shares_launcher
+from vssm_kernels.shares import programs_of, shares_launcher, tile_of_rows
 
 try:
     import triton
@@ -22,9 +22,6 @@ try:
     from vssm_kernels.triton_math import saturate
 except ImportError:  # why_no_triton reports it
     triton = None
-
-_TILE = 2048  # elements of a program's tile; its rows are padded to a power of two channels
-_SHARES_MAX = 1024  # programs of the backward, the same on every device
 
 if triton is not None:
 
@@ -107,8 +104,7 @@ def plan_read_backward(
 ) -> Callable[[ReadoutArguments, Tensor], tuple[Tensor, ...]]:
     tiles, told = _told(args)
     channels, device = args.u.shape[-1], args.device
-    turns = cdiv(tiles, _SHARES_MAX)
-    programs = cdiv(tiles, turns)
+    programs, turns = programs_of(tiles)
     launch = Launcher(backward_kernel, (programs,), turns=turns, **told)
     sum_shares = shares_launcher(programs, channels, channels)
 
@@ -127,21 +123,14 @@ def plan_read_backward(
 def _told(args: ReadoutArguments) -> tuple[int, dict[str, int]]:
     """Tiles of rows, and what both kernels are told."""
     batch, directions, tokens, channels = args.states.shape
-    rows, block = batch * tokens, 1 << (channels - 1).bit_length()
-    tile = max(1, _TILE // block)
+    rows, tile = batch * tokens, tile_of_rows(channels)
     c_batch, c_token, c_direction = args.C.stride()
     told = {"rows": rows, "tokens": tokens, "c_batch": c_batch, "c_token": c_token, "c_direction": c_direction}
-    return cdiv(rows, tile), told | {
-        "DIRECTIONS": directions,
-        "CHANNELS": channels,
-        "BLOCK_C": block,
-        "ROWS": tile,
-        "num_warps": 4,
-    }
+    return cdiv(rows, tile["ROWS"]), {**told, "DIRECTIONS": directions, **tile}
 
 
 def _why_not(args: ReadoutArguments | None) -> str | None:
-    if args is not None and not (args.states.numel() and args.u.numel()):
+    if args is not None and not args.states.numel():
         return "has nothing to do"
     return why_no_triton(*(() if args is None else args.tensors()))
 

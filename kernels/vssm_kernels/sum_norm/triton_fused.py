@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
-from vssm_kernels.shares import shares_launcher
+from vssm_kernels.shares import programs_of, shares_launcher, tile_of_rows
 from vssm_kernels.sum_norm.arguments import NormArguments
 
 try:
@@ -27,8 +27,6 @@ try:
 except ImportError:  # why_no_triton reports it
     triton = None
 
-_TILE = 2048  # elements of a program's tile; its rows are padded to a power of two channels
-_SHARES_MAX = 1024  # programs of the backward, the same on every device
 _STAGES = 2  # tiles that a program of the backward has in flight
 
 if triton is not None:
@@ -199,7 +197,7 @@ def plan_add_backward(
 def _plan_forward(args: NormArguments, sample: int = 1, scale: float = 1.0) -> Launcher:
     x, row_stride, direction_stride = _rows(args.x, args.directions)
     channels = x.shape[-1]
-    rows, tile = math.prod(args.output_shape) // channels, _tile(channels // args.groups)
+    rows, tile = math.prod(args.output_shape) // channels, tile_of_rows(channels // args.groups)
     return Launcher(
         forward_kernel,
         (cdiv(rows, tile["ROWS"]), args.groups),
@@ -223,10 +221,9 @@ def _plan_backward(
     kernel is given."""
     x, row_stride, _ = _rows(args.x, 1)
     has_bias, channels, device = args.bias is not None, x.shape[-1], x.device
-    rows, tile = math.prod(args.x.shape) // channels, _tile(channels // args.groups)
-    tiles = cdiv(rows, tile["ROWS"])
-    turns = max(1, cdiv(tiles, _SHARES_MAX))
-    programs, columns = cdiv(tiles, turns), (1 + has_bias + (branch_bias is not None)) * channels
+    rows, tile = math.prod(args.x.shape) // channels, tile_of_rows(channels // args.groups)
+    programs, turns = programs_of(cdiv(rows, tile["ROWS"]))
+    columns = (1 + has_bias + (branch_bias is not None)) * channels
     launch = Launcher(
         backward_kernel,
         (programs, args.groups),
@@ -279,12 +276,6 @@ def _rows(x: Tensor, directions: int) -> tuple[Tensor, int, int]:
 
 
 @functools.lru_cache
-def _tile(channels: int) -> dict[str, int]:
-    block = triton.next_power_of_2(channels)
-    rows = max(1, _TILE // block)
-    return {"CHANNELS": channels, "BLOCK_C": block, "ROWS": rows, "num_warps": min(16, max(4, block // 512))}
-
-
 def _why_not(args: NormArguments | None) -> str | None:
     if args is None:
         return why_no_triton()

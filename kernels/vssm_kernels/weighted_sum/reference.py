@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vssm_kernels.dispatch import reference_backend
-from vssm_kernels.saturation import saturate
+from vssm_kernels.saturation import saturate, wide
 from vssm_kernels.weighted_sum.arguments import MeanArguments, WeightedArguments
 
 
@@ -43,7 +43,7 @@ def means_backward(args: MeanArguments, gradient: Tensor) -> tuple[Tensor, Tenso
 
 
 def _wide(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return None if tensor is None else wide(tensor)
 
 
 def _slope(z: Tensor) -> Tensor:
