@@ -105,6 +105,7 @@ FAULTS = {
     "RuntimeError: DataLoader worker (pid 77) is killed by signal: Killed. ": "process 77",
     "RuntimeError: DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that dataloader's workers "
     "are out of shared memory. Please try to raise your shared memory limit.": "shm-size",
+    "ConnectionResetError: [Errno 104] Connection reset by peer": "a data worker was killed, most often",
     "RuntimeError: unable to open shared memory object </torch_7_1> in read-write mode: No space left": "shm-size",
     "RuntimeError: [enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
     "to allocate 99 bytes. Error code 12 (Cannot allocate memory)": "the memory is full",
@@ -132,6 +133,7 @@ def test_what_pytorch_and_the_system_say(text):
         "MemoryError": MemoryError,
         "OSError": OSError,
         "ValueError": ValueError,
+        "ConnectionResetError": ConnectionResetError,
     }
     kind = {**kinds, "FileNotFoundError": FileNotFoundError}.get(name, RuntimeError)
     sentence = explain(kind(message))

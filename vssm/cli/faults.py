@@ -6,6 +6,10 @@ from pathlib import Path
 
 import torch
 
+_KILLED = (
+    "a data worker was killed{}, most often because the memory ran out (the kernel's log says so: dmesg): use fewer "
+    "train_dataloader.num_workers, or a smaller batch_size"
+)
 # By the text of the error, as PyTorch and Python raise many kinds with the same class. The first that fits counts.
 SENTENCES = {
     r"(?:insufficient|out of) shared memory|unable to (open|allocate|resize) shared memory|/torch_\d+": (
@@ -13,9 +17,10 @@ SENTENCES = {
         "train_dataloader.num_workers=0"
     ),
     r"DataLoader worker \(pid(?:\(s\))? ?([\d, ]+)\) (?:is killed by signal|exited unexpectedly)": (
-        "a data worker was killed (process {0}), most often because the memory ran out (the kernel's log says so: "
-        "dmesg): use fewer train_dataloader.num_workers, or a smaller batch_size"
+        _KILLED.format(" (process {0})")
     ),
+    # Of Python's sockets, over which workers hand their tensors over; those of torch.distributed raise other classes.
+    r"ConnectionResetError": _KILLED.format(""),
     r"CUDA out of memory|CUDA error: out of memory": (
         "the memory of the GPU is full: use a smaller train_dataloader.batch_size (with accumulative_counts for the "
         "same total), --amp bf16, smaller images, or --compile off, which keeps no memory for CUDA graphs"
