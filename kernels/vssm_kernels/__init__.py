@@ -20,7 +20,7 @@ import importlib
 import sys
 from types import ModuleType
 
-from vssm_kernels.activation import bias_gelu, bias_silu, gelu_again
+from vssm_kernels.activation import bias_gelu, bias_relu, bias_silu, gelu_again
 from vssm_kernels.causal_conv1d import causal_conv1d
 from vssm_kernels.deformable_sampling import deformable_sampling
 from vssm_kernels.directed_linear import directed_linear, side_by_side
@@ -52,6 +52,7 @@ __all__ = [
     "backend_report",
     "batch_norm",
     "bias_gelu",
+    "bias_relu",
     "bias_silu",
     "causal_conv1d",
     "deformable_sampling",

@@ -62,6 +62,16 @@ def bias_gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     return F.gelu(x) if bias is None else _activated(F.gelu, x, bias)
 
 
+def bias_relu(x: Tensor, bias: Tensor | None) -> Tensor:
+    """max(x + bias, 0); else as `bias_silu`, but for gradients, which are left to torch: of a ReLU it saves what it
+    returns, as the layer behind it does, and that takes no more memory.
+
+    >>> bias_relu(torch.zeros(1, 2), torch.tensor([-1.0, 1.0])).tolist()
+    [[0.0, 1.0]]
+    """
+    return F.relu(x) if bias is None else _activated(F.relu, x, bias)
+
+
 def gelu_again(x: Tensor, bias: Tensor | None, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """For a backward that has not saved what `bias_gelu` returned: this, and the gradients of x and bias given its own.
 
@@ -81,7 +91,7 @@ def gelu_again(x: Tensor, bias: Tensor | None, gradient: Tensor) -> tuple[Tensor
     return F.gelu(given), dx, None if bias is None else dx.flatten(0, -2).sum(0).to(bias.dtype)
 
 
-_Activation = Callable[[Tensor], Tensor]  # F.silu or F.gelu
+_Activation = Callable[[Tensor], Tensor]  # F.silu, F.gelu or F.relu
 _Forward = Callable[[Tensor, Tensor], Tensor]
 _Backward = Callable[[Tensor, Tensor | None, Tensor], tuple[Tensor | None, Tensor, Tensor | None]]
 
@@ -95,8 +105,8 @@ def _biased(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _activated(function: _Activation, x: Tensor, bias: Tensor) -> Tensor:
-    run = None
-    if x.is_cuda and runs_eagerly():
+    run, trained = None, needs_gradient((x, bias))
+    if x.is_cuda and runs_eagerly() and not (trained and function is F.relu):
         kind = kind_of((function, x, bias))
         if kind is not None:
             if kind not in _forwards:
@@ -104,7 +114,7 @@ def _activated(function: _Activation, x: Tensor, bias: Tensor) -> Tensor:
             run = _forwards[kind]
     if run is None:
         return function(_biased(x, bias))
-    if needs_gradient((x, bias)):
+    if trained:
         return _Activated.apply(function, run, x, bias)
     return run(x, bias)
 
@@ -157,7 +167,7 @@ def _backward_of(
 
 def _plan_forward(function: _Activation, x: Tensor, bias: Tensor) -> _Forward:
     tiles, blocks, told = tiles_of(x, len(bias))
-    launch = Launcher(forward_kernel, (tiles * blocks,), GELU=function is F.gelu, **told)
+    launch = Launcher(forward_kernel, (tiles * blocks,), **told_of(function), **told)
 
     def run(x: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
@@ -166,6 +176,11 @@ def _plan_forward(function: _Activation, x: Tensor, bias: Tensor) -> _Forward:
         return value
 
     return run
+
+
+def told_of(function: _Activation) -> dict[str, bool]:
+    """What kernels are told about the activation that they compute."""
+    return {"RELU": function is F.relu, "GELU": function is F.gelu}
 
 
 def _plan_backward(function: _Activation, x: Tensor, bias: Tensor | None, gradient: Tensor, again: bool) -> _Backward:
@@ -236,14 +251,23 @@ if triton is not None:
         return found
 
     @triton.jit
+    def activated(x, RELU: tl.constexpr, GELU: tl.constexpr):
+        """ReLU, GELU, or with neither SiLU."""
+        if RELU:
+            found = tl.where(x < 0.0, 0.0, x)  # NaN stays
+        else:
+            found = x * share(x, GELU)
+        return found
+
+    @triton.jit
     def forward_kernel(
-        x, bias, value, size,
-        CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+        x, bias, value, size, RELU: tl.constexpr, GELU: tl.constexpr,
+        CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
         column, shift = columns_of_program(bias, CHANNELS, BLOCKS, COLUMNS)
         place, mask = places(tl.program_id(0) // BLOCKS, column, size, BLOCKS, ROWS, COLUMNS)
         given = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) + shift
-        tl.store(value + place, (given * share(given, GELU)).to(value.dtype.element_ty), mask=mask)
+        tl.store(value + place, activated(given, RELU, GELU).to(value.dtype.element_ty), mask=mask)
 
     @triton.jit
     def backward_kernel(

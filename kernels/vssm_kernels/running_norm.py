@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vssm_kernels.activation import tiles_of
+from vssm_kernels.activation import tiles_of, told_of
 from vssm_kernels.dispatch import runs_eagerly
 from vssm_kernels.gpu import Launcher, why_no_triton
 from vssm_kernels.kinds import Latest, kind_of
@@ -22,7 +22,7 @@ try:
     import triton
     import triton.language as tl
 
-    from vssm_kernels.activation import places, share
+    from vssm_kernels.activation import activated, places
 except ImportError:  # why_no_triton reports it
     triton = None
 
@@ -85,7 +85,7 @@ def _in_one_kernel(activation: _Activation | None, x: Tensor, *rows: Tensor | No
 
 def _plan(activation: _Activation | None, x: Tensor, eps: float) -> Launcher:
     tiles, blocks, told = tiles_of(x, x.shape[-1])
-    told |= {"RELU": activation is F.relu, "SILU": activation is F.silu, "GELU": activation is F.gelu}
+    told |= {"ACTIVATES": activation is not None, **told_of(activation)}
     return Launcher(norm_kernel, (tiles * blocks,), eps=eps, **told)
 
 
@@ -93,7 +93,7 @@ if triton is not None:
 
     @triton.jit
     def norm_kernel(
-        x, mean, variance, weight, bias, y, size, eps, RELU: tl.constexpr, SILU: tl.constexpr, GELU: tl.constexpr,
+        x, mean, variance, weight, bias, y, size, eps, ACTIVATES: tl.constexpr, RELU: tl.constexpr, GELU: tl.constexpr,
         CHANNELS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
         column = tl.program_id(0) % BLOCKS * COLUMNS + tl.arange(0, COLUMNS)
@@ -106,8 +106,6 @@ if triton is not None:
         value = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - middle[None, :]) * scale[None, :]
         if bias is not None:
             value += tl.load(bias + c).to(tl.float32)[None, :]
-        if RELU:
-            value = tl.where(value < 0.0, 0.0, value)  # NaN stays
-        if SILU or GELU:
-            value *= share(value, GELU)
+        if ACTIVATES:
+            value = activated(value, RELU, GELU)
         tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)

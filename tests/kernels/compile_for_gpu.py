@@ -231,8 +231,9 @@ def main() -> None:
         args = TreeScanArguments(x.flatten(1, 2), x.flatten(1, 2), -rates, x[..., 0].flatten(1, 2), rates, tree)
         tree_scan.BACKEND.backward(args, tree_scan.BACKEND.forward(args, False)[0])
     x = torch.randn(2, 9, 87).bfloat16()
-    for function in (F.silu, F.gelu):
+    for function in (F.silu, F.gelu, F.relu):
         activation._plan_forward(function, x, x[0, 0])(x, x[0, 0])
+    for function in (F.silu, F.gelu):
         for bias in (x[0, 0], None):
             activation._plan_backward(function, x, bias, x, again=function is F.gelu)(x, bias, x)
     for function in (None, F.relu, F.silu, F.gelu):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from on_backends import DEVICE
 from torch.autograd import forward_ad
 
-from vssm_kernels import activation, bias_gelu, bias_silu
+from vssm_kernels import activation, bias_gelu, bias_relu, bias_silu
 from vssm_kernels.testing import assert_close
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -49,6 +49,29 @@ def check(fused, plain, x, bias, tolerance):
 @pytest.mark.parametrize("shape", [(2, 3, 5, 87), (1, 7, 6, 64), (3, 128), (2, 9, 2, 192), (1, 1)], ids=str)
 def test_value_and_gradients(one_kernel, fused, plain, shape, dtype, poisoned_memory):
     check(fused, plain, 3 * normal(*shape, dtype=dtype), normal(shape[-1], dtype=dtype), TOLERANCES[dtype])
+
+
+def check_relu(x, bias, tolerance):
+    """In one kernel without gradients; with them torch's, which saves what the next layer saves too."""
+    with torch.no_grad():
+        found = bias_relu(x, bias)
+    assert any(kind[0] is F.relu and run is not None for kind, run in activation._forwards.items())
+    assert found.dtype == x.dtype
+    assert_close(found, F.relu(x.double() + bias.double()), tolerance=tolerance)
+    gradient = normal(*x.shape, dtype=x.dtype)
+    recorded = value_and_gradients(bias_relu, x, bias, gradient)
+    assert type(recorded[0].grad_fn).__name__ == "ReluBackward0"
+    expected = value_and_gradients(lambda x, bias: F.relu(x + bias), x, bias, gradient)
+    assert all(map(torch.equal, recorded, expected))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 87), (3, 128), (1, 1)], ids=str)
+def test_relu(one_kernel, shape, dtype, monkeypatch, poisoned_memory):
+    monkeypatch.setattr(activation, "_forwards", {})
+    check_relu(normal(*shape, dtype=dtype), normal(shape[-1], dtype=dtype), TOLERANCES[dtype])
+    x = torch.tensor([-torch.inf, torch.inf, torch.nan], device=DEVICE, dtype=dtype)[:, None]
+    assert torch.equal(bias_relu(x, x.new_zeros(1))[:2], F.relu(x)[:2]) and bias_relu(x, x.new_zeros(1))[2].isnan()
 
 
 @BOTH
@@ -166,3 +189,9 @@ def test_a_bias_of_another_shape(fused, plain, on_gpu, request):
 @pytest.mark.parametrize("shape", [(8, 56, 56, 512), (8, 28, 28, 87), (3, 7, 7, 1392)], ids=str)
 def test_model_sizes_on_gpu(fused, plain, shape):
     check(fused, plain, normal(*shape, dtype=torch.bfloat16), normal(shape[-1], dtype=torch.bfloat16), 1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(8, 56, 56, 512), (3, 7, 7, 1392)], ids=str)
+def test_relu_on_gpu(shape):
+    check_relu(normal(*shape, dtype=torch.bfloat16), normal(shape[-1], dtype=torch.bfloat16), 1e-2)

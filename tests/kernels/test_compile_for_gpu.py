@@ -10,7 +10,7 @@ import pytest
 PROGRAM = Path(__file__).with_name("compile_for_gpu.py")
 # At least so many variants of each kernel: a case that is left out shows here.
 VARIANTS = {
-    "activation.forward_kernel": 2,
+    "activation.forward_kernel": 3,
     "activation.backward_kernel": 4,
     "causal_conv1d.triton_fused.forward_kernel": 2,
     "causal_conv1d.triton_fused.backward_kernel": 2,
@@ -35,6 +35,7 @@ VARIANTS = {
     "readout.triton_fused.read_kernel": 2,
     "readout.triton_fused.backward_kernel": 2,
     "state_fusion.triton_fused.walk_kernel": 2,
+    "state_fusion.triton_fused.fold_kernel": 1,
     "state_fusion.triton_fused.weight_kernel": 1,
     "sum_gate.triton_fused.forward_kernel": 2,
     "sum_gate.triton_fused.backward_kernel": 1,

@@ -119,6 +119,19 @@ def test_on_a_gpu(height, width, channels, dtype):
         assert torch.equal(one, same), f"{name} is another one in a second run"
 
 
+@pytest.mark.gpu
+def test_an_image_of_more_than_2_to_the_31_elements_on_gpu():
+    """Its last rows, and their gradients, are those of a map of its last rows."""
+    states = torch.randn(1, 2049, 1024, 1024, device="cuda")
+    weight = make_inputs(channels=1024, device="cuda")[1].detach()
+    results = []
+    for given in (states, states[:, -24:].contiguous()):
+        output = state_fusion(given.requires_grad_(), weight)
+        results.append([output, *torch.autograd.grad(output, given, given.detach())])
+    for name, one, want in zip(NAMES, *results, strict=False):
+        assert_close(one[:, -12:], want[:, -12:], name, tolerance=1e-6)
+
+
 def test_second_derivatives_forward_mode_and_vmap():
     inputs = make_inputs(1, 2, 3, 2, 2, dtype=torch.float64)
     assert torch.autograd.gradcheck(state_fusion, inputs, check_forward_ad=True, check_batched_grad=True)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vssm.nn.conv import ChannelsLastConv2d, ConvNormAct
 from vssm.nn.norm import BranchLayerNorm, StreamLayerNorm
+from vssm.nn.reading import product_and_bias
+from vssm.ops import bias_relu
 
 
 class ConvDownsample(nn.Module):
@@ -99,10 +101,11 @@ class InvertedDownsample(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         hidden = 4 * channels
-        self.widen = nn.Conv2d(in_channels, hidden, kernel_size=1, **dd)
-        self.depthwise = nn.Conv2d(hidden, hidden, kernel_size=3, stride=2, padding=1, groups=hidden, **dd)
+        self.widen = ChannelsLastConv2d(in_channels, hidden, kernel_size=1, **dd)
+        self.depthwise = ChannelsLastConv2d(hidden, hidden, kernel_size=3, stride=2, padding=1, groups=hidden, **dd)
         self.narrow = ConvNormAct(hidden, channels, bias=True, apply_act=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.widen(x.permute(0, 3, 1, 2)))
-        return self.narrow(F.relu(self.depthwise(x))).permute(0, 2, 3, 1)
+        for conv in (self.widen, self.depthwise):
+            x = bias_relu(*product_and_bias(conv, x))
+        return self.narrow(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

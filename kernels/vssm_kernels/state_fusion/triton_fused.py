@@ -1,9 +1,9 @@
-"""The fusion of states on a GPU in Triton: a pass over the map forward, two backward.
+"""The fusion of states on a GPU in Triton: a pass over the map forward, three backward.
 
-A program has some columns of a row and some channels, and reads each neighbour's as they are needed: the map's rows
-stay in the GPU's cache. The gradient of the states is the same walk with mirrored offsets, over a map with margins,
-which are then folded onto the border. That of the weight is added up over some rows by each program, and over programs
-by torch.
+A program has some positions and some channels of a map, and reads each neighbour's as they are needed: the map's rows
+stay in the GPU's cache. Each thread has several positions, so that it loads a weight once for all of them. The gradient
+of the states is the same walk with mirrored offsets, over a map with margins, which a second pass adds to the border.
+That of the weight is added up over some rows by each program, and over programs by torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vssm_kernels.gpu import Launcher, cdiv, triton_backend, why_no_triton
 from vssm_kernels.state_fusion.arguments import FusionArguments
-from vssm_kernels.state_fusion.reference import folded
 
 try:
     import triton
@@ -23,71 +22,108 @@ try:
 except ImportError:  # why_no_triton reports it
     triton = None
 
-COLUMNS, CHANNELS, WARPS = 8, 64, 4
-ROWS = 8  # that a program adds up for the gradient of the weight
+_WALK_TILE = {"POSITIONS": 32, "CHANNELS": 64, "num_warps": 4}
+_FOLD_TILE = {"POSITIONS": 4, "CHANNELS": 64, "num_warps": 2}
+_WEIGHT_TILE = {"ROWS": 8, "COLUMNS": 4, "CHANNELS": 64, "num_warps": 2}  # ROWS: that a program adds up
 
 if triton is not None:
 
     @triton.jit
-    def neighbour(x, base, row, columns, c, mask, height, width, channels, down, right, REPEATS: tl.constexpr):
-        """What lies so many rows down and columns to the right; beyond the map its border, or zeros."""
-        y, x_ = row + down + 0 * columns, columns + right  # both of the columns' shape
-        if REPEATS:
-            y, x_ = tl.minimum(tl.maximum(y, 0), height - 1), tl.minimum(tl.maximum(x_, 0), width - 1)
-        else:
-            inside = (x_ >= 0) & (x_ < width) & (y >= 0) & (y < height)
-            mask = mask & inside[:, None]
-        place = base + (y * width + x_)[:, None] * channels + c[None, :]
-        return tl.load(x + place, mask=mask, other=0.0)
+    def positions_of_program(tiles, width, POSITIONS: tl.constexpr, WIDE: tl.constexpr):
+        """The image of this program, its positions in it, and their rows and columns."""
+        program = tl.program_id(0)
+        place = program % tiles * POSITIONS + tl.arange(0, POSITIONS)
+        if WIDE:
+            place = place.to(tl.int64)
+        return (program // tiles).to(tl.int64), place, place // width, place % width
 
     @triton.jit
+    def within(x, size):
+        """The nearest of the rows, or columns, of a map of this size."""
+        return tl.minimum(tl.maximum(x, 0), size - 1)
+
+    @triton.jit
+    def offsets(place, c, channels):
+        """Of the channels c at some positions of a map."""
+        return place[:, None] * channels + c[None, :]
+
+    @triton.jit
+    def load(x, place, c, channels, mask):
+        return tl.load(x + offsets(place, c, channels), mask=mask, other=0.0).to(tl.float32)
+
+    @triton.jit(do_not_specialize=["tiles", "positions"])
     def walk_kernel(
-        x, weight, out, height, width, channels, margin,
-        DILATIONS: tl.constexpr, MIRRORED: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+        x, weight, out, tiles, positions, height, width, channels,
+        DILATIONS: tl.constexpr, MARGIN: tl.constexpr,
+        POSITIONS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
     ):  # fmt: skip
-        """The fused map; mirrored, the gradient of the states with margins from that of the fused map."""
-        across = width + 2 * margin
-        program = tl.program_id(0).to(tl.int64)
-        image, row = program // (height + 2 * margin), program % (height + 2 * margin)
-        columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-        c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-        mask = (columns[:, None] < across) & (c[None, :] < channels)
-        base = image * height * width * channels
-        sign = -1 if MIRRORED else 1
-        total = tl.zeros((COLUMNS, CHANNELS), tl.float32)
+        """The fused map; with a margin, the gradient of the states and their margins from that of the fused map."""
+        image, place, row, column = positions_of_program(tiles, width + 2 * MARGIN, POSITIONS, WIDE)
+        c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        exists = (c < channels)[None, :]
+        x += image * height * width * channels
+        out += image * positions * channels
+        total = tl.zeros((POSITIONS, CHANNELS), tl.float32)
         for tap in tl.static_range(9 * DILATIONS):
             dilation = 2 * (tap // 9) + 1
-            down, right = sign * (tap % 9 // 3 - 1) * dilation, sign * (tap % 3 - 1) * dilation
-            value = neighbour(
-                x, base, row - margin, columns - margin, c, mask, height, width, channels, down, right, not MIRRORED
-            )
-            total += value * tl.load(weight + tap * channels + c, mask=c < channels, other=0.0)[None, :]
-        place = program * across * channels + columns[:, None] * channels + c[None, :]
-        tl.store(out + place, total, mask=mask)
+            down, right = (tap % 9 // 3 - 1) * dilation, (tap % 3 - 1) * dilation
+            mask = exists
+            if MARGIN > 0:
+                y, x_ = row - MARGIN - down, column - MARGIN - right
+                mask = mask & ((y >= 0) & (y < height) & (x_ >= 0) & (x_ < width))[:, None]
+            else:
+                y, x_ = within(row + down, height), within(column + right, width)
+            factor = tl.load(weight + tap * channels + c, mask=c < channels, other=0.0)
+            total += load(x, y * width + x_, c, channels, mask) * factor[None, :]
+        tl.store(out + offsets(place, c, channels), total, mask=(place < positions)[:, None] & exists)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["tiles", "positions"])
+    def fold_kernel(
+        extended, out, tiles, positions, height, width, channels,
+        MARGIN: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    ):  # fmt: skip
+        """The gradient of a map from that of the map with its border repeated: the margins' goes to the border."""
+        image, place, row, column = positions_of_program(tiles, width, POSITIONS, WIDE)
+        c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        mask = (place < positions)[:, None] & (c < channels)[None, :]
+        across = width + 2 * MARGIN
+        extended += image * (height + 2 * MARGIN) * across * channels
+        total = tl.zeros((POSITIONS, CHANNELS), tl.float32)
+        # Only tiles at the upper or lower border have margins above or below them.
+        first, last = tl.min(row, 0), tl.max(row, 0)
+        above, below = tl.where(first == 0, -MARGIN, 0), tl.where(last >= height - 1, MARGIN, 0)
+        for down in range(above, below + 1):
+            for right in tl.static_range(-MARGIN, MARGIN + 1):
+                y, x = row + down, column + right
+                repeats = (within(y, height) == row) & (within(x, width) == column)
+                from_ = (y + MARGIN) * across + x + MARGIN
+                total += load(extended, from_, c, channels, mask & repeats[:, None])
+        out += image * positions * channels
+        tl.store(out + offsets(place, c, channels), total.to(out.dtype.element_ty), mask=mask)
+
+    @triton.jit(do_not_specialize=["rows"])
     def weight_kernel(
         x, gradient, out, rows, height, width, channels, lines,
         ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
     ):  # fmt: skip
         """For one line of three taps, the products of the fused map's gradient and what they read, over some rows."""
-        line = tl.program_id(2) % lines
-        c = tl.program_id(2) // lines * CHANNELS + tl.arange(0, CHANNELS)
+        line = tl.program_id(1) % lines
+        c = tl.program_id(1) // lines * CHANNELS + tl.arange(0, CHANNELS)
         dilation = 2 * (line // 3) + 1
         down = (line % 3 - 1) * dilation
         left = tl.zeros((COLUMNS, CHANNELS), tl.float32)
         middle, right = left, left
         first = tl.program_id(0).to(tl.int64) * ROWS
         for number in range(first, tl.minimum(first + ROWS, rows)):
-            base, row = number // height * height * width * channels, number % height
+            here = gradient + number * width * channels
+            read = x + (number // height * height + within(number % height + down, height)) * width * channels
             for start in range(0, width, COLUMNS):
                 columns = start + tl.arange(0, COLUMNS)
-                mask = (columns[:, None] < width) & (c[None, :] < channels)
-                place = number * width * channels + columns[:, None] * channels + c[None, :]
-                g = tl.load(gradient + place, mask=mask, other=0.0)
-                left += g * neighbour(x, base, row, columns, c, mask, height, width, channels, down, -dilation, True)
-                middle += g * neighbour(x, base, row, columns, c, mask, height, width, channels, down, 0, True)
-                right += g * neighbour(x, base, row, columns, c, mask, height, width, channels, down, dilation, True)
+                mask = (columns < width)[:, None] & (c < channels)[None, :]
+                g = load(here, columns, c, channels, mask)
+                left += g * load(read, within(columns - dilation, width), c, channels, mask)
+                middle += g * load(read, columns, c, channels, mask)
+                right += g * load(read, within(columns + dilation, width), c, channels, mask)
         place = (tl.program_id(0) * lines + line) * 3 * channels + c
         tl.store(out + place, tl.sum(left, 0), mask=c < channels)
         tl.store(out + place + channels, tl.sum(middle, 0), mask=c < channels)
@@ -95,66 +131,63 @@ if triton is not None:
 
 
 def plan_fusion(args: FusionArguments, save: bool) -> Callable[[FusionArguments], tuple[Tensor, None]]:
-    walk = _plan_walk(args, mirrored=False)
+    walk = _plan_walk(args, margin=0)
     return lambda args: (walk(args.states, args.weight), None)
 
 
 def plan_fusion_backward(
     args: FusionArguments, gradient: Tensor
 ) -> Callable[[FusionArguments, Tensor], tuple[Tensor, Tensor]]:
-    batch, height, width, channels = args.states.shape
-    margin, rows, taps, device = args.margin, batch * height, args.weight[:, 0].numel(), args.device
-    walk = _plan_walk(args, mirrored=True)
-    launch = Launcher(
-        weight_kernel,
-        (cdiv(rows, ROWS), 1, taps // 3 * cdiv(channels, CHANNELS)),
-        rows=rows,
-        height=height,
-        width=width,
-        channels=channels,
-        lines=taps // 3,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        CHANNELS=CHANNELS,
-        num_warps=WARPS,
-    )
+    batch, height, _, channels = args.states.shape
+    taps, device, map_ = args.weight[:, 0].numel(), args.device, _map(args)
+    walk = _plan_walk(args, args.margin)
+    grid, told = _tiles(args.states.shape, _FOLD_TILE, args.margin)
+    fold = Launcher(fold_kernel, grid, MARGIN=args.margin, **map_, **told)
+    rows, lines = batch * height, taps // 3
+    parts = cdiv(rows, _WEIGHT_TILE["ROWS"])
+    grid = parts, lines * cdiv(channels, _WEIGHT_TILE["CHANNELS"])
+    weigh = Launcher(weight_kernel, grid, rows=rows, lines=lines, **map_, **_WEIGHT_TILE)
 
     def run(args: FusionArguments, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = gradient.float().contiguous()
-        dstates = folded(folded(walk(gradient, args.weight), margin, 1), margin, 2)
-        parts = torch.empty((cdiv(rows, ROWS), taps, channels), dtype=torch.float32, device=device)
-        launch(args.states.float().contiguous(), gradient, parts)
-        dweight = parts.sum(0).view(-1, 9, channels).transpose(1, 2).reshape(args.weight.shape)
-        return dstates.to(args.states.dtype), dweight.to(args.weight.dtype)
+        gradient = gradient.contiguous()
+        states = args.states.contiguous()
+        dstates = torch.empty_like(states)
+        fold(walk(gradient, args.weight), dstates)
+        shares = torch.empty((parts, taps, channels), dtype=torch.float32, device=device)
+        weigh(states, gradient, shares)
+        dweight = shares.sum(0).view(-1, 9, channels).transpose(1, 2).reshape(args.weight.shape)
+        return dstates, dweight.to(args.weight.dtype)
 
     return run
 
 
-def _plan_walk(args: FusionArguments, mirrored: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def _plan_walk(args: FusionArguments, margin: int) -> Callable[[Tensor, Tensor], Tensor]:
     batch, height, width, channels = args.states.shape
-    margin = args.margin if mirrored else 0
     shape, device = (batch, height + 2 * margin, width + 2 * margin, channels), args.device
-    launch = Launcher(
-        walk_kernel,
-        (shape[0] * shape[1], cdiv(shape[2], COLUMNS), cdiv(channels, CHANNELS)),
-        height=height,
-        width=width,
-        channels=channels,
-        margin=margin,
-        DILATIONS=len(args.weight),
-        MIRRORED=mirrored,
-        COLUMNS=COLUMNS,
-        CHANNELS=CHANNELS,
-        num_warps=WARPS,
-    )
+    grid, told = _tiles(shape, _WALK_TILE)
+    launch = Launcher(walk_kernel, grid, DILATIONS=len(args.weight), MARGIN=margin, **_map(args), **told)
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
         out = torch.empty(shape, dtype=torch.float32, device=device)
         # By taps, so that the channels of one lie side by side.
-        launch(x.float().contiguous(), weight.float().flatten(2).transpose(1, 2).contiguous(), out)
+        launch(x.contiguous(), weight.float().flatten(2).transpose(1, 2).contiguous(), out)
         return out
 
     return run
+
+
+def _map(args: FusionArguments) -> dict[str, int]:
+    return dict(zip(("height", "width", "channels"), args.states.shape[1:], strict=True))
+
+
+def _tiles(shape: tuple[int, ...], tile: dict[str, int], margin: int = 0) -> tuple[tuple[int, int], dict[str, int]]:
+    """Programs for maps of a shape, and what they are told; with a margin they read maps so much larger."""
+    batch, height, width, channels = shape
+    positions = height * width
+    tiles = cdiv(positions, tile["POSITIONS"])
+    wide = (height + 2 * margin) * (width + 2 * margin) * channels >= 2**31
+    told = {"tiles": tiles, "positions": positions, "WIDE": wide, **tile}
+    return (batch * tiles, cdiv(channels, tile["CHANNELS"])), told
 
 
 def _why_not(args: FusionArguments | None) -> str | None:
