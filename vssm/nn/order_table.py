@@ -22,7 +22,11 @@ class OrderTable:
     compiled model recompiles for a new grid.
 
     Args:
-        order: a function (height, width) -> ScanOrder, hashable as all functions are.
+        order: a function (height, width) -> ScanOrder, hashable as all functions are. A layer takes another one as
+            another OrderTable: compiled models hold the tables of this one.
+
+    Raises:
+        TypeError: an order that cannot be hashed, as an object of a dataclass that is not frozen.
 
     >>> from vssm.scan import cross
     >>> OrderTable(cross)(2, 3, torch.device("cpu")).table.shape
@@ -30,19 +34,30 @@ class OrderTable:
     """
 
     def __init__(self, order: OrderFunction):
-        self.order = order
+        try:
+            hash(order)
+        except TypeError as error:
+            raise TypeError(
+                f"tables are kept by their order function, and a {type(order).__name__} has no hash; expected a "
+                "function, or an object with a hash, such as a dataclass(frozen=True) of numbers"
+            ) from error
+        self._order = order
         self._constants: dict[Place, ScanTable] = {}
         self._add_constant = _constant_maker(order, self._constants)
 
+    @property
+    def order(self) -> OrderFunction:
+        return self._order
+
     def __call__(self, height: int, width: int, device: torch.device) -> ScanTable:
         if not torch.compiler.is_compiling():
-            return kept_for_graphs(_scan_table(self.order, concrete(height), concrete(width), device))
+            return kept_for_graphs(_scan_table(self._order, concrete(height), concrete(width), device))
         place = concrete(height), concrete(width), device
         self._add_constant(*place)
         return self._constants[place]
 
     def __reduce__(self):
-        return OrderTable, (self.order,)
+        return OrderTable, (self._order,)
 
 
 def concrete(size: int) -> int:
