@@ -50,7 +50,7 @@ def duality_backward(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | Non
     dB = dscores.mT @ chunks.C + (chunks.to_end[..., None] * chunks.added).flatten(-2) @ dends.flatten(-2).mT
     dC = dscores @ chunks.B + (chunks.since_start[..., None] * dy).flatten(-2) @ chunks.starts.flatten(-2).mT
 
-    # The gradient of delta A at a step: all that passes it, from an earlier step or the start to a later one or the end.
+    # The gradient of delta A at a step: all that passes it, from an earlier step or the start to a later one or an end.
     # Added up as such: differences of sums that begin at the start would lose the digits of what has decayed.
     weighed = dweights * chunks.weights
     passing = (torch.ones_like(weighed[0, 0, 0, 0, 0]).triu() @ weighed).tril(-1).sum(-1).mT
