@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
-from vssm.ops import ScanTable, kept_for_graphs
+from vssm.ops import ScanTable, kept_for_graphs, wants_standard
 from vssm.scan import OrderFunction
 from vssm.scan.order import without_modes
 
@@ -51,7 +52,8 @@ class OrderTable:
 
     def __call__(self, height: int, width: int, device: torch.device) -> ScanTable:
         if not torch.compiler.is_compiling():
-            return kept_for_graphs(_scan_table(self._order, concrete(height), concrete(width), device))
+            table = kept_for_graphs(_scan_table(self._order, concrete(height), concrete(width), device))
+            return _of_one_grid(table, height, width) if torch.jit.is_tracing() else table
         place = concrete(height), concrete(width), device
         self._add_constant(*place)
         return self._constants[place]
@@ -74,6 +76,18 @@ def concrete(size: int) -> int:
                 "declare only the batch dynamic, and export once for each size"
             )
     return len(range(size))
+
+
+def _of_one_grid(table: ScanTable, height: int, width: int) -> ScanTable:
+    """The table in a trace, which then refuses other grids: this table would be wrong for those of as many tokens.
+
+    In files for other programs it stays a constant; `vssm.inference.export` has them look at their images instead.
+    """
+    if wants_standard():
+        return table
+    nothing = torch.zeros(height, width, 0, dtype=torch.int32, device=table.table.device)
+    nothing = nothing.unflatten(0, (concrete(height),)).unflatten(1, (concrete(width),))
+    return replace(table, table=table.table + nothing.sum(dtype=torch.int32))
 
 
 @lru_cache(maxsize=128)
