@@ -216,8 +216,9 @@ class Pyramid(Pooled):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups from stem to head, for layer-wise learning rates."""
         blocks = [
-            (r"^stages\.(\d+)\.(?:downsample|norm)", (0,)),
+            (r"^stages\.(\d+)\.downsample", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),  # with the last block, behind which it runs
             (r"^norm", (99999,)),
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
