@@ -114,7 +114,7 @@ def test_layers_of_learning_rates_rise_in_the_order_in_which_they_run(kind: tupl
     first_runs: dict[str, set[int]] = {}
     for name, module in model.named_modules():
         own = {layers[f"{name}.{each}"] for each, _ in module.named_parameters(recurse=False) if name}
-        module.register_forward_pre_hook(lambda *_, name=name, own=own: first_runs.setdefault(name, own))
+        module.register_forward_pre_hook(lambda *_, name=name, own=own: first_runs.update({name: own}))
     with torch.no_grad():
         model(torch.zeros(1, 3, 64, 64))
     ran = [layer for own in first_runs.values() for layer in own]
