@@ -120,6 +120,9 @@ class Op(BackendRegistry):
                 raise ValueError(
                     f"{name} is on {tensor.device} but {args._fields[0]} on {args.device}; move both to one device"
                 )
+        dtype = getattr(args, "dtype", None)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype is {dtype!r}; expected a floating-point one of torch's, such as torch.float32")
 
     def forget(self) -> None:
         for known in (self._runs, self._forwards, self._backwards):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vssm_kernels.dispatch import is_plain, is_watched
 
+_INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ScanTable:
@@ -42,8 +44,17 @@ class ScanTable:
             device: of the copy; None is the table's own.
 
         Raises:
-            ValueError: an entry outside -1 ... tokens - 1.
+            ValueError: an entry outside -1 ... tokens - 1, or a table without directions, steps or tokens.
+            TypeError: anything but a tensor of integers.
         """
+        found = table.dtype if isinstance(table, Tensor) else f"a {type(table).__name__}"
+        if found not in _INTEGERS:
+            raise TypeError(f"order is {found}; expected a tensor of integers")
+        if table.dim() != 2 or table.numel() == 0 or tokens < 1:
+            raise ValueError(
+                f"order has shape {tuple(table.shape)} for {tokens} tokens; expected (directions, steps), and at least "
+                f"one token"
+            )
         with torch.inference_mode(False), torch.no_grad():
             wide = table.to("cpu", torch.int64)
             low, high = (int(bound) for bound in wide.aminmax())  # before int32 cuts them off
@@ -85,6 +96,10 @@ def as_scan_table(order: ScanTable | Tensor, directions: int, tokens: int, devic
         table = order.table
     else:
         table, order = order, None
+    if not isinstance(table, Tensor):
+        raise TypeError(
+            f"order is a {type(table).__name__}; expected a ScanTable, or a tensor of int32 (the table of a ScanOrder)"
+        )
     if table.dim() != 2 or table.shape[0] != directions or table.shape[1] < 1:
         raise ValueError(f"order has shape {tuple(table.shape)}; expected (directions, steps) = ({directions}, steps)")
     if table.dtype != torch.int32:

@@ -145,6 +145,19 @@ def test_a_trace_refuses_another_number_of_tokens():
         traced(torch.ones(1, 3, 48, 48))
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("vim_tiny", {"depth": 1}), ("vmamba_tiny", {"depths": (1,), "dims": (16,)})]
+)
+def test_a_trace_takes_any_batch_and_refuses_another_grid_of_as_many_tokens(name, arguments):
+    model = timm.create_model(name, **arguments).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(model, torch.ones(1, 3, 32, 64))
+        images = torch.randn(2, 3, 32, 64)
+        torch.testing.assert_close(traced(images), model(images))
+        with pytest.raises(RuntimeError, match="don't multiply up to the size"):
+            traced(torch.ones(1, 3, 64, 32))
+
+
 def test_what_cannot_be_exported_is_said(tmp_path):
     model = timm.create_model("vim_tiny", depth=1, embed_dim=16)
 

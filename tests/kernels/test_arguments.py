@@ -118,3 +118,14 @@ def test_a_tensor_of_another_device_is_refused(op, name):
         ValueError, match=rf"^{name} is on meta but {next(iter(given))} on cpu; move both to one device"
     ):
         function(**given | {name: given[name].to("meta")})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, "float32"], ids=str)
+def test_results_are_of_floating_point_numbers(dtype: object) -> None:
+    """Whole numbers would be cut off, without a word."""
+    told = "expected a floating-point one of torch's"
+    with pytest.raises(TypeError, match=told):
+        kernels.sum_norm(torch.randn(2, 3), None, eps=1e-5, dtype=dtype)
+    function, shapes = OPS["selective_scan"]
+    with pytest.raises(TypeError, match=told):
+        function(**{name: torch.randn(shape) for name, shape in shapes.items()}, dtype=dtype)

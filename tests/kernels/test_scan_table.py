@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
-from vssm_kernels import ScanTable, causal_conv1d, orders
+from vssm_kernels import ScanTable, causal_conv1d, orders, selective_scan, ssd
 from vssm_kernels.orders import checked
 
 
@@ -38,6 +39,35 @@ def test_facts(table, tokens, repeats, covers, dtype):
 def test_entries_out_of_range_are_refused(entry):
     with pytest.raises(ValueError, match=r"order holds entries from .*expected token indices 0 to 2, or -1"):
         ScanTable.of(torch.tensor([[0, 1, entry]]), 3)
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "sentence"),
+    [
+        ([[0, 1]], TypeError, "order is a list; expected a tensor of integers"),
+        (torch.tensor([[0.0, 1.6]]), TypeError, "order is torch.float32; expected a tensor of integers"),
+        (torch.tensor([[True, False]]), TypeError, "order is torch.bool; expected"),
+        (torch.tensor([0, 1]), ValueError, r"shape \(2,\) for 3 tokens; expected \(directions, steps\)"),
+        (torch.zeros(2, 0, dtype=torch.int32), ValueError, r"shape \(2, 0\) for 3 tokens; expected"),
+    ],
+    ids=["list", "floats", "truth values", "one direction", "no steps"],
+)
+def test_what_is_no_table_is_named(table, error, sentence):
+    with pytest.raises(error, match=sentence):
+        ScanTable.of(table, 3)
+
+
+@pytest.mark.parametrize("order", [[[0, 1, 2]], np.array([[0, 1, 2]]), None], ids=["list", "numpy", "none"])
+def test_orders_of_other_types_are_named(order):
+    told = rf"order is a {type(order).__name__}; expected a ScanTable, or a tensor of int32"
+    with pytest.raises(TypeError, match=told):
+        convolved(order)
+    if order is not None:
+        u, rows = torch.zeros(1, 3, 4), torch.zeros(1, 3, 1, 2)
+        with pytest.raises(TypeError, match=told):
+            selective_scan(u, u.unsqueeze(2), -torch.ones(1, 4, 2), rows, rows, order=order)
+        with pytest.raises(TypeError, match=told):
+            ssd(u.unsqueeze(2), rows[..., :1], -torch.ones(1, 1), rows.unsqueeze(3), rows.unsqueeze(3), order=order)
 
 
 def test_a_change_through_numpy_has_no_effect():

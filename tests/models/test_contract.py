@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import timm
 import torch
+from families import CLASSES
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from vssm.models import Backbone, Plain, Pyramid, load_checkpoint
@@ -102,6 +105,20 @@ def test_a_pyramid_has_the_strides_of_its_parts() -> None:
     maps = model.forward_intermediates(torch.randn(1, 3, 96, 48), intermediates_only=True)
     assert [tuple(x.shape) for x in maps] == [(1, 4, 12, 6), (1, 8, 12, 6), (1, 8, 4, 2)]
     assert model.first_conv == "stem.layers.0.conv" and model.get_submodule(model.first_conv).in_channels == 3
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
+def test_layers_of_learning_rates_rise_in_the_order_in_which_they_run(kind: tuple[str, dict]) -> None:
+    model = timm.create_model(kind[0], **kind[1]).eval()
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    first_runs: dict[str, set[int]] = {}
+    for name, module in model.named_modules():
+        own = {layers[f"{name}.{each}"] for each, _ in module.named_parameters(recurse=False) if name}
+        module.register_forward_pre_hook(lambda *_, name=name, own=own: first_runs.update({name: own}))
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 64, 64))
+    ran = [layer for own in first_runs.values() for layer in own]
+    assert ran and ran == sorted(ran)
 
 
 def test_a_plain_model_needs_no_class_token() -> None:

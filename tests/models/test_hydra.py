@@ -116,3 +116,8 @@ def test_groups_of_heads_and_learned_first_states() -> None:
 def test_groups_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="3 groups share 4 heads; expected a number of groups that divides them"):
         HydraMixer(16, heads=4, groups=3)
+
+
+def test_a_convolution_without_a_middle_tap_is_refused() -> None:
+    with pytest.raises(ValueError, match="conv_width is 4; expected an odd number of taps"):
+        HydraMixer(8, heads=2, conv_width=4)

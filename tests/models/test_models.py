@@ -233,6 +233,21 @@ def test_intermediates_formats_and_norm(kind: tuple[str, dict]) -> None:
             torch.testing.assert_close(last[0].flatten(1, 2), whole)
 
 
+@every_class_shallow
+def test_maps_come_in_the_order_asked_for(kind: tuple[str, dict]) -> None:
+    """As their channels and strides are listed."""
+    x = images(1, 3, 64, 64)
+    maps = small(kind, features_only=True, out_indices=None).eval()(x)
+    for indices in ((-1, 0), (0, 0)):
+        chosen = small(kind, features_only=True, out_indices=indices).eval()
+        found = chosen(x)
+        assert [each.shape[1] for each in found] == chosen.feature_info.channels()
+        torch.testing.assert_close(found, [maps[i] for i in indices])
+    model = small(kind).eval()
+    model.prune_intermediate_layers([-1, 0, 0])
+    assert len(model.forward_intermediates(x, indices=[-1, 0, 0], intermediates_only=True)) == 3
+
+
 def rows_and_columns(height: int, width: int) -> ScanOrder:
     """Rows, then columns, then both backwards, written out."""
     rows = list(range(height * width))

@@ -28,6 +28,14 @@ def test_branch_norms_read_float32_and_return_what_matrix_products_take(kind: ty
     torch.testing.assert_close(half.float(), expected, rtol=2e-2, atol=2e-2)
 
 
+def test_a_branch_norm_without_weights_is_torchs() -> None:
+    x = torch.randn(3, 64)
+    norm = BranchLayerNorm(64, elementwise_affine=False)
+    torch.testing.assert_close(norm(x), nn.functional.layer_norm(x, (64,)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(("kind", "torchs"), [(BranchLayerNorm, nn.LayerNorm), (BranchRMSNorm, nn.RMSNorm)])
 def test_branch_norms_load_torchs_weights_and_merge_directions(kind: type[nn.Module], torchs: type[nn.Module]) -> None:
     reference, directions = torchs(64, eps=1e-5), torch.randn(2, 5, 3, 64)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from vssm.nn import GroupLinear, LeanMlp, VimMixer, product_of_recomputed
+from vssm.nn import GroupLinear, LeanMlp, Linear, VimMixer, product_of_recomputed
 from vssm_kernels.testing import assert_close
 
 
@@ -105,3 +105,19 @@ def test_a_hook_on_a_scan_has_the_same_effect_in_training_and_in_inference():
     with torch.no_grad():
         inferred = mixer(tokens, 2, 3)
     assert_close(mixer(tokens, 2, 3), inferred, "output", 1e-5)
+
+
+def test_second_derivatives_of_an_autocast_product():
+    """Autocast is off in the backward, where what the function returns stays wide."""
+    torch.manual_seed(0)
+    layer, x = Linear(4, 3), torch.randn(8, 4, requires_grad=True)
+
+    def second() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = product_of_recomputed(layer, torch.tanh, x).float().square().sum()
+        (first,) = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    found = second()
+    layer.register_forward_hook(lambda *_: None)  # is called as any layer
+    assert_close(found, second(), tolerance=1e-2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from vssm.nn import OrderTable, SelectiveScan
-from vssm.scan import bidirectional, cross, raster
+from vssm.scan import ScanOrder, bidirectional, cross, raster
 
 
 def scan_and_tokens(order=cross, tokens: int = 12) -> tuple[SelectiveScan, torch.Tensor]:
@@ -92,3 +93,21 @@ def test_no_order_is_raster_order():
     scan = SelectiveScan(channels=8, directions=1, state=2, rank=1)
     tokens = torch.randn(2, 6, 8)
     torch.testing.assert_close(scan(tokens, None), scan(tokens, raster(2, 3).table))
+
+
+def test_the_order_of_a_table_is_fixed() -> None:
+    """Compiled models hold the tables of the order that the table was made with."""
+    with pytest.raises(AttributeError, match="'order'"):
+        OrderTable(cross).order = bidirectional
+
+
+def test_an_order_without_a_hash_is_refused() -> None:
+    @dataclass
+    class Rows:
+        first: int
+
+        def __call__(self, height: int, width: int) -> ScanOrder:
+            return raster(height, width)
+
+    with pytest.raises(TypeError, match="a Rows has no hash; expected a function"):
+        OrderTable(Rows(0))

@@ -28,3 +28,9 @@ def test_each_window_is_a_slice_of_the_padded_map_and_stitching_is_exact(height:
 def test_stitching_to_another_size_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match=r"there are 4 windows of 4 x 4; expected a multiple of 6"):
         stitch_windows(cut_windows(torch.randn(1, 5, 7, 3), 4), 5, 9)
+
+
+@pytest.mark.parametrize("size", [0, -2])
+def test_windows_without_positions_are_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"size is {size}; expected the side of a window"):
+        cut_windows(torch.randn(1, 5, 7, 3), size)

@@ -1,5 +1,6 @@
 """ScanOrder and its registry: what they compute, and what they refuse."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,20 @@ def test_empty_steps_read_zeros():
     values = torch.tensor([[[1.0], [2.0], [3.0]]])
     assert order.gather(values).flatten().tolist() == [2, 0, 1]
     assert order.visits.tolist() == [[1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("table", "tokens", "sentence"),
+    [
+        ([[0, 1]], 2, "a scan order's table is a tensor; got a list: make it with torch.as_tensor"),
+        (np.array([[0, 1]]), 2, "got a ndarray"),
+        (torch.tensor([[0, 1]]), 2.0, "walks a whole number of tokens; got 2.0"),
+    ],
+    ids=["list", "numpy", "tokens"],
+)
+def test_other_types_are_named(table, tokens, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        ScanOrder(table, tokens)
 
 
 def test_empty_steps_hide_values_that_are_not_numbers():

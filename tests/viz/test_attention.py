@@ -47,6 +47,15 @@ def test_matrix_times_input_is_the_output(order: OrderFunction, apart: bool) -> 
     assert attended.abs().max() > 1e-2, "a matrix of zeros proves nothing"
 
 
+def test_a_large_step_takes_no_digits_of_what_follows() -> None:
+    torch.manual_seed(0)
+    made = raster(3, 4)
+    scan, tokens = SelectiveScan(channels=6, directions=1, state=5, rank=2), torch.randn(12, 6)
+    large = torch.cat([1e6 * tokens[:1], tokens[1:]])
+    rows = [hidden_attention(attention.ScanInput("scan", scan, each, made), 11)[..., 1:] for each in (tokens, large)]
+    torch.testing.assert_close(rows[1], rows[0])
+
+
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind[0])
 def test_of_a_model(kind: tuple[str, dict]) -> None:
     """Inside a model too; the gate is left out, as it is not part of the scan."""

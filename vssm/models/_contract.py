@@ -111,7 +111,8 @@ class Backbone(nn.Module):
 
         Args:
             image: (batch, channels, height, width).
-            indices: which maps of `feature_info`; an integer means the last so many, None all.
+            indices: which maps of `feature_info`, in the order in which they are to be given; an integer means the last
+                so many, None all.
             norm: apply the final norm to maps of the last stage.
             stop_early: leave out what comes after the last chosen map.
             output_fmt: "NCHW" or "NHWC".

@@ -257,8 +257,8 @@ class HighResolution(Pooled):
         branches = self.branches(image)
         without_neck = not self.neck_maps and (stop_early or intermediates_only)
         joint = branches if without_neck else self.neck(branches)
-        maps = zip(self.outputs, joint if self.neck_maps else branches, strict=True)
-        chosen = [as_format(x.permute(0, 2, 3, 1), output_fmt) for i, x in maps if i in taken]
+        maps = dict(zip(self.outputs, joint if self.neck_maps else branches, strict=True))
+        chosen = [as_format(maps[i].permute(0, 2, 3, 1), output_fmt) for i in taken]
         return chosen if intermediates_only else (joint[-1].permute(0, 2, 3, 1), chosen)
 
     def prune_intermediate_layers(
@@ -272,7 +272,7 @@ class HighResolution(Pooled):
             self.outputs = list(range(last + 1))
             self.neck.cut(last + 1)
         else:
-            self.outputs = sorted(taken)
+            self.outputs = sorted(set(taken))
             self.neck = nn.Identity()
         fusions = self.stages[-1].blocks[-1].fusions
         for branch in set(fusions) - {str(output) for output in self.outputs}:

@@ -125,14 +125,15 @@ class Plain(Backbone):
         check_format(output_fmt)
         taken, last = take_indices(len(self.blocks), indices)
         tokens, height, width = self.embed(image)
-        maps = []
+        found = {}
         for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
             if i in taken:
                 tokens, tapped = self.run_to_map(block, tokens, height, width)
                 patches = self.patch_tokens(self.norm(tokens) if norm else tapped)
-                maps.append(as_format(patches.unflatten(1, (height, width)).to(image.dtype), output_fmt))
+                found[i] = as_format(patches.unflatten(1, (height, width)).to(image.dtype), output_fmt)
             else:
                 tokens = self._run(block, tokens, height, width)
+        maps = [found[i] for i in taken]
         return maps if intermediates_only else (self.norm(tokens), maps)
 
     def prune_intermediate_layers(

@@ -166,11 +166,11 @@ class Pyramid(Pooled):
         check_format(output_fmt)
         taken, last = take_indices(len(self.stages), indices)
         stages = self.stages[: last + 1] if stop_early else self.stages
-        maps = []
+        found = {}
         for i, x in enumerate(self.maps(image, stages)):
             if i in taken:
-                maps.append(self.normed(x) if norm and i == len(self.stages) - 1 else x)
-        maps = [as_format(m, output_fmt) for m in maps]
+                found[i] = as_format(self.normed(x) if norm and i == len(self.stages) - 1 else x, output_fmt)
+        maps = [found[i] for i in taken]
         if intermediates_only:
             return maps
         return self.normed(x) if len(stages) == len(self.stages) else x, maps
@@ -216,8 +216,9 @@ class Pyramid(Pooled):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups from stem to head, for layer-wise learning rates."""
         blocks = [
-            (r"^stages\.(\d+)\.(?:downsample|norm)", (0,)),
+            (r"^stages\.(\d+)\.downsample", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),  # with the last block, behind which it runs
             (r"^norm", (99999,)),
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}

@@ -107,9 +107,9 @@ class StreamLayerNorm(nn.LayerNorm):
         return sum_norm(x, self.weight, self.bias, eps=self.eps, dtype=dtype)
 
 
-def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype in which a module with weights like `weight` computes a matrix product of x."""
-    return autocast_dtype(x) or weight.dtype
+def product_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:
+    """The dtype in which a module with weights like `weight` computes a matrix product of x; of one without, x's."""
+    return autocast_dtype(x) or (x if weight is None else weight).dtype
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

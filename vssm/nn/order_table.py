@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 
-from vssm.ops import ScanTable, kept_for_graphs
+from vssm.ops import ScanTable, kept_for_graphs, wants_standard
 from vssm.scan import OrderFunction
 from vssm.scan.order import without_modes
 
@@ -22,7 +23,11 @@ class OrderTable:
     compiled model recompiles for a new grid.
 
     Args:
-        order: a function (height, width) -> ScanOrder, hashable as all functions are.
+        order: a function (height, width) -> ScanOrder, hashable as all functions are. A layer takes another one as
+            another OrderTable: compiled models hold the tables of this one.
+
+    Raises:
+        TypeError: an order that cannot be hashed, as an object of a dataclass that is not frozen.
 
     >>> from vssm.scan import cross
     >>> OrderTable(cross)(2, 3, torch.device("cpu")).table.shape
@@ -30,19 +35,31 @@ class OrderTable:
     """
 
     def __init__(self, order: OrderFunction):
-        self.order = order
+        try:
+            hash(order)
+        except TypeError as error:
+            raise TypeError(
+                f"tables are kept by their order function, and a {type(order).__name__} has no hash; expected a "
+                "function, or an object with a hash, such as a dataclass(frozen=True) of numbers"
+            ) from error
+        self._order = order
         self._constants: dict[Place, ScanTable] = {}
         self._add_constant = _constant_maker(order, self._constants)
 
+    @property
+    def order(self) -> OrderFunction:
+        return self._order
+
     def __call__(self, height: int, width: int, device: torch.device) -> ScanTable:
         if not torch.compiler.is_compiling():
-            return kept_for_graphs(_scan_table(self.order, concrete(height), concrete(width), device))
+            table = kept_for_graphs(_scan_table(self._order, concrete(height), concrete(width), device))
+            return _of_one_grid(table, height, width) if torch.jit.is_tracing() else table
         place = concrete(height), concrete(width), device
         self._add_constant(*place)
         return self._constants[place]
 
     def __reduce__(self):
-        return OrderTable, (self.order,)
+        return OrderTable, (self._order,)
 
 
 def concrete(size: int) -> int:
@@ -59,6 +76,18 @@ def concrete(size: int) -> int:
                 "declare only the batch dynamic, and export once for each size"
             )
     return len(range(size))
+
+
+def _of_one_grid(table: ScanTable, height: int, width: int) -> ScanTable:
+    """The table in a trace, which then refuses other grids: this table would be wrong for those of as many tokens.
+
+    In files for other programs it stays a constant; `vssm.inference.export` has them look at their images instead.
+    """
+    if wants_standard():
+        return table
+    nothing = torch.zeros(height, width, 0, dtype=torch.int32, device=table.table.device)
+    nothing = nothing.unflatten(0, (concrete(height),)).unflatten(1, (concrete(width),))
+    return replace(table, table=table.table + nothing.sum(dtype=torch.int32))
 
 
 @lru_cache(maxsize=128)

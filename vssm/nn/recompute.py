@@ -17,8 +17,9 @@ from vssm.ops import bias_gelu, gelu_again, is_transformed, sum_gate, sum_gate_a
 def product_of_recomputed(layer: nn.Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """layer(function(*inputs)), with the inputs saved for the backward and not what the layer is given.
 
-    The function has no parameters; its operations are cheap beside the layer's product, which is not run again. A GELU,
-    with a bias before it (`bias_gelu`) or without, or a `Gate` is computed again in the kernel of its gradients.
+    The function has no parameters, draws no random numbers and changes none of its inputs; its operations are cheap
+    beside the layer's product, which is not run again. A GELU, with a bias before it (`bias_gelu`) or without, or a
+    `Gate` is computed again in the kernel of its gradients.
 
     A plain call where something else stands in the place of either, or the layer is more than one product: another
     module may hold parameters, draw random numbers or count its calls, as LoRA, dropout and a batch norm do, and hooks
@@ -120,7 +121,7 @@ class _ProductOfRecomputed(torch.autograd.Function):
             # Of views: one input may be made of another, or of what that is made of, and this is not to be followed.
             with torch.enable_grad():
                 weight, bias, *inputs = (t if t is None else t.view_as(t) for t in (weight, bias, *inputs))
-                output = F.linear(ctx.function(*inputs), weight, bias)
+                output = F.linear(ctx.function(*inputs).to(weight.dtype), weight, bias)  # autocast is off by now
             wanted = [t for t in (weight, bias, *inputs) if t is not None and t.requires_grad]
             found = iter(torch.autograd.grad(output, wanted, gradient, create_graph=torch.is_grad_enabled()))
             return (

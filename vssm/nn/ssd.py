@@ -210,6 +210,8 @@ class HydraMixer(DualityMixer):
         dtype: torch.dtype | None = None,
     ):
         dd = {"device": device, "dtype": dtype}
+        if conv_width % 2 == 0:
+            raise ValueError(f"conv_width is {conv_width}; expected an odd number of taps, with a middle one")
         directions = scan_order(2, 2).directions
         super().__init__(dim, heads, state, expansion, (1, conv_width), directions, shared, groups, bias, **dd)
         self.order_table = OrderTable(scan_order)

@@ -27,6 +27,8 @@ def cut_windows(x: Tensor, size: int) -> Tensor:
     >>> stitch_windows(windows, height=5, width=7).shape
     torch.Size([2, 5, 7, 3])
     """
+    if size < 1:
+        raise ValueError(f"size is {size}; expected the side of a window, at least 1 position")
     return _cut(x, size)
 
 

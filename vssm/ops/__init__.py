@@ -35,6 +35,7 @@ from vssm_kernels import (
 from vssm_kernels.dispatch import PLAIN_TENSORS, is_transformed, runs_eagerly
 from vssm_kernels.op import without_autocast
 from vssm_kernels.orders import kept_for_graphs
+from vssm_kernels.standard import wants_standard
 
 __all__ = [
     "CAST",
@@ -69,6 +70,7 @@ __all__ = [
     "sum_gate_again",
     "sum_norm",
     "tree_scan",
+    "wants_standard",
     "wavefront_scan",
     "weighted_sum",
     "without_autocast",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial, update_wrapper
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ class ScanOrder:
         tokens: how many tokens there are to visit (height * width, and any inserted ones).
 
     Raises:
+        TypeError: a table that is no tensor, or a number of tokens that is no integer.
         ValueError: a table that is not two-dimensional, does not hold integers, or leaves the tokens.
 
     >>> order = ScanOrder(torch.tensor([[2, 0, 1]]), tokens=3)
@@ -41,6 +43,12 @@ class ScanOrder:
     tokens: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.table, Tensor):
+            raise TypeError(
+                f"a scan order's table is a tensor; got a {type(self.table).__name__}: make it with torch.as_tensor"
+            )
+        if not isinstance(self.tokens, Integral) or isinstance(self.tokens, bool):
+            raise TypeError(f"a scan order walks a whole number of tokens; got {self.tokens!r}")
         if self.table.dim() != 2 or self.table.numel() == 0:
             raise ValueError(f"a scan order's table is (directions, steps); got shape {tuple(self.table.shape)}")
         if self.table.is_floating_point() or self.table.dtype == torch.bool:

@@ -79,11 +79,11 @@ def hidden_attention(given: ScanInput, token: int) -> Tensor:
     projected = scan.project(given.tokens[None])
     low_rank, B, C = (given.order.gather(values.float())[0] for values in projected)
     delta = F.softplus(low_rank @ scan.dt_proj.float().mT + scan.dt_bias.float()[:, None])
-    passed = delta.cumsum(1)
     rows = given.tokens.new_zeros(order.shape[0], scan.A_log.shape[1], tokens + 1, dtype=torch.float32)
     for direction, step in (order == token).nonzero().tolist():
         walk = slice(0, step + 1)
-        since = passed[direction, step] - passed[direction, walk]
+        # Added up from the token backwards: a difference of sums from the first step would lose digits.
+        since = F.pad(delta[direction, 1 : step + 1], (0, 0, 0, 1)).flip(0).cumsum(0).flip(0)
         decay = torch.exp(since[..., None] * scan.rates()[direction].float())
         weight = (decay * (C[direction, step] * B[direction, walk])[:, None]).sum(-1) * delta[direction, walk]
         # Empty steps (-1) go to an extra column before the first token, which is dropped.

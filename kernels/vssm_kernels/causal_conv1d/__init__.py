@@ -54,7 +54,7 @@ def causal_conv1d(
             [2., 3., 0.]])
     """
     args = ConvArguments(x, weight, bias, order, silu)
-    if isinstance(order, Tensor):
+    if not isinstance(order, ScanTable):
         OP.check(args)
         args = args._replace(order=as_scan_table(order, args.directions, x.shape[1], x.device))
     return OP(args)

@@ -83,7 +83,7 @@ def selective_scan(
             f"segment is {segment}; expected a number of steps of at least 1, or None to never reset the state"
         )
     args = ScanArguments(u, delta, A, B, C, D, delta_bias, delta_weight, None, order, segment or 0, dtype)
-    if isinstance(order, Tensor):
+    if order is not None and not isinstance(order, ScanTable):
         OP.check(args)
         args = args._replace(order=as_scan_table(order, args.directions, args.tokens, u.device))
     y = OP(args)

@@ -72,7 +72,7 @@ def ssd(
     torch.Size([2, 6, 4, 8])
     """
     args = SSDArguments(u, delta, A, B, C, D, delta_bias, initial, None, order, shift, merge)
-    if isinstance(order, Tensor):
+    if order is not None and not isinstance(order, ScanTable):
         OP.check(args)
         args = args._replace(order=as_scan_table(order, args.directions, args.tokens, u.device))
     return OP(args)

@@ -50,13 +50,14 @@ def duality_backward(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | Non
     dB = dscores.mT @ chunks.C + (chunks.to_end[..., None] * chunks.added).flatten(-2) @ dends.flatten(-2).mT
     dC = dscores @ chunks.B + (chunks.since_start[..., None] * dy).flatten(-2) @ chunks.starts.flatten(-2).mT
 
-    # The gradient of a: what a step reads grows with it, and what it gives shrinks. The diagonal is exp(0).
-    pairs = (dweights * chunks.weights).tril(-1)
-    given = (to_end * chunks.added).sum(-1)
-    last = given.sum(-2) + chunks.since_start[..., -1, :] * (dends * chunks.starts).sum((-3, -1))
-    da = (pairs.sum(-1) - pairs.sum(-2)).mT - given + (dy * chunks.read_at_start()).sum(-1)
-    da = torch.cat([da[..., :-1, :], (da[..., -1, :] + last).unsqueeze(-2)], -2)
-    drate = da.flip(-2).cumsum(-2).flip(-2)  # of delta A
+    # The gradient of delta A at a step: all that passes it, from an earlier step or the start to a later one or an end.
+    # Added up as such: differences of sums that begin at the start would lose the digits of what has decayed.
+    weighed = dweights * chunks.weights
+    passing = (torch.ones_like(weighed[0, 0, 0, 0, 0]).triu() @ weighed).tril(-1).sum(-1).mT
+    given = F.pad((to_end * chunks.added).sum(-1)[..., :-1, :], (0, 0, 1, 0)).cumsum(-2)
+    read = (dy * chunks.read_at_start()).sum(-1).flip(-2).cumsum(-2).flip(-2)
+    through_all = chunks.since_start[..., -1:, :] * (dends * chunks.starts).sum((-3, -1)).unsqueeze(-2)
+    drate = passing + given + read + through_all
 
     slope = -torch.expm1(-chunks.delta)  # of softplus, in its own value
     ddelta = ((dadded * chunks.u).sum(-1) + chunks.A * drate) * slope
@@ -94,10 +95,10 @@ class _Chunks:
         self.A = self.per_head(args.A)
         self.added = self.delta[..., None] * self.u
 
-        a = (self.delta * self.A).cumsum(-2)
-        self.since_start, self.to_end = torch.exp(a), torch.exp(a[..., -1:, :] - a)
-        by_head = a.transpose(-1, -2)  # OpenVINO has no mT
-        self.decay = _decays(by_head[..., None] - by_head[..., None, :])
+        rates = self.delta * self.A
+        a = rates.cumsum(-2)
+        self.decay = _decays(rates.transpose(-1, -2))  # OpenVINO has no mT
+        self.since_start, self.to_end = torch.exp(a), self.decay[..., -1, :].transpose(-1, -2)
         self.weights = (self.C @ self.B.transpose(-1, -2)).unsqueeze(-3) * self.decay
 
         self.kept = decays_between(a[..., -1, :].permute(0, 1, 3, 4, 2))
@@ -145,15 +146,15 @@ def decays_between(total: Tensor) -> Tensor:
     """From the start of each chunk to that of each later one: (..., chunks) to (..., chunks, chunks).
 
     Args:
-        total: the logarithm of each chunk's decay. Sums of it begin at their first chunk: differences of sums from the
-            sequence's start would lose digits.
+        total: the logarithm of each chunk's decay.
     """
-    sums = total[..., None].expand(*total.shape, total.shape[-1]).tril().cumsum(-2)
-    return _decays(F.pad(sums[..., :-1, :], (0, 0, 1, 0)))
+    return _decays(F.pad(total[..., :-1], (1, 0)))
 
 
-def _decays(sums: Tensor) -> Tensor:
-    """exp of sums from a column's step to a row's, zero where that is earlier."""
+def _decays(rates: Tensor) -> Tensor:
+    """exp of the sum of all rates behind a column's step up to a row's: (..., steps) to (..., steps, steps), zero where
+    the row's is earlier. Sums begin at their first step: differences of sums from the start would lose digits."""
+    sums = rates[..., None].expand(*rates.shape, rates.shape[-1]).tril(-1).cumsum(-2)
     earlier = torch.ones(sums.shape[-2:], dtype=torch.bool, device=sums.device).triu(1)
     return torch.exp(sums.masked_fill(earlier, -math.inf))
 
