@@ -72,12 +72,24 @@ def store(base, row, stride, column, size, values):
 
 
 @triton.jit
-def steps_of(delta, delta_token, shift, rate, token, step, steps):
-    """Step sizes before and after softplus, and the sums of the logarithms of decays from the chunk's start to each
-    step and to its end; steps beyond the sequence decay nothing."""
+def add_with_rest(a, a_rest, b, b_rest):
+    """The sum of two numbers, each with what rounding has left of it, and what rounding leaves of the sum."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part) + a_rest + b_rest
+
+
+@triton.jit
+def steps_of(delta, delta_token, shift, rate, token, step, steps, LENGTH: tl.constexpr):
+    """Step sizes before and after softplus; the sums of the logarithms of decays from the chunk's start to each step,
+    with their rests, so that their differences keep all digits after large steps; the decays from each step to the
+    chunk's end, and the sum for the whole chunk. Steps beyond the sequence decay nothing."""
     x = tl.load(delta + token * delta_token, mask=token >= 0, other=0.0).to(tl.float32) + shift
     size = tl.where(step < steps, softplus(x), 0.0)
-    return x, size, tl.cumsum(size * rate, 0), tl.sum(size * rate, 0)
+    a, rest = tl.associative_scan((size * rate, size * 0.0), 0, add_with_rest)
+    last = tl.arange(0, LENGTH) == LENGTH - 1
+    total, total_rest = tl.sum(tl.where(last, a, 0.0), 0), tl.sum(tl.where(last, rest, 0.0), 0)
+    return x, size, a, rest, tl.exp2((total - a) + (total_rest - rest)), total
 
 
 @triton.jit
@@ -88,10 +100,11 @@ def head_constants(A, bias, k, heads, head, HAS_BIAS: tl.constexpr):
 
 
 @triton.jit
-def pair_decays(a, LENGTH: tl.constexpr):
+def pair_decays(a, rest, LENGTH: tl.constexpr):
     """(to, from): the decay from each step of a chunk to each later one, and zero."""
     later = tl.arange(0, LENGTH)[:, None] >= tl.arange(0, LENGTH)[None, :]
-    return tl.exp2(tl.where(later, a[:, None] - a[None, :], float("-inf")))
+    between = (a[:, None] - a[None, :]) + (rest[:, None] - rest[None, :])
+    return tl.exp2(tl.where(later, between, float("-inf")))
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -127,20 +140,20 @@ def forward_kernel(
     for chunk in range(segment * length, tl.minimum((segment + 1) * length, chunks)):
         step = chunk * LENGTH + l
         token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-        _, size, a, total = steps_of(delta, delta_token, shift, rate, token, step, steps)
+        _, size, a, rest, to_end, total = steps_of(delta, delta_token, shift, rate, token, step, steps, LENGTH)
         u_rows = load(u, token, u_token, p, channels)
         B_rows, C_rows = load(B, token, B_token, n, state), load(C, token, C_token, n, state)
         if SAVE:
             tl.store(saved + (own * chunks + chunk) * (BLOCK_N * BLOCK_P) + tile, h.to(saved.dtype.element_ty))
         scores = product(C_rows, tl.trans(B_rows), NARROW, PRECISION)
-        weights = scores * pair_decays(a, LENGTH) * size[None, :]
+        weights = scores * pair_decays(a, rest, LENGTH) * size[None, :]
         out = product(weights, u_rows, NARROW, PRECISION)
         out += tl.exp2(a)[:, None] * product(C_rows, h, NARROW, PRECISION)
         if HAS_D:
             out += tl.load(D + k * heads + head) * u_rows.to(tl.float32)
         row = row_of(order, k, step + SHIFT, steps, HAS_ORDER, BY_STEP, WIDE)
         store(y, row, y_row, p, channels, out)
-        given = B_rows.to(tl.float32) * (size * tl.exp2(total - a))[:, None]
+        given = B_rows.to(tl.float32) * (size * to_end)[:, None]
         h = tl.exp2(total) * h + product(tl.trans(given), u_rows, NARROW, PRECISION)
 
 
@@ -169,9 +182,9 @@ def ends_kernel(
         chunk = end - 1 - i if ADJOINT else first + i
         step = chunk * LENGTH + l
         token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-        _, size, a, total = steps_of(delta, delta_token, shift, rate, token, step, steps)
+        _, size, a, _, to_end, total = steps_of(delta, delta_token, shift, rate, token, step, steps, LENGTH)
         u_rows = load(u, token_of(order, k, step + SHIFT, steps, HAS_ORDER, WIDE), u_token, p, channels)
-        by = tl.exp2(a) if ADJOINT else size * tl.exp2(total - a)
+        by = tl.exp2(a) if ADJOINT else size * to_end
         given = load(B, token, B_token, n, state).to(tl.float32) * by[:, None]
         h = tl.exp2(total) * h + product(tl.trans(given), u_rows, NARROW, PRECISION)
         whole += total
@@ -221,20 +234,19 @@ def backward_kernel(
         chunk = stop - 1 - i
         step = chunk * LENGTH + l
         token = token_of(order, k, step, steps, HAS_ORDER, WIDE)
-        x, size, a, total = steps_of(delta, delta_token, shift, rate, token, step, steps)
+        x, size, a, rest, to_end, total = steps_of(delta, delta_token, shift, rate, token, step, steps, LENGTH)
         row = row_of(order, k, step, steps, HAS_ORDER, BY_STEP, WIDE)
         B_rows, C_rows = load(B, token, B_token, n, state), load(C, token, C_token, n, state)
         u_rows = load(u, token, u_token, p, channels)
         dy_rows = load(dy, token_of(order, k, step + SHIFT, steps, HAS_ORDER, WIDE), dy_token, p, channels)
 
-        decay = pair_decays(a, LENGTH)
+        decay = pair_decays(a, rest, LENGTH)
         weights = product(C_rows, tl.trans(B_rows), NARROW, PRECISION) * decay
         dweights = product(dy_rows, tl.trans(u_rows), NARROW, PRECISION) * size[None, :]
         pairs = tl.where(earlier, dweights * weights, 0.0)
-        da = tl.sum(pairs, 1) - tl.sum(pairs, 0)
         dscores = dweights * decay
 
-        read = product(B_rows, dh, NARROW, PRECISION) * tl.exp2(total - a)[:, None]
+        read = product(B_rows, dh, NARROW, PRECISION) * to_end[:, None]
         from_step = size * tl.sum(read * u_rows.to(tl.float32), 1)
         dadded = product(tl.trans(weights), dy_rows, NARROW, PRECISION) + read
         dsize = tl.sum(dadded * u_rows.to(tl.float32), 1)
@@ -244,7 +256,7 @@ def backward_kernel(
             dD += tl.sum(dy_rows.to(tl.float32) * u_rows.to(tl.float32))
         store(du, row, du_row, p, channels, du_rows)
 
-        dB_rows = product(u_rows, tl.trans(dh), NARROW, PRECISION) * (size * tl.exp2(total - a))[:, None]
+        dB_rows = product(u_rows, tl.trans(dh), NARROW, PRECISION) * (size * to_end)[:, None]
         dB_rows += product(tl.trans(dscores), C_rows, NARROW, PRECISION)
         store(dB, row, state_row, n, state, dB_rows)
 
@@ -252,9 +264,11 @@ def backward_kernel(
         at_start = product(dy_rows, tl.trans(h), NARROW, PRECISION) * tl.exp2(a)[:, None]
         store(dC, row, state_row, n, state, product(dscores, B_rows, NARROW, PRECISION) + at_start)
 
-        last = tl.sum(from_step, 0) + tl.exp2(total) * tl.sum(dh * h.to(tl.float32))
-        da += tl.sum(at_start * C_rows.to(tl.float32), 1) - from_step + tl.where(l == LENGTH - 1, last, 0.0)
-        drate = tl.cumsum(da, 0, reverse=True)
+        # All that passes a step, from an earlier one or the start to it, a later one or the end. Added up as such:
+        # differences of sums from the start would lose the digits of what has decayed.
+        passing = product(tl.where(earlier, 0.0, 1.0), pairs, NARROW, PRECISION) + from_step[None, :]
+        drate = tl.sum(tl.where(earlier, passing, 0.0), 1) + tl.exp2(total) * tl.sum(dh * h.to(tl.float32))
+        drate += tl.cumsum(tl.sum(at_start * C_rows.to(tl.float32), 1), 0, reverse=True)
         dx = tl.where(step < steps, (dsize + rate / LOG2_E * drate) * sigmoid(x), 0.0)
         tl.store(ddelta + row * row_size, dx.to(ddelta.dtype.element_ty), mask=row >= 0)
         dA += tl.sum(size * drate, 0)
