@@ -81,6 +81,13 @@ def test_a_schedule_that_ends_before_the_training_is_told(stopped, caplog):
     assert "the schedules of param_scheduler end at step 16 of 24" in caplog.text
 
 
+def test_validations_that_never_begin_are_told(make_runner, caplog):
+    runner = make_runner(train_cfg__max_epochs=1, train_cfg__val_begin=2)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert "train_cfg.val_begin is 2, and the training ends at 1: it is never validated" in caplog.text
+
+
 def test_a_complete_training_says_that_nothing_is_left(trained, make_runner, caplog):
     runner = make_runner(resume=True, load_from=str(trained / "epoch_2.pth"))
     runner.logger.addHandler(caplog.handler)

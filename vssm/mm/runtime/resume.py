@@ -183,9 +183,15 @@ def replay(schedulers: list[_ParamScheduler], epochs: int, steps: int, steps_per
                     scheduler.step()
 
 
-def warn_of_schedule_end(runner: Runner) -> None:
-    """Say where the schedules end before the training, as when more epochs are asked for."""
+def warn_of_ends(runner: Runner) -> None:
+    """Say where validations begin after the training's end or schedules end before it, as when epochs are changed."""
     loop, schedulers = runner.train_loop, runner.param_schedulers or ()
+    end = loop.max_iters if isinstance(loop, IterBasedTrainLoop) else loop.max_epochs
+    if runner.val_loop is not None and loop.val_begin > end:
+        runner.logger.warning(
+            f"train_cfg.val_begin is {loop.val_begin}, and the training ends at {end}: it is never validated, and no "
+            "best checkpoint is kept"
+        )
     if not isinstance(schedulers, list) or not schedulers:
         return
     per_epoch = 1 if isinstance(loop, IterBasedTrainLoop) else len(loop.dataloader)
