@@ -228,3 +228,26 @@ def test_a_disk_without_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("vssm.mm.runtime.lock.fcntl.lockf", lockf)
     with locked(tmp_path):
         assert "make sure that no other training writes there" in caplog.text
+
+
+def test_without_averages_a_training_goes_on_from_its_own_weights(stopped, caplog):
+    """A checkpoint has the averages in their place: they were trained on with the sums of other weights."""
+    averages = {"type": "EMAHook", "momentum": 0.05}
+    rest = stopped(step=5, default_hooks__ema=averages, then={"default_hooks__ema": None})
+    saved = torch.load(rest._load_from, weights_only=True)
+    rest.logger.addHandler(caplog.handler)
+    rest.register_hook(seen := Weights())
+    rest.train()
+    assert "of a training that averages its weights, and this one does not (default_hooks.ema)" in caplog.text
+    for name, value in seen.before.items():
+        assert torch.equal(value, saved["ema_state_dict"][f"module.{name}"])
+    assert any(not torch.equal(value, saved["state_dict"][name]) for name, value in seen.before.items())
+
+
+class Weights(Hook):
+    """Those before the first step."""
+
+    before = None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.before = self.before or {name: value.clone() for name, value in runner.model.state_dict().items()}

@@ -88,6 +88,30 @@ def test_validations_that_never_begin_are_told(make_runner, caplog):
     assert "train_cfg.val_begin is 2, and the training ends at 1: it is never validated" in caplog.text
 
 
+STEPS = {"_delete_": True, "by_epoch": False, "max_iters": 2, "val_interval": 2}
+
+
+def test_schedules_by_epochs_of_a_training_by_steps_are_refused(make_runner):
+    """The rate never changed: with a warm-up it stayed near 0."""
+    schedule = [{"type": "LinearLR", "start_factor": 0.01, "end": 2, "by_epoch": False}, {**COSINE[0]}]
+    runner = make_runner(train_cfg={**STEPS}, param_scheduler=schedule)
+    runner.train()
+    assert runner.iter == 2
+    schedule[1]["convert_to_iter_based"] = False
+    with pytest.raises(
+        ConfigError, match=r"param_scheduler.1 \(CosineAnnealingLR\) counts epochs, and train_cfg counts"
+    ):
+        make_runner(train_cfg={**STEPS}, param_scheduler=schedule).train()
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_checkpoints_that_wait_for_the_end_are_told(make_runner, caplog, by_epoch):
+    runner = make_runner(train_cfg={**STEPS}, default_hooks__checkpoint__by_epoch=by_epoch)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert ("default_hooks.checkpoint counts epochs, and train_cfg counts steps" in caplog.text) == by_epoch
+
+
 def test_a_complete_training_says_that_nothing_is_left(trained, make_runner, caplog):
     runner = make_runner(resume=True, load_from=str(trained / "epoch_2.pth"))
     runner.logger.addHandler(caplog.handler)

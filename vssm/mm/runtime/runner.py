@@ -20,7 +20,7 @@ from vssm.errors import ConfigError, TrainingError
 from vssm.files import replace_atomically
 from vssm.mm.runtime.hooks import AveragingHook
 from vssm.mm.runtime.loops import EpochLoop, StepLoop
-from vssm.mm.runtime.resume import resume_training, warn_of_ends
+from vssm.mm.runtime.resume import check_ends, resume_training
 from vssm.mm.runtime.seeding import WEIGHTS, seed_for, seed_generators
 from vssm.nn import run_fast
 
@@ -117,11 +117,11 @@ class SafeRunner(Runner):
             self.call_hook("close")
 
     def load_or_resume(self) -> None:
-        """Load weights or go on with a training, and say where the schedules end too early."""
+        """Load weights or go on with a training, and compare schedules and hooks with its end."""
         super().load_or_resume()
         if isinstance(self._train_loop, EpochBasedTrainLoop | IterBasedTrainLoop):
             self._first_step = self.iter
-            warn_of_ends(self)
+            check_ends(self)
 
     def resume(self, filename: str, *args: object, **kwargs: object) -> None:
         """Go on with a training; see `resume_training`. Further arguments are mmengine's, and unused."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -257,6 +258,15 @@ class TaskRunner(SafeRunner):
         if is_training(checkpoint):
             check_bookkeeping(checkpoint, filename)
             self._check_resumed(checkpoint, filename)
+            averages = checkpoint.get("ema_state_dict")
+            if self._resume and isinstance(averages, dict) and not any(isinstance(h, EMAHook) for h in self.hooks):
+                self.logger.warning(
+                    f"resumed: {filename} is of a training that averages its weights, and this one does not "
+                    "(default_hooks.ema): it goes on from those that were trained, and the averages are lost"
+                )
+                # The checkpoint has the averages in their place.
+                trained = {name: value for name, value in averages.items() if name.startswith("module.")}
+                checkpoint["state_dict"] = {name.removeprefix("module."): value for name, value in trained.items()}
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
         else:
