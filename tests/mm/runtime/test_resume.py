@@ -131,6 +131,41 @@ def test_a_validation_that_was_complete_is_not_repeated(stopped):
     assert validated == [8]
 
 
+SCORES = [40.0, 60.0, 30.0, 20.0, 10.0, 5.0]
+
+
+class Scores(Hook):
+    """Other scores in place of the evaluation's, by epoch."""
+
+    priority = "HIGHEST"
+
+    def after_val_epoch(self, runner, metrics):
+        metrics["accuracy/top1"] = SCORES[runner.iter // 4 - 1]
+
+
+@pytest.mark.parametrize("step", [9, 13])  # after the best score, and after one that is not
+def test_what_goes_by_scores_goes_on_to_the_same_end(stopped, make_runner, step):
+    """A checkpoint is older than the validation after it, and early stopping began anew."""
+    options = {
+        "train_cfg__max_epochs": 6,
+        "custom_hooks": [
+            Scores(),
+            {"type": "EarlyStoppingHook", "monitor": "accuracy/top1", "rule": "greater", "patience": 3},
+        ],
+        "param_scheduler": [
+            {"type": "ReduceOnPlateauLR", "monitor": "accuracy/top1", "patience": 0, "rule": "greater"}
+        ],
+    }
+    whole = make_runner(**options)
+    whole.train()
+    assert whole.iter == 5 * 4
+    rest = stopped(step=step, **options)
+    rest.train()
+    ends = [(runner.iter, runner.optim_wrapper.param_groups[0]["lr"]) for runner in (whole, rest)]
+    assert ends[0] == ends[1]
+    assert rest.message_hub.runtime_info["best_score"] == 60.0
+
+
 def test_unfinished_files_of_a_killed_training_are_removed(make_runner):
     runner = make_runner(train_cfg__max_epochs=1)
     left = Path(runner.work_dir) / ".epoch_1.pth.part"
