@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from small_training import logged
 
 from vssm.cli.training import set_resume
 from vssm.errors import ConfigError
@@ -164,6 +165,7 @@ def test_what_goes_by_scores_goes_on_to_the_same_end(stopped, make_runner, step)
     ends = [(runner.iter, runner.optim_wrapper.param_groups[0]["lr"]) for runner in (whole, rest)]
     assert ends[0] == ends[1]
     assert rest.message_hub.runtime_info["best_score"] == 60.0
+    assert set(logged(Path(rest.work_dir))[-1]) == {"accuracy/top1", "accuracy/top5", "data_time", "time", "step"}
 
 
 def test_unfinished_files_of_a_killed_training_are_removed(make_runner):

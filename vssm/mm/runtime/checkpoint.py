@@ -20,8 +20,8 @@ from vssm.models import CheckpointError
 
 # Saved values of each logged scalar: more than any logging window, and little beside the weights.
 HISTORY = 10_000
-# In a checkpoint's counters: the step of the last validation whose scores are in them.
-VALIDATED = "validated"
+# In a checkpoint's counters: the step of the last validation whose scores are in them. mmengine logs what begins "val".
+VALIDATED = "last_validation"
 # What mmengine's MessageHub saves.
 HUB = ("log_scalars", "runtime_info", "resumed_keys")
 
