@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 
 from vssm.errors import ConfigError
+from vssm.mm.runtime.config import without_validation
 from vssm.models import CheckpointError
 
 RATE = 1e-3
@@ -86,6 +87,17 @@ def test_validations_that_never_begin_are_told(make_runner, caplog):
     runner.logger.addHandler(caplog.handler)
     runner.train()
     assert "train_cfg.val_begin is 2, and the training ends at 1: it is never validated" in caplog.text
+    assert "default_hooks.checkpoint.save_best is 'accuracy/top1', and without a validation there are" in caplog.text
+
+
+def test_what_goes_by_scores_needs_a_validation(make_runner, small_config, caplog):
+    without_validation(small_config)
+    plateau = {"type": "ReduceOnPlateauLR", "monitor": "loss", "rule": "less"}
+    runner = make_runner(train_cfg__max_epochs=1, param_scheduler=plateau)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert "monitor of ReduceOnPlateauLR in param_scheduler is 'loss', and without a validation" in caplog.text
+    assert "save_best" not in caplog.text
 
 
 STEPS = {"_delete_": True, "by_epoch": False, "max_iters": 2, "val_interval": 2}

@@ -17,6 +17,7 @@ from vssm.data import DataError
 from vssm.errors import ConfigError
 from vssm.mm.runtime.metrics import TopAccuracy, check_asked_scores
 from vssm.mm.tasks.data_check import Use, prepare_dataset
+from vssm.mm.tasks.datasets import RepeatedAugmentationSampler
 from vssm.mm.tasks.runner import check_every_image, score_by_name
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
 
@@ -133,8 +134,9 @@ def test_two_metrics_of_one_name_are_refused() -> None:
         ({"batch_size": 4, "drop_last": True}, "test_dataloader.drop_last=True leaves 1 of 5 images unscored"),
         ({"batch_size": 5, "drop_last": True}, None),
         ({"sampler": InfiniteSampler(range(5))}, "test_dataloader.sampler is an InfiniteSampler"),
+        ({"sampler": RepeatedAugmentationSampler(range(5))}, "a RepeatedAugmentationSampler, repeats some images"),
     ],
-    ids=["left out", "none left out", "endless"],
+    ids=["left out", "none left out", "endless", "repeated"],
 )
 def test_every_image_is_scored_once(options: dict, told: str | None) -> None:
     loader = DataLoader(range(5), **options)

@@ -72,12 +72,12 @@ def check_asked_scores(runner: Runner, scores: dict[str, float], after: str = ""
     Raises:
         ConfigError: names the option and the scores that there are.
     """
-    for option, name in _asked_scores(runner):
+    for option, name in asked_scores(runner):
         if scores and name != "auto" and name not in scores:
             raise ConfigError(f"{option} is {name!r}, and the evaluation gives {', '.join(scores)}{after}")
 
 
-def _asked_scores(runner: Runner) -> Iterator[tuple[str, str]]:
+def asked_scores(runner: Runner) -> Iterator[tuple[str, str]]:
     """The names of scores in a training's options, each after the option."""
     for hook in runner.hooks:
         for name in getattr(hook, "key_indicators", ()):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vssm.errors import ConfigError
 from vssm.inference.saved import intact_training
+from vssm.mm.runtime.metrics import asked_scores
 from vssm.models import CheckpointError
 
 # The place of the record in a checkpoint's `meta`.
@@ -193,11 +194,13 @@ def check_ends(runner: Runner) -> None:
     """
     loop, schedulers = runner.train_loop, runner.param_schedulers or ()
     end = loop.max_iters if isinstance(loop, IterBasedTrainLoop) else loop.max_epochs
-    if runner.val_loop is not None and loop.val_begin > end:
+    late = runner.val_loop is not None and loop.val_begin > end
+    if late:
         runner.logger.warning(
-            f"train_cfg.val_begin is {loop.val_begin}, and the training ends at {end}: it is never validated, and no "
-            "best checkpoint is kept"
+            f"train_cfg.val_begin is {loop.val_begin}, and the training ends at {end}: it is never validated"
         )
+    for option, name in asked_scores(runner) if late or runner.val_loop is None else ():
+        runner.logger.warning(f"{option} is {name!r}, and without a validation there are no scores: it does nothing")
     if isinstance(loop, IterBasedTrainLoop):  # one epoch, so what counts them waits for the end
         _check_units(runner, schedulers if isinstance(schedulers, list) else ())
     if not isinstance(schedulers, list) or not schedulers:

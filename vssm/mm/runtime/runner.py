@@ -140,7 +140,7 @@ class SafeRunner(Runner):
 
     def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
         """Register a hook, ours in place of mmengine's ``EMAHook``."""
-        if isinstance(hook, dict) and hook.get("type") == "EMAHook":
+        if isinstance(hook, dict) and hook.get("type") in ("EMAHook", "mmengine.EMAHook"):
             hook = {**hook, "type": AveragingHook}
         super().register_hook(hook, priority)
 

@@ -317,13 +317,18 @@ def check_classes(model: nn.Module, dataset: object) -> None:
 
 
 def check_every_image(loader: DataLoader, option: str) -> None:
-    """Refuse a loader for scores that leaves images out, or never ends.
+    """Refuse a loader for scores that leaves images out, repeats them, or never ends.
 
     Raises:
         DataError: names the option.
     """
     if isinstance(loader.sampler, InfiniteSampler):
         raise DataError(f"{option}.sampler is an InfiniteSampler, and an evaluation ends: choose DefaultSampler")
+    if not isinstance(loader.dataset, IterableDataset) and len({*loader.sampler}) < len(loader.sampler):
+        raise DataError(
+            f"{option}.sampler, a {type(loader.sampler).__name__}, repeats some images and leaves others out: "
+            "choose DefaultSampler"
+        )
     if loader.drop_last:
         images = len(loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler)
         if left_out := images % loader.batch_size:
