@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vssm.errors import ConfigError
-from vssm.mm.runtime.config import load_config, set_precision, without_validation
+from vssm.mm.runtime.config import load_config, parse_options, set_precision, without_validation
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,27 @@ def test_without_validation(small_config, make_runner):
     runner = make_runner(train_cfg__max_epochs=1)
     runner.train()
     assert runner.val_loop is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("64,32", [64, 32]),
+        ("(16)", (16,)),
+        ("[windows(4),cross]", ["windows(4)", "cross"]),
+        ("my images/b (1)", "my images/b (1)"),  # mmengine drops the spaces
+        ("['my images','b']", ["my images", "b"]),
+        ("(1,2),(3,4)", ((1, 2), (3, 4))),  # never ended
+        ("[{'type':'TopAccuracy','topk':(1,)}]", [{"type": "TopAccuracy", "topk": (1,)}]),
+        ("{'a':None}", {"a": None}),  # was text
+    ],
+    ids=str,
+)
+def test_values_of_the_command_line(text, value):
+    assert parse_options([f"key={text}"]) == {"key": value}
+
+
+@pytest.mark.parametrize("text", ["(a),(b)", "{a: 1, b: 2}", "[{a:1,b:2}]", "[1,2"])
+def test_values_that_cannot_be_read(text):
+    with pytest.raises(ConfigError, match="--cfg-options key="):
+        parse_options([f"key={text}"])

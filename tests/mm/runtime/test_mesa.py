@@ -102,3 +102,12 @@ def test_models_that_it_does_not_fit_are_refused(model: object) -> None:
     runner = SimpleNamespace(hooks=[EMAHook()], model=model)
     with pytest.raises(ConfigError, match="for an ImageClassifier without a teacher: leave it out"):
         MESAHook(factor=1.0).before_train(runner)
+
+
+@pytest.mark.parametrize("begin", [0, 1])
+def test_a_loss_that_never_begins_is_told(make_runner, caplog, begin):
+    by_steps = {"_delete_": True, "by_epoch": False, "max_iters": 1}
+    runner = make_runner(**MESA, default_hooks__mesa__begin=begin, train_cfg=by_steps)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert ("mesa.begin is 1, and the training ends after epoch 1: its loss is never added" in caplog.text) == begin

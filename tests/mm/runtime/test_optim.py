@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from families import CLASSES
+from mmengine.hooks import EMAHook, Hook
 
 from vssm.errors import ConfigError
 from vssm.mm.runtime.config import set_precision
@@ -122,10 +123,44 @@ def test_accumulation_steps_every_other_time(make_runner):
     assert steps == {2}
 
 
+class Average(Hook):
+    """The average with momentum 0.25 after each second step; the first one is a copy, as mmengine has it."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        for average, parameter in zip(self.weights, runner.model.parameters(), strict=True):
+            if runner.iter % 2:
+                average.lerp_(parameter.detach(), 1.0 if runner.iter == 1 else 0.25)
+
+
 def test_automatic_rate_follows_the_batch(make_runner):
     runner = make_runner(auto_scale_lr={"base_batch_size": 16, "enable": True}, train_cfg__max_epochs=1)
     runner.train()
     assert {group["lr"] for group in runner.optim_wrapper.optimizer.param_groups} == {5e-4}
+
+
+def test_automatic_rate_follows_the_batches_that_are_accumulated(make_runner):
+    runner = make_runner(
+        auto_scale_lr={"base_batch_size": 16, "enable": True},
+        optim_wrapper__accumulative_counts=4,
+        train_cfg__max_epochs=1,
+    )
+    runner.train()
+    assert {group["lr"] for group in runner.optim_wrapper.optimizer.param_groups} == {2e-3}
+
+
+def test_weights_are_averaged_as_often_as_they_change(make_runner):
+    """In eight steps of which each second one changes them, as in four of twice the batch."""
+    averages = {"type": "EMAHook", "momentum": 0.25}
+    runner = make_runner(optim_wrapper__accumulative_counts=2, default_hooks__ema=averages)
+    weights = [parameter.detach().clone() for parameter in runner.model.parameters()]
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    runner.register_hook(Average(weights))
+    runner.train()
+    for own, expected in zip(hook.ema_model.module.parameters(), weights, strict=True):
+        torch.testing.assert_close(own, expected)
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from small_training import logged
 
 from vssm.cli.training import set_resume
 from vssm.errors import ConfigError
@@ -131,6 +132,42 @@ def test_a_validation_that_was_complete_is_not_repeated(stopped):
     assert validated == [8]
 
 
+SCORES = [40.0, 60.0, 30.0, 20.0, 10.0, 5.0]
+
+
+class Scores(Hook):
+    """Other scores in place of the evaluation's, by epoch."""
+
+    priority = "HIGHEST"
+
+    def after_val_epoch(self, runner, metrics):
+        metrics["accuracy/top1"] = SCORES[runner.iter // 4 - 1]
+
+
+@pytest.mark.parametrize("step", [9, 13])  # after the best score, and after one that is not
+def test_what_goes_by_scores_goes_on_to_the_same_end(stopped, make_runner, step):
+    """A checkpoint is older than the validation after it, and early stopping began anew."""
+    options = {
+        "train_cfg__max_epochs": 6,
+        "custom_hooks": [
+            Scores(),
+            {"type": "EarlyStoppingHook", "monitor": "accuracy/top1", "rule": "greater", "patience": 3},
+        ],
+        "param_scheduler": [
+            {"type": "ReduceOnPlateauLR", "monitor": "accuracy/top1", "patience": 0, "rule": "greater"}
+        ],
+    }
+    whole = make_runner(**options)
+    whole.train()
+    assert whole.iter == 5 * 4
+    rest = stopped(step=step, **options)
+    rest.train()
+    ends = [(runner.iter, runner.optim_wrapper.param_groups[0]["lr"]) for runner in (whole, rest)]
+    assert ends[0] == ends[1]
+    assert rest.message_hub.runtime_info["best_score"] == 60.0
+    assert set(logged(Path(rest.work_dir))[-1]) == {"accuracy/top1", "accuracy/top5", "data_time", "time", "step"}
+
+
 def test_unfinished_files_of_a_killed_training_are_removed(make_runner):
     runner = make_runner(train_cfg__max_epochs=1)
     left = Path(runner.work_dir) / ".epoch_1.pth.part"
@@ -228,3 +265,26 @@ def test_a_disk_without_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("vssm.mm.runtime.lock.fcntl.lockf", lockf)
     with locked(tmp_path):
         assert "make sure that no other training writes there" in caplog.text
+
+
+def test_without_averages_a_training_goes_on_from_its_own_weights(stopped, caplog):
+    """A checkpoint has the averages in their place: they were trained on with the sums of other weights."""
+    averages = {"type": "EMAHook", "momentum": 0.05}
+    rest = stopped(step=5, default_hooks__ema=averages, then={"default_hooks__ema": None})
+    saved = torch.load(rest._load_from, weights_only=True)
+    rest.logger.addHandler(caplog.handler)
+    rest.register_hook(seen := Weights())
+    rest.train()
+    assert "of a training that averages its weights, and this one does not (default_hooks.ema)" in caplog.text
+    for name, value in seen.before.items():
+        assert torch.equal(value, saved["ema_state_dict"][f"module.{name}"])
+    assert any(not torch.equal(value, saved["state_dict"][name]) for name, value in seen.before.items())
+
+
+class Weights(Hook):
+    """Those before the first step."""
+
+    before = None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.before = self.before or {name: value.clone() for name, value in runner.model.state_dict().items()}

@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 
 from vssm.errors import ConfigError
+from vssm.mm.runtime.config import without_validation
 from vssm.models import CheckpointError
 
 RATE = 1e-3
@@ -79,6 +80,48 @@ def test_a_schedule_that_ends_before_the_training_is_told(stopped, caplog):
     rest.logger.addHandler(caplog.handler)
     rest.train()
     assert "the schedules of param_scheduler end at step 16 of 24" in caplog.text
+
+
+def test_validations_that_never_begin_are_told(make_runner, caplog):
+    runner = make_runner(train_cfg__max_epochs=1, train_cfg__val_begin=2)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert "train_cfg.val_begin is 2, and the training ends at 1: it is never validated" in caplog.text
+    assert "default_hooks.checkpoint.save_best is 'accuracy/top1', and without a validation there are" in caplog.text
+
+
+def test_what_goes_by_scores_needs_a_validation(make_runner, small_config, caplog):
+    without_validation(small_config)
+    plateau = {"type": "ReduceOnPlateauLR", "monitor": "loss", "rule": "less"}
+    runner = make_runner(train_cfg__max_epochs=1, param_scheduler=plateau)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert "monitor of ReduceOnPlateauLR in param_scheduler is 'loss', and without a validation" in caplog.text
+    assert "save_best" not in caplog.text
+
+
+STEPS = {"_delete_": True, "by_epoch": False, "max_iters": 2, "val_interval": 2}
+
+
+def test_schedules_by_epochs_of_a_training_by_steps_are_refused(make_runner):
+    """The rate never changed: with a warm-up it stayed near 0."""
+    schedule = [{"type": "LinearLR", "start_factor": 0.01, "end": 2, "by_epoch": False}, {**COSINE[0]}]
+    runner = make_runner(train_cfg={**STEPS}, param_scheduler=schedule)
+    runner.train()
+    assert runner.iter == 2
+    schedule[1]["convert_to_iter_based"] = False
+    with pytest.raises(
+        ConfigError, match=r"param_scheduler.1 \(CosineAnnealingLR\) counts epochs, and train_cfg counts"
+    ):
+        make_runner(train_cfg={**STEPS}, param_scheduler=schedule).train()
+
+
+@pytest.mark.parametrize("by_epoch", [True, False])
+def test_checkpoints_that_wait_for_the_end_are_told(make_runner, caplog, by_epoch):
+    runner = make_runner(train_cfg={**STEPS}, default_hooks__checkpoint__by_epoch=by_epoch)
+    runner.logger.addHandler(caplog.handler)
+    runner.train()
+    assert ("default_hooks.checkpoint counts epochs, and train_cfg counts steps" in caplog.text) == by_epoch
 
 
 def test_a_complete_training_says_that_nothing_is_left(trained, make_runner, caplog):

@@ -28,7 +28,7 @@ def test_losses():
     torch.testing.assert_close(classifier(images, labels, mode="loss")["loss"], expected)
     torch.testing.assert_close(classifier(images, smooth, mode="loss")["loss"], expected)
     predictions = classifier(images, labels, ["a", "b", "c"], mode="predict")
-    torch.testing.assert_close(torch.stack([p["scores"] for p in predictions]), logits.softmax(-1))
+    torch.testing.assert_close(torch.stack([p["scores"] for p in predictions]), logits.double().softmax(-1))
 
 
 def test_a_training_starts_from_the_weights_of_the_backbone(make_runner):
@@ -225,3 +225,27 @@ def test_ties_and_nan_do_not_count_as_right():
     scores = [[0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [float("nan")] * 3, [0.5, 0.3, 0.2]]
     metric.process({}, [{"scores": torch.tensor(row), "label": torch.tensor(0)} for row in scores])
     assert metric.evaluate(4) == {"accuracy/top1": 25.0, "accuracy/top2": 50.0}
+
+
+@pytest.mark.parametrize("topk", [5, (), (0, 1), (1.5, 1), "15"], ids=str)
+def test_ranks_are_whole_numbers(topk):
+    with pytest.raises(ConfigError, match=r"TopAccuracy.topk is .*expected a list, each entry a whole number from 1"):
+        TopAccuracy(topk=topk)
+
+
+def test_a_rank_that_every_class_reaches_is_no_score():
+    """The evaluation gave none, and said nothing."""
+    metric = TopAccuracy(topk=(5,))
+    metric.process({}, [{"scores": torch.rand(5), "label": torch.tensor(0)}])
+    with pytest.raises(ConfigError, match=r"topk is \(5,\), and of 5 classes each is among the best 5"):
+        metric.evaluate(1)
+
+
+@pytest.mark.parametrize("logits", [[500.0, 1.0, 0.0, -1.0], [1.0, 3e-9, 2e-9, 1e-9]], ids=["far", "near"])
+def test_ranks_are_those_of_the_logits(logits):
+    """In float32 the scores were equal, which counts as wrong."""
+    classifier = ImageClassifier({"name": "test_vit", "num_classes": 4, "img_size": 32})
+    classifier.backbone.forward = lambda images: torch.tensor([logits])
+    metric = TopAccuracy(topk=(2,))
+    metric.process({}, classifier(torch.zeros(1, 3, 32, 32), torch.tensor([1]), mode="predict"))
+    assert metric.evaluate(1) == {"accuracy/top2": 100.0}

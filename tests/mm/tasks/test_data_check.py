@@ -154,3 +154,12 @@ def test_names_of_classes_that_are_none(package: str, classes: object, told: str
 def test_other_data_are_let_through() -> None:
     prepare_dataset(dict(type="ShapesDetectionDataset", root="nowhere", split="train"))
     prepare_dataset(dict(type="ImageDataset", root="nowhere"))
+
+
+@pytest.mark.parametrize("wrapper", ["ConcatDataset", "RepeatDataset", "ClassBalancedDataset"])
+def test_wrappers_do_not_take_data_sets_of_classification(wrapper: str) -> None:
+    """mmengine's need data sets of their own base."""
+    one = dict(type="ImageDataset", root="a")
+    inner = dict(datasets=[one, one]) if wrapper == "ConcatDataset" else dict(dataset=one)
+    with pytest.raises(DataError, match=f"{wrapper} is for data sets of mmdet and mmseg"):
+        prepare_dataset(dict(type=wrapper, **inner))

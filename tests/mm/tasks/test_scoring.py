@@ -2,19 +2,23 @@
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from vssm.data import DataError
 from vssm.errors import ConfigError
-from vssm.mm.runtime.metrics import check_asked_scores
+from vssm.mm.runtime.metrics import TopAccuracy, check_asked_scores
 from vssm.mm.tasks.data_check import Use, prepare_dataset
-from vssm.mm.tasks.runner import score_by_name
+from vssm.mm.tasks.datasets import RepeatedAugmentationSampler
+from vssm.mm.tasks.runner import check_every_image, score_by_name
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
 
 RUNNER = SimpleNamespace(hooks=[], param_schedulers=None, logger=logging.getLogger("trial"))
@@ -113,3 +117,28 @@ def test_images_are_told_apart(metric: dict, told: str | None) -> None:
         return
     with pytest.raises(DataError, match=told):
         check_told_apart(SimpleNamespace(**metric), Joined(infos))
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    """mmengine says so after the first validation, or a whole test."""
+    metrics, sample = [TopAccuracy(topk=(1,)), TopAccuracy()], {"scores": torch.rand(9), "label": torch.tensor(0)}
+    with pytest.raises(ConfigError, match="val_evaluator: two metrics give a score accuracy/top1; expected each name"):
+        try_scores(RUNNER, SimpleNamespace(metrics=metrics), {}, [sample], "val_evaluator")
+    metrics[1].prefix = "other"
+    try_scores(RUNNER, SimpleNamespace(metrics=metrics), {}, [sample], "val_evaluator")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 4, "drop_last": True}, "test_dataloader.drop_last=True leaves 1 of 5 images unscored"),
+        ({"batch_size": 5, "drop_last": True}, None),
+        ({"sampler": InfiniteSampler(range(5))}, "test_dataloader.sampler is an InfiniteSampler"),
+        ({"sampler": RepeatedAugmentationSampler(range(5))}, "a RepeatedAugmentationSampler, repeats some images"),
+    ],
+    ids=["left out", "none left out", "endless", "repeated"],
+)
+def test_every_image_is_scored_once(options: dict, told: str | None) -> None:
+    loader = DataLoader(range(5), **options)
+    with pytest.raises(DataError, match=told) if told else nullcontext():
+        check_every_image(loader, "test_dataloader")

@@ -171,6 +171,20 @@ def test_ids_of_annotations_may_begin_at_0_or_be_texts(config: Config, tmp_path:
     assert metric.evaluate(len(dataset))["coco/bbox_mAP"] == 1.0
 
 
+@base(DETECTION)
+def test_objects_of_images_that_are_left_out_are_not_missed(config: Config) -> None:
+    """A metric with a file of its own counted those of every image in it."""
+    dataset = DATASETS.build({**config.val_dataloader.dataset, "indices": 3})
+    metric = METRICS.build(dict(type="CocoMetric", ann_file=dataset.ann_file, metric="bbox"))
+    metric.dataset_meta = dataset.metainfo
+    score_by_name(metric, dataset, "val_evaluator.ann_file")
+    for sample in (dataset[index]["data_samples"] for index in range(3)):
+        truth = sample.gt_instances
+        boxes = {"bboxes": truth.bboxes.tensor, "labels": truth.labels, "scores": torch.ones(len(truth))}
+        metric.process({}, [{**sample.to_dict(), "pred_instances": boxes}])
+    assert metric.evaluate(3)["coco/bbox_mAP"] == 1.0
+
+
 @base(SEGMENTATION)
 def test_iou_metric_of_the_truth_is_one_hundred(config: Config) -> None:
     dataset = DATASETS.build(config.val_dataloader.dataset)

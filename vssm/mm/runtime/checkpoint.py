@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from vssm.errors import TrainingError
 from vssm.files import write_atomically
-from vssm.inference.saved import INTERRUPTED, NOTE, classes_of, latest_checkpoint, read_note, to_plain
+from vssm.inference.saved import INTERRUPTED, NOTE, classes_of, latest_checkpoint, to_plain
 from vssm.mm.runtime.metrics import check_asked_scores
 from vssm.mm.runtime.resume import GRADIENTS, RECORD, TrainingRecord, pending_gradients
 from vssm.models import CheckpointError
 
 # Saved values of each logged scalar: more than any logging window, and little beside the weights.
 HISTORY = 10_000
-# Beside the checkpoints: the step of the last complete validation, so that one that was interrupted is made up for.
+# In a checkpoint's counters: the step of the last validation whose scores are in them. mmengine logs what begins "val".
 VALIDATED = "last_validation"
 # What mmengine's MessageHub saves.
 HUB = ("log_scalars", "runtime_info", "resumed_keys")
@@ -34,7 +34,7 @@ class PlainCheckpointHook(CheckpointHook):
       reads the file with ``weights_only=True`` and an empty allow-list.
     - Weights that are not finite are never saved.
     - An outdated checkpoint is removed only after the next one is on the disk; mmengine removes it before.
-    - A validation that was interrupted is repeated when the training goes on.
+    - A validation whose scores are not in the checkpoint is repeated when the training goes on.
 
     Arguments are those of mmengine's ``CheckpointHook``.
     """
@@ -47,14 +47,11 @@ class PlainCheckpointHook(CheckpointHook):
         if is_main_process():
             for unfinished in Path(self.out_dir).glob(".*.pth.part"):  # of a training that was killed while it wrote
                 unfinished.unlink(missing_ok=True)
-            if runner.iter == 0:
-                (Path(runner.work_dir) / VALIDATED).unlink(missing_ok=True)  # of another training
-        if runner.val_loop is not None and getattr(runner.train_loop, "validation_is_due", False):
-            done = [read_note(Path(runner.work_dir) / VALIDATED) == str(runner.iter)]
-            broadcast_object_list(done)
-            if not done[0]:
-                runner.logger.info(f"the training stopped before the validation of step {runner.iter}: validating now")
-                runner.val_loop.run()
+        _wait_on(runner)
+        due = runner.val_loop is not None and getattr(runner.train_loop, "validation_is_due", False)
+        if due and runner.message_hub.get_info(VALIDATED, None) != runner.iter:
+            runner.logger.info(f"the checkpoint is of before the validation of step {runner.iter}: validating now")
+            runner.val_loop.run()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
@@ -76,11 +73,10 @@ class PlainCheckpointHook(CheckpointHook):
                 known, that is told before the first step, see `vssm.mm.tasks.scoring`.
         """
         check_asked_scores(runner, metrics, f"; {last_good(runner)}")
-        super().after_val_epoch(runner, metrics)
+        runner.message_hub.update_info(VALIDATED, runner.iter)
+        super().after_val_epoch(runner, metrics)  # which saves the last checkpoint again where this one is the best
         if isinstance(getattr(self, "file_backend", None), _RemoveLater):
             self._remove_outdated()
-            if is_main_process():
-                write_atomically(Path(runner.work_dir) / VALIDATED, str(runner.iter))
 
     def save_interrupted(self, runner: Runner, step: int) -> Path:
         """Save a training that stops after `step`. The next checkpoint replaces the file."""
@@ -132,6 +128,15 @@ class PlainCheckpointHook(CheckpointHook):
             self._newest = self.last_ckpt
             self.file_backend.remove(str(Path(self.out_dir) / INTERRUPTED))
         self.file_backend.remove_all(keep={Path(path).resolve() for path in saved if path})
+
+
+def _wait_on(runner: Runner) -> None:
+    """Let mmengine's EarlyStoppingHook, which is not saved, count the validations of a training that goes on."""
+    for hook in runner.hooks:
+        history = runner.message_hub.log_scalars.get(f"val/{getattr(hook, 'monitor', None)}")
+        if isinstance(hook, EarlyStoppingHook) and history is not None:
+            for score in history.data[0].tolist():
+                runner.train_loop.stop_training = hook._check_stop_condition(score)[0]
 
 
 class _RemoveLater(LocalBackend):

@@ -1,11 +1,13 @@
 """Configuration files: reads them, applies the command line, and checks every name against what it configures."""
 
+import ast
 import difflib
 import functools
 import importlib
 import importlib.util
 import inspect
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -113,22 +115,45 @@ MODEL_VALUES = {
 
 
 def parse_options(pairs: Iterable[str]) -> dict[str, object]:
-    """The ``KEY=VALUE`` pairs of a command line, with values as mmengine reads them.
+    """The ``KEY=VALUE`` pairs of a command line; lists, tuples and dicts are Python's, or as mmengine reads them.
 
-    >>> parse_options(["train_cfg.max_epochs=3", "model.backbone.dims=(16,32)"])
-    {'train_cfg.max_epochs': 3, 'model.backbone.dims': (16, 32)}
+    >>> parse_options(["train_cfg.max_epochs=3", "model.backbone.dims=(16,32)", "visualizer={'name': 'a b'}"])
+    {'train_cfg.max_epochs': 3, 'model.backbone.dims': (16, 32), 'visualizer': {'name': 'a b'}}
 
     Raises:
-        ConfigError: a value with a bracket that is not closed.
+        ConfigError: a value with a bracket that is not closed, or one that is neither.
     """
     options = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
         try:
-            options[key] = DictAction._parse_iterable(value)
+            options[key] = _parse_value(value)
         except AssertionError as error:
             raise ConfigError(f"--cfg-options {pair}: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(
+                f"--cfg-options {pair}: expected a list, a tuple or a dict as Python writes it, such as [(1,2),(3,4)] "
+                "or {'a':1}, with quotes around names that have brackets or commas"
+            ) from error
     return options
+
+
+def _parse_value(text: str) -> object:
+    """mmengine's reading drops spaces, takes a dict for text, and never ends at commas between brackets.
+
+    Raises:
+        RecursionError: a value that neither Python nor mmengine can read.
+        AssertionError: a bracket that is not closed.
+    """
+    with suppress(ValueError, SyntaxError):
+        value = ast.literal_eval(text)
+        if isinstance(value, list | dict) or (isinstance(value, tuple) and text.startswith(("(", "["))):
+            return value
+    if text.startswith("{") or ("{" in text and "," in text):
+        raise RecursionError
+    if "," not in text and not text.startswith(("(", "[")):
+        return DictAction._parse_int_float_bool(text.strip("'\""))
+    return DictAction._parse_iterable(text)
 
 
 def load_config(path: str | Path, options: dict | None = None) -> Config:

@@ -6,7 +6,7 @@ import time
 
 import numpy
 from mmengine.dist import get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from rich.console import Console
@@ -53,6 +53,20 @@ class EpochHook(Hook):
         bad = getattr(runner.train_dataloader.dataset, "bad_images", 0)
         if bad:
             runner.logger.warning(f"{bad} training images could not be read and were skipped; see above")
+
+
+class AveragingHook(EMAHook):
+    """Averages the weights after each change of them; arguments are those of mmengine's ``EMAHook``, which it replaces.
+
+    mmengine averages after each step, so where gradients are accumulated, the same weights several times.
+    """
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
+    ) -> None:
+        """Average, or before the averages begin copy, the weights."""
+        if not self._ema_started(runner) or runner.optim_wrapper.should_update():
+            super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
 
 @HOOKS.register_module()

@@ -72,6 +72,12 @@ class MESAHook(Hook):
                 "default_hooks.mesa=None"
             )
 
+        if self.begin >= runner.max_epochs:  # a training that counts steps is one epoch
+            runner.logger.warning(
+                f"default_hooks.mesa.begin is {self.begin}, and the training ends after epoch {runner.max_epochs}: its "
+                "loss is never added"
+            )
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Add the loss from the first epoch on that has it."""
         if runner.epoch >= self.begin:

@@ -7,6 +7,9 @@ from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
 from vssm.errors import ConfigError
+from vssm.values import list_of, whole
+
+_COUNTS = list_of(whole(1, 2**31))
 
 
 @METRICS.register_module()
@@ -16,6 +19,9 @@ class TopAccuracy(BaseMetric):
     Args:
         topk: the values of k; those not below the number of classes are left out.
         prefix: goes before the names: ``accuracy/top1``.
+
+    Raises:
+        ConfigError: `topk` is no list of whole numbers from 1 on; in `compute_metrics`, all of them are left out.
 
     Example:
         >>> import torch
@@ -30,6 +36,8 @@ class TopAccuracy(BaseMetric):
 
     def __init__(self, topk: tuple[int, ...] = (1, 5), prefix: str | None = None) -> None:
         super().__init__(prefix=prefix)
+        if not _COUNTS.holds(topk):
+            raise ConfigError(f"TopAccuracy.topk is {topk!r}; expected {_COUNTS.expected}, such as (1, 5)")
         self.topk = tuple(topk)
 
     def process(self, data_batch: dict, data_samples: list[dict]) -> None:
@@ -43,6 +51,11 @@ class TopAccuracy(BaseMetric):
     def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:
         """Percentages over all images of all processes."""
         classes = results[0][1]
+        if min(self.topk) >= classes:
+            raise ConfigError(
+                f"TopAccuracy.topk is {self.topk}, and of {classes} classes each is among the best {min(self.topk)}: "
+                "expected a k below their number, such as topk=(1,)"
+            )
         return {
             f"top{k}": 100 * sum(place < k for place, _ in results) / len(results) for k in self.topk if k < classes
         }
@@ -59,12 +72,12 @@ def check_asked_scores(runner: Runner, scores: dict[str, float], after: str = ""
     Raises:
         ConfigError: names the option and the scores that there are.
     """
-    for option, name in _asked_scores(runner):
+    for option, name in asked_scores(runner):
         if scores and name != "auto" and name not in scores:
             raise ConfigError(f"{option} is {name!r}, and the evaluation gives {', '.join(scores)}{after}")
 
 
-def _asked_scores(runner: Runner) -> Iterator[tuple[str, str]]:
+def asked_scores(runner: Runner) -> Iterator[tuple[str, str]]:
     """The names of scores in a training's options, each after the option."""
     for hook in runner.hooks:
         for name in getattr(hook, "key_indicators", ()):

@@ -1,16 +1,19 @@
 """Goes on with a training from a checkpoint: the config counts, and what differs from the saved training is told."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from mmengine.dist import get_world_size
+from mmengine.hooks import CheckpointHook
 from mmengine.optim import ReduceOnPlateauParamScheduler, _ParamScheduler
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from vssm.errors import ConfigError
 from vssm.inference.saved import intact_training
+from vssm.mm.runtime.metrics import asked_scores
 from vssm.models import CheckpointError
 
 # The place of the record in a checkpoint's `meta`.
@@ -183,9 +186,23 @@ def replay(schedulers: list[_ParamScheduler], epochs: int, steps: int, steps_per
                     scheduler.step()
 
 
-def warn_of_schedule_end(runner: Runner) -> None:
-    """Say where the schedules end before the training, as when more epochs are asked for."""
+def check_ends(runner: Runner) -> None:
+    """Say where validations begin after the training's end or schedules end before it, as when epochs are changed.
+
+    Raises:
+        ConfigError: a schedule counts epochs, and the training steps.
+    """
     loop, schedulers = runner.train_loop, runner.param_schedulers or ()
+    end = loop.max_iters if isinstance(loop, IterBasedTrainLoop) else loop.max_epochs
+    late = runner.val_loop is not None and loop.val_begin > end
+    if late:
+        runner.logger.warning(
+            f"train_cfg.val_begin is {loop.val_begin}, and the training ends at {end}: it is never validated"
+        )
+    for option, name in asked_scores(runner) if late or runner.val_loop is None else ():
+        runner.logger.warning(f"{option} is {name!r}, and without a validation there are no scores: it does nothing")
+    if isinstance(loop, IterBasedTrainLoop):  # one epoch, so what counts them waits for the end
+        _check_units(runner, schedulers if isinstance(schedulers, list) else ())
     if not isinstance(schedulers, list) or not schedulers:
         return
     per_epoch = 1 if isinstance(loop, IterBasedTrainLoop) else len(loop.dataloader)
@@ -193,6 +210,21 @@ def warn_of_schedule_end(runner: Runner) -> None:
     if last < loop.max_iters:
         runner.logger.warning(
             f"the schedules of param_scheduler end at step {last} of {loop.max_iters}: after it the rate stays as it is"
+        )
+
+
+def _check_units(runner: Runner, schedulers: Iterable[_ParamScheduler]) -> None:
+    for place, scheduler in enumerate(schedulers):
+        if scheduler.by_epoch and not getattr(scheduler, "need_val_args", False):
+            raise ConfigError(
+                f"param_scheduler.{place} ({type(scheduler).__name__}) counts epochs, and train_cfg counts steps, so "
+                "the rate would never change: expected by_epoch=False, with begin, end and T_max in steps, or "
+                "convert_to_iter_based=True"
+            )
+    if any(isinstance(hook, CheckpointHook) and hook.by_epoch for hook in runner.hooks):
+        runner.logger.warning(
+            "default_hooks.checkpoint counts epochs, and train_cfg counts steps, so nothing to resume from is saved "
+            "before the end: set its by_epoch=False, and its interval in steps"
         )
 
 

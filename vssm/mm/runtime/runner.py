@@ -11,14 +11,16 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
 from vssm.errors import ConfigError, TrainingError
 from vssm.files import replace_atomically
+from vssm.mm.runtime.hooks import AveragingHook
 from vssm.mm.runtime.loops import EpochLoop, StepLoop
-from vssm.mm.runtime.resume import resume_training, warn_of_schedule_end
+from vssm.mm.runtime.resume import check_ends, resume_training
 from vssm.mm.runtime.seeding import WEIGHTS, seed_for, seed_generators
 from vssm.nn import run_fast
 
@@ -99,6 +101,14 @@ class SafeRunner(Runner):
             )
         return loop
 
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scale the rates to the images of a change of the weights; mmengine counts those of one step of several."""
+        steps = getattr(optim_wrapper, "_accumulative_counts", 1)
+        if auto_scale_lr and auto_scale_lr.get("enable") and steps > 1:
+            self.logger.info(f"the gradients of {steps} steps are summed, so the rates are scaled for {steps} batches")
+            auto_scale_lr = {**auto_scale_lr, "base_batch_size": auto_scale_lr["base_batch_size"] / steps}
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+
     def train(self) -> nn.Module:
         """Train; hooks with a method ``close`` are closed at the end, after an error too."""
         try:
@@ -107,11 +117,11 @@ class SafeRunner(Runner):
             self.call_hook("close")
 
     def load_or_resume(self) -> None:
-        """Load weights or go on with a training, and say where the schedules end too early."""
+        """Load weights or go on with a training, and compare schedules and hooks with its end."""
         super().load_or_resume()
         if isinstance(self._train_loop, EpochBasedTrainLoop | IterBasedTrainLoop):
             self._first_step = self.iter
-            warn_of_schedule_end(self)
+            check_ends(self)
 
     def resume(self, filename: str, *args: object, **kwargs: object) -> None:
         """Go on with a training; see `resume_training`. Further arguments are mmengine's, and unused."""
@@ -127,6 +137,12 @@ class SafeRunner(Runner):
         return super().wrap_model(
             model_wrapper_cfg, model if torch.cuda.is_available() else revert_sync_batchnorm(model)
         )
+
+    def register_hook(self, hook: Hook | dict, priority: int | str | None = None) -> None:
+        """Register a hook, ours in place of mmengine's ``EMAHook``."""
+        if isinstance(hook, dict) and hook.get("type") in ("EMAHook", "mmengine.EMAHook"):
+            hook = {**hook, "type": AveragingHook}
+        super().register_hook(hook, priority)
 
     def register_default_hooks(self, hooks: dict[str, Hook | dict | None] | None = None) -> None:
         """Register the default hooks and `InterruptHook`. None removes one; mmengine accepts it for its own only."""

@@ -233,7 +233,8 @@ class ImageClassifier(BaseModel):
             if self.second_loss is not None:
                 return {"loss_labels": of_labels, "loss_second": self.second_loss(inputs, logits)}
             return {"loss": of_labels}
-        scores = functional.softmax(logits.float(), dim=-1).cpu()
+        # In float32 the scores of logits that differ by 104, or by little, are equal, and ties count as wrong.
+        scores = functional.softmax(logits.cpu().double(), dim=-1)
         return [{"scores": score, "label": target} for score, target in zip(scores, label.cpu(), strict=True)]
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, "OrderedDict[str, Tensor]"]:

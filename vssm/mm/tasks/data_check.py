@@ -72,6 +72,12 @@ def prepare_dataset(config: dict, use: Use = Use()) -> dict:
     Raises:
         DataError: names what is missing or wrong, and what to do.
     """
+    inner = config.get("datasets") or [config.get("dataset")]
+    if any(isinstance(part, dict) and "type" in part and _is_classification(_class_of(part)) for part in inner):
+        raise DataError(
+            f"{config['type']} is for data sets of mmdet and mmseg, and there is one of classification in it: expected "
+            "an ImageDataset alone, of one folder, whose class folders may have links to images elsewhere"
+        )
     if config.get("datasets"):
         parts = []
         for part in config["datasets"]:
@@ -84,7 +90,7 @@ def prepare_dataset(config: dict, use: Use = Use()) -> dict:
     target = _class_of(config)
     if not inspect.isclass(target):
         return config
-    if issubclass(target, ImageDataset | StreamedImageDataset):
+    if _is_classification(target):
         return {**config, "classes": use.classes} if use.classes else config
     if not issubclass(target, BaseDataset):
         return config
@@ -93,6 +99,10 @@ def prepare_dataset(config: dict, use: Use = Use()) -> dict:
     if check is not None and is_main_process() and not config.get("backend_args"):
         check(target, config, use)
     return config
+
+
+def _is_classification(target: object) -> bool:
+    return inspect.isclass(target) and issubclass(target, ImageDataset | StreamedImageDataset)
 
 
 def _scope() -> str:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import is_main_process
+from mmengine.hooks import EMAHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -112,6 +114,7 @@ class TaskRunner(SafeRunner):
                     f"{option}.metric=bbox"
                 )
             loop = build(loop)
+            check_every_image(loop.dataloader, f"{option.removesuffix('evaluator')}dataloader")
             for metric in loop.evaluator.metrics:
                 check_told_apart(metric, loop.dataloader.dataset)
                 if getattr(metric, "_coco_api", None) is not None:
@@ -255,6 +258,15 @@ class TaskRunner(SafeRunner):
         if is_training(checkpoint):
             check_bookkeeping(checkpoint, filename)
             self._check_resumed(checkpoint, filename)
+            averages = checkpoint.get("ema_state_dict")
+            if self._resume and isinstance(averages, dict) and not any(isinstance(h, EMAHook) for h in self.hooks):
+                self.logger.warning(
+                    f"resumed: {filename} is of a training that averages its weights, and this one does not "
+                    "(default_hooks.ema): it goes on from those that were trained, and the averages are lost"
+                )
+                # The checkpoint has the averages in their place.
+                trained = {name: value for name, value in averages.items() if name.startswith("module.")}
+                checkpoint["state_dict"] = {name.removeprefix("module."): value for name, value in trained.items()}
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
         else:
@@ -304,6 +316,25 @@ def check_classes(model: nn.Module, dataset: object) -> None:
             raise ConfigError(f"model.{name}.class_weight has {len(weights)} numbers, but the data {count} classes")
 
 
+def check_every_image(loader: DataLoader, option: str) -> None:
+    """Refuse a loader for scores that leaves images out, repeats them, or never ends.
+
+    Raises:
+        DataError: names the option.
+    """
+    if isinstance(loader.sampler, InfiniteSampler):
+        raise DataError(f"{option}.sampler is an InfiniteSampler, and an evaluation ends: choose DefaultSampler")
+    if not isinstance(loader.dataset, IterableDataset) and len({*loader.sampler}) < len(loader.sampler):
+        raise DataError(
+            f"{option}.sampler, a {type(loader.sampler).__name__}, repeats some images and leaves others out: "
+            "choose DefaultSampler"
+        )
+    if loader.drop_last:
+        images = len(loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler)
+        if left_out := images % loader.batch_size:
+            raise DataError(f"{option}.drop_last=True leaves {left_out} of {images} images unscored: set it to False")
+
+
 def _is_metric(part: object) -> bool:
     return isinstance(part, dict) and "type" in part
 
@@ -324,7 +355,8 @@ def ignored_by_heads(model: nn.Module) -> tuple[tuple[str, int], ...]:
 def score_by_name(metric: object, dataset: object, option: str) -> None:
     """Let mmdet's CocoMetric find the categories of its annotation file by the names of the classes.
 
-    It would take them in the order of the file. Annotations are numbered from 1: pycocotools takes the id 0 for an
+    It would take them in the order of the file, and miss the objects of images that are not evaluated, as where the
+    data set has ``indices``. Annotations are numbered from 1: pycocotools takes the id 0 for an
     object that was not found, and texts not at all, nor null for what is no crowd, nor masks that are lines.
 
     Args:
@@ -342,18 +374,16 @@ def score_by_name(metric: object, dataset: object, option: str) -> None:
     if "segm" in getattr(metric, "metrics", ()):
         leave_out_lines(objects)
     annotations.anns = {each["id"]: each for each in objects}
-    if getattr(dataset, "ann_file", None) != getattr(metric, "ann_file", None) and hasattr(dataset, "get_data_info"):
+    if hasattr(dataset, "get_data_info"):
+        images = [info.get("img_id") for info in map(dataset.get_data_info, range(len(dataset)))]
         known = set(annotations.getImgIds())
-        unknown = [
-            info["img_id"]
-            for info in map(dataset.get_data_info, range(len(dataset)))
-            if info.get("img_id") not in known
-        ]
+        unknown = [image for image in images if image not in known]
         if unknown:
             raise DataError(
                 f"{option} has no image with the id {some(unknown)}, which the data set has: give it the annotation "
                 "file of the data set"
             )
+        metric.img_ids = list(dict.fromkeys(images))
     names = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
     if names and getattr(metric, "cat_ids", ()) is None:
         ids = ids_of_classes(annotations, names)

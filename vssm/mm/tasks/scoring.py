@@ -31,7 +31,8 @@ def try_scores(runner: Runner, evaluator: Evaluator, batch: dict, samples: Seque
         option: of the config, which names the metrics.
 
     Raises:
-        ConfigError: a metric that cannot score the image, or a score that the evaluation does not give.
+        ConfigError: a metric that cannot score the image, two that give a score of one name, or a score that the
+            evaluation does not give.
     """
     plain = [sample.to_dict() if isinstance(sample, BaseDataElement) else sample for sample in samples]
     plain, scores, known = [_with_an_object(sample) for sample in plain], {}, True
@@ -54,7 +55,13 @@ def try_scores(runner: Runner, evaluator: Evaluator, batch: dict, samples: Seque
                 "its arguments, or the pipeline: predictions have the size of the image itself, so annotations are "
                 "loaded after Resize"
             ) from e
-        scores |= {f"{metric.prefix}/{name}" if metric.prefix else name: value for name, value in found.items()}
+        found = {f"{metric.prefix}/{name}" if metric.prefix else name: value for name, value in found.items()}
+        if twice := scores.keys() & found.keys():
+            raise ConfigError(
+                f"{option}: two metrics give a score {min(twice)}; expected each name once: ask one metric for all, or "
+                "give them different prefixes (prefix='...')"
+            )
+        scores |= found
     if known:
         check_asked_scores(runner, scores)
 
