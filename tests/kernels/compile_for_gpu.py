@@ -140,7 +140,7 @@ def run_scan(
         given |= {"C": None, "D": None}
     elif state == 1:  # side by side, as one projection makes them
         given["B"], given["C"] = torch.stack([given["B"], given["C"]], -1).unbind(-1)
-    table = torch.zeros(4, tokens) if repeats else torch.arange(tokens).expand(4, -1)
+    table = torch.zeros(4, tokens, dtype=torch.int32) if repeats else torch.arange(tokens).expand(4, -1)
     args = ScanArguments(**given, order=ScanTable.of(table, tokens), segment=4 if repeats else 0, dtype=dtype)
     for save in (False, True):
         y, saved = scan.BACKEND.forward(args, save)
