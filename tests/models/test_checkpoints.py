@@ -216,13 +216,43 @@ def test_own_checkpoints_come_back(tmp_path: Path, name: str, arguments: dict, p
     assert all(torch.equal(value, found[key]) for key, value in model.state_dict().items())
 
 
-def test_safetensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["own.safetensors", "own.SAFETENSORS", "own.bin"])
+def test_safetensors_are_known_by_what_they_hold(tmp_path: Path, name: str) -> None:
     from safetensors.torch import save_file
 
     model, other = timm.create_model("vim_tiny", **SMALL_VIM), timm.create_model("vim_tiny", **SMALL_VIM)
-    save_file(model.state_dict(), tmp_path / "own.safetensors")
-    load_checkpoint(other, tmp_path / "own.safetensors")
+    save_file(model.state_dict(), tmp_path / name)
+    load_checkpoint(other, tmp_path / name)
     assert torch.equal(model.blocks[1].mixer.scan.D, other.blocks[1].mixer.scan.D)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool], ids=str)
+def test_whole_numbers_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """torch copies them into float parameters without a word; scales of quantized weights stand elsewhere."""
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    whole = {name: (100 * value).to(dtype) for name, value in model.state_dict().items()}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"\d+ whole numbers.*cls_token: {kind}, expected float32"):
+        load_checkpoint(model, save(whole, tmp_path / "whole.pth"))
+
+
+@pytest.mark.parametrize(("kept", "read"), [(torch.float64, torch.float32), (torch.float32, torch.float16)], ids=str)
+def test_weights_beyond_the_precision_of_the_model(tmp_path: Path, kept: torch.dtype, read: torch.dtype) -> None:
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    weights = {name: value.to(kept) for name, value in model.state_dict().items()}
+    weights["norm.weight"] = weights["norm.weight"] + torch.finfo(read).max * 4.0
+    file = save(weights, tmp_path / "wide.pth")
+    name = str(read).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"1 of \d+ weights \(norm.weight as {name}\)"):
+        load_checkpoint(model.to(read), file)
+
+
+def test_official_files_go_into_folders(tmp_path: Path) -> None:
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*absent; make it first"):
+        save_official(model, tmp_path / "absent" / "vim.pth")
+    with pytest.raises(IsADirectoryError, match="is a folder; expected the name of a file"):
+        save_official(model, tmp_path, overwrite=True)
 
 
 def test_other_number_of_classes_and_channels(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:

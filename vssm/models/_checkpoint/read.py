@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vssm.files import FileError
-from vssm.models._checkpoint.archive import check_archive
+from vssm.models._checkpoint.archive import check_archive, is_safetensors
 
 # Where training checkpoints hold their weights, in order of preference. A family whose authors evaluate the averaged
 # weights has another order.
@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path, weights_under: Sequence[str] = WEIGHTS_UND
     """The weights in a file, by the names they have there without wrappers' prefixes.
 
     Args:
-        path: a .pth file, or .safetensors.
+        path: a .pth file, or one of safetensors; what it holds decides, not its ending.
         weights_under: where the file holds more than weights, they are taken from under the first of these keys that
             is present.
 
@@ -83,7 +83,7 @@ def read_file(path: str | Path) -> object:
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
         check_archive(path)
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
