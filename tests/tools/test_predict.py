@@ -267,7 +267,7 @@ def test_the_number_of_classes_is_the_files(photos, tmp_path):
     with pytest.raises(ConfigError, match="the model has 7 classes, but there are 2 labels"):
         load_predictor("test_vit", file, labels)
     labels.write_bytes("имя".encode("cp1251"))
-    with pytest.raises(ConfigError, match=r"labels\.txt are no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"labels\.txt is no text in UTF-8"):
         load_predictor("test_vit", file, labels)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vssm.data.checks import check_readable, sampled
-from vssm.data.classes import some
+from vssm.data.classes import lines_in, some
 from vssm.data.decode import _DECODING_ERRORS, IMAGE_SUFFIXES, BadImageError, DataError, is_image_name, read_size
 from vssm.data.folders import walk_files
 from vssm.files import check_regular
@@ -222,6 +222,28 @@ def pair_files(images: Path, maps: Path | None, image_suffix: str, map_suffix: s
                 taken.add(of_name)
     pairs = sorted(own_map.items())
     return [(str(images / name), None if maps is None else str(maps / of_name)) for name, of_name in pairs]
+
+
+def list_pairs(
+    file: Path, images: Path, maps: Path | None, image_suffix: str, map_suffix: str
+) -> list[tuple[str, str | None]]:
+    """The images that a text file lists, one a line, with or without their ending; arguments and pairs as of
+    `pair_files`, in the order of the lines.
+
+    Raises:
+        DataError: see `lines_in`.
+    """
+    found = {}
+    for image, of_image in pair_files(images, maps, image_suffix, map_suffix):
+        name = os.path.relpath(image, images)
+        shared = name.removesuffix(image_suffix) if name.endswith(image_suffix) else os.path.splitext(name)[0]
+        found[name] = image, of_image
+        found.setdefault(shared, (image, of_image))
+    return [
+        found.get(name)
+        or (str(images / f"{name}{image_suffix}"), None if maps is None else str(maps / f"{name}{map_suffix}"))
+        for name in lines_in(file)
+    ]
 
 
 def _files(folder: Path) -> Iterator[str]:

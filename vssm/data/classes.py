@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from vssm.data.decode import DataError
+from vssm.files import FileError, check_regular
 
 _logger = logging.getLogger(__name__)
 
@@ -24,17 +26,58 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def names_in(file: Path) -> list[str]:
-    """The names in a file, one a line; blank lines at its end are none.
-
-    A name that comes again, such as crane in lists for ImageNet, the bird and the machine, gets its place behind it.
+def lines_in(file: str | Path) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte order mark; blank lines at its end are none.
 
     Raises:
-        UnicodeDecodeError: the file is no text in UTF-8.
+        DataError: no regular file, no such text, none at all, or a blank line between others.
     """
-    names = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    try:
+        check_regular(file)
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    except FileError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no text in UTF-8: {error}; save it as UTF-8") from error
+    if lines == [""]:
+        raise DataError(f"{file} is empty; expected a name on each line")
+    if "" in lines:
+        raise DataError(f"line {lines.index('') + 1} of {file} is blank; expected a name on each line")
+    return lines
+
+
+def names_in(file: Path) -> list[str]:
+    """The names in a file, one a line; see `lines_in`.
+
+    A name that comes again, such as crane in lists for ImageNet, the bird and the machine, gets its place behind it.
+    """
+    names = lines_in(file)
     first = {name: place for place, name in reversed(list(enumerate(names)))}
     return [name if first[name] == place else f"{name} ({place})" for place, name in enumerate(names)]
+
+
+def read_class_map(class_map: Mapping[str, int] | str | Path, root: str | Path) -> dict[str, int]:
+    """The label of each folder.
+
+    Args:
+        class_map: a mapping, or a text file with the name of a folder on each line, in the order of the labels.
+        root: the folder of the data, where a file is looked for too.
+
+    Raises:
+        DataError: no such file, a folder that is named twice, or a label that is no whole number from 0 on.
+    """
+    if not isinstance(class_map, Mapping):
+        file = next((path for path in (Path(class_map), Path(root, class_map)) if path.is_file()), None)
+        if file is None or file.suffix.lower() != ".txt":
+            what = f"there is no class map {class_map}" if file is None else f"the class map {file} is no .txt file"
+            raise DataError(f"{what}; expected a text file with the name of a folder on each line, or a mapping")
+        names = lines_in(file)
+        check_distinct(names, str(file))
+        return {name: label for label, name in enumerate(names)}
+    for name, label in class_map.items():
+        if not isinstance(label, Integral) or label < 0:
+            raise DataError(f"class_map gives {name} the label {label!r}; expected a whole number from 0 on")
+    return {str(name): int(label) for name, label in class_map.items()}
 
 
 def classes_of_map(class_map: Mapping[str, int]) -> tuple[str, ...]:
