@@ -106,6 +106,15 @@ def file_stem(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it is put in its place: beside it, under a name that no other process takes.
+
+    >>> unfinished(Path("a/model.onnx")).suffix
+    '.onnx'
+    """
+    return path.with_name(f".{file_stem(path.stem)[:100]}.{os.getpid()}.part{path.suffix}")
+
+
 def replace_atomically(temporary: str | Path, final: str | Path) -> None:
     """Put a finished file in its place: an interruption leaves the old file or the new one, never a part."""
     with open(temporary, "rb") as file:
@@ -121,6 +130,6 @@ def write_atomically(path: Path, text: str) -> None:
     >>> file.read_text(), len(list(file.parent.iterdir()))
     ('done', 1)
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = unfinished(path)
     temporary.write_text(text)
     replace_atomically(temporary, path)

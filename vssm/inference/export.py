@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vssm.errors import ConfigError, UserError
-from vssm.files import replace_atomically
+from vssm.files import replace_atomically, unfinished
 from vssm.ops import standard_operations
 
 # What runs a model or a file: its output, or the maps of one made with features_only.
@@ -95,7 +95,7 @@ def export(
     model = model.eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2 if dynamic_batch else 1, channels, *size, generator=generator)
-    temporary = path.with_name(f".{path.stem}.part{kind.suffix}")
+    temporary = unfinished(path).with_suffix(kind.suffix)
     try:
         with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
             warnings.simplefilter("ignore")  # of torch's own exporters, about themselves
