@@ -88,7 +88,7 @@ def polygons_of(mask: list[list[float]]) -> list[list[float]]:
 def is_within_box(mask: list[list[float]], box: list[float]) -> bool:
     """Whether the polygons of a mask and the object's box have at least a tenth of what is around both in common.
 
-    >>> is_within_box([[0, 0, 4, 0, 4, 4]], [0, 0, 4, 4]), is_within_box([[0, 0, 0.4, 0, 0.4, 0.4]], [0, 0, 4, 4])
+    >>> is_within_box([[0, 0, 4, 0, 4, 4]], [0, 0, 4, 4]), is_within_box([[0, 0, 0.4, 0, 0.4, 0.4]], [9, 9, 4, 4])
     (True, False)
     """
     polygons = polygons_of(mask)
@@ -96,7 +96,7 @@ def is_within_box(mask: list[list[float]], box: list[float]) -> bool:
     left, top, width, height = box
 
     def extent(values: list[float], start: float, size: float) -> tuple[float, float]:
-        """Pixels that both have, and that one of them has, along a side; coordinates are of pixels or of their edges."""
+        """How long a side is of what both have, and of what is around both; points may be pixels or edges."""
         low, high = min(values), max(values) + 1
         return max(0, min(high, start + size) - max(low, start)), max(high, start + size) - min(low, start)
 
