@@ -16,7 +16,7 @@ from families import KINDS
 from records import official_weights
 from torch import Tensor, nn
 
-from vssm.models import CheckpointError, load_checkpoint, read_checkpoint, save_official
+from vssm.models import CheckpointError, load_checkpoint, official_state_dict, read_checkpoint, save_official
 from vssm.scan import cross, raster
 
 SMALL_VIM = {"embed_dim": 32, "depth": 2, "img_size": 64, "num_classes": 10}
@@ -245,6 +245,26 @@ def test_weights_beyond_the_precision_of_the_model(tmp_path: Path, kept: torch.d
     name = str(read).removeprefix("torch.")
     with pytest.raises(CheckpointError, match=rf"1 of \d+ weights \(norm.weight as {name}\)"):
         load_checkpoint(model.to(read), file)
+
+
+def test_two_values_of_one_weight(tmp_path: Path) -> None:
+    """Which of them counted was a matter of their order in the file; one value twice, as of tied weights, is none."""
+    model, order = timm.create_model("vim_tiny", **SMALL_VIM), "blocks.0.mixer.scan.D"
+    ours = model.state_dict()
+    prefixed = {f"module.{name}": value for name, value in ours.items()}
+    for weights, name in ((prefixed, "head.weight"), (official_state_dict(model), order)):
+        load_checkpoint(model, save({**weights, name: ours[name].clone()}, tmp_path / "same.pth"))
+        for twice in ({**weights, name: ours[name] + 1}, {name: ours[name] + 1, **weights}):
+            with pytest.raises(CheckpointError, match=f"has two values of {name}"):
+                load_checkpoint(model, save(twice, tmp_path / "twice.pth"))
+
+
+@pytest.mark.parametrize("name", ["head.weight", "patch_embed.proj.weight"])
+def test_a_number_in_place_of_a_matrix(tmp_path: Path, name: str) -> None:
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    file = save({**model.state_dict(), name: torch.tensor(1.0)}, tmp_path / "number.pth")
+    with pytest.raises(CheckpointError, match=rf"1 misshapen \({name}: \(\), expected"):
+        load_checkpoint(model, file, adapt=True)
 
 
 def test_official_files_go_into_folders(tmp_path: Path) -> None:

@@ -184,18 +184,22 @@ def _adapt(state: dict[str, Tensor], expected: Mapping[str, Tensor], model: Load
     """Weights for the model's number of classes and of input channels, as timm adapts them."""
     state = dict(state)
     stem = f"{model.first_conv}.weight"
-    if stem in state and state[stem].shape[1] != expected[stem].shape[1]:
+    if _same_dims(stem, state, expected) and state[stem].shape[1] != expected[stem].shape[1]:
         state[stem] = adapt_input_conv(expected[stem].shape[1], state[stem], base_chans=state[stem].shape[1])
     for classifier in (model.classifier,) if isinstance(model.classifier, str) else model.classifier:
         state = _adapt_classifier(state, expected, classifier)
     return state
 
 
+def _same_dims(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return name in state and state[name].dim() == expected[name].dim()
+
+
 def _adapt_classifier(state: dict[str, Tensor], expected: Mapping[str, Tensor], classifier: str) -> dict[str, Tensor]:
     weight, bias = f"{classifier}.weight", f"{classifier}.bias"
     if weight not in expected:
         return {name: value for name, value in state.items() if name not in (weight, bias)}
-    if weight in state and state[weight].shape != expected[weight].shape:
+    if _same_dims(weight, state, expected) and state[weight].shape != expected[weight].shape:
         _logger.warning(
             "the checkpoint has %d classes and the model %d: the classifier keeps its initial weights",
             state[weight].shape[0],

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -114,7 +114,25 @@ def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGH
     state = weights_in(checkpoint, source, weights_under)
     while prefix := next((p for p in _PREFIXES for name in state if name.startswith(p)), None):
         kept = (prefix, *_BESIDE)
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(kept)}
+        state = merged((name.removeprefix(prefix), value) for name, value in state.items() if name.startswith(kept))
+    return state
+
+
+def merged(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights by their names, of which some may come twice with the same values, as tied weights do.
+
+    Raises:
+        CheckpointError: a name with two values; which of them counted would be a matter of their order.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in weights:
+        other = state.setdefault(name, value)
+        alike = (other.shape, other.dtype) == (value.shape, value.dtype)
+        if other is not value and not (alike and torch.equal(other, value)):
+            raise CheckpointError(
+                f"the checkpoint has two values of {name}, under names that mean the same (with and without a "
+                "wrapper's prefix, in the official layout and ours, or tied): remove one of them; nothing was loaded"
+            )
     return state
 
 
