@@ -143,6 +143,20 @@ def test_class_maps_name_what_they_merge(tmp_path: Path) -> None:
     assert named(val) == named(train)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_accents_may_be_characters_of_their_own(tmp_path: Path, mapped: bool) -> None:
+    """Archives made on macOS name their folders so; the names look the same as those of the training set."""
+    one, two = "b\u00e9e", "be\u0301e"
+    val = make(tmp_path / "val", ("ant", two))
+    options = dict(class_map={one: 0, "ant": 1}) if mapped else {}
+    dataset = ImageDataset(val, transform=TRANSFORM, classes=(one, "ant"), reader_options=options)
+    assert named(dataset) == {(two, 0), ("ant", 1)}
+    if not mapped:
+        make(tmp_path / "val/more", (one,))
+        with pytest.raises(DataError, match=f"the classes have the name {one} more than once"):
+            ImageDataset(val, transform=TRANSFORM)
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_class_maps_in_files(tmp_path: Path, pack: bool) -> None:
     """A byte order mark is no part of the first name, whose images were left out without a word."""

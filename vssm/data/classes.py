@@ -6,6 +6,8 @@ Validation and test sets, and the checkpoint, are compared with them by name; no
 from __future__ import annotations
 
 import logging
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -24,6 +26,16 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     ('10', '9', 'B', 'a', 'b')
     """
     return tuple(sorted(set(names)))
+
+
+def composed(name: str) -> str:
+    """A name by which others are compared: an accent may be a part of its letter or a character behind it, as in the
+    names of files from macOS.
+
+    >>> composed("e\u0301") == "\u00e9"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def lines_in(file: str | Path) -> list[str]:
@@ -108,17 +120,18 @@ def labels_by_name(names: Sequence[str], classes: Sequence[str], source: str) ->
     >>> labels_by_name(["bee", "ant"], ["ant", "bee", "cat"], "val")
     [1, 0]
     """
-    label_of = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in names if name not in label_of]
+    label_of = {composed(name): label for label, name in enumerate(classes)}
+    unknown = [name for name in names if composed(name) not in label_of]
     if unknown:
         raise DataError(
             f"{source} has {len(unknown)} classes that are none of the training's: {some(unknown)}; those are "
             f"{some(classes)} ({len(classes)} in all)"
         )
-    absent = [name for name in classes if name not in set(names)]
+    present = set(map(composed, names))
+    absent = [name for name in classes if composed(name) not in present]
     if absent:
         _logger.warning(f"{source} has nothing of {len(absent)} of the {len(classes)} classes: {some(absent)}")
-    return [label_of[name] for name in names]
+    return [label_of[composed(name)] for name in names]
 
 
 def check_distinct(classes: Sequence[str], source: str) -> None:
@@ -127,9 +140,8 @@ def check_distinct(classes: Sequence[str], source: str) -> None:
     Raises:
         DataError: names it.
     """
-    twice = (
-        sorted({name for name in classes if list(classes).count(name) > 1}) if len(set(classes)) < len(classes) else []
-    )
+    counts = Counter(map(composed, classes))
+    twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise DataError(f"{source}: the classes have the name {some(twice)} more than once")
 

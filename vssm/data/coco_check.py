@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vssm.data.checks import check_readable, sampled, wrong_size
-from vssm.data.classes import some
+from vssm.data.classes import composed, some
 from vssm.data.coco import is_mask, is_within_box, polygons_of
 from vssm.data.decode import DataError, read_size
 from vssm.files import FileError, check_regular
@@ -115,10 +115,10 @@ def category_ids(
     """
     named: dict[str, list[int]] = {}
     for category in categories:
-        named.setdefault(category["name"], []).append(category["id"])
+        named.setdefault(composed(category["name"]), []).append(category["id"])
     chosen = {}
     for name in classes:
-        ids = named.get(name, [])
+        ids = named.get(composed(name), [])
         filled = [key for key in ids if objects.get(key)]
         if len(filled) > 1:
             raise DataError(

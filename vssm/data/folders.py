@@ -16,7 +16,7 @@ from typing import IO
 
 from timm.data.readers.reader import Reader
 
-from vssm.data.classes import classes_of_map, read_class_map, some, sorted_classes
+from vssm.data.classes import classes_of_map, composed, read_class_map, some, sorted_classes
 from vssm.data.decode import IMAGE_SUFFIXES, DataError, is_image_name
 from vssm.files import check_regular
 
@@ -179,6 +179,8 @@ def _by_class(
     if class_map:
         chosen = read_class_map(class_map, root)
         names = classes_of_map(chosen)
+        chosen = {composed(name): label for name, label in chosen.items()}
+        labelled = [(path, composed(name)) for path, name in labelled]
         _tell_differences(root, [name for _, name in labelled], chosen)
     else:
         names = sorted_classes(name for _, name in labelled)
