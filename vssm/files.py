@@ -93,6 +93,8 @@ def check_outputs(
             raise ConfigError(f"{option}: {path} would overwrite an input of this command: choose another name")
         if path.is_dir():
             raise ConfigError(f"{option}: {path} is a folder; expected the name of a file")
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"{option}: {path} is a link to nothing: choose another name, or remove it")
         if not overwrite and os.path.lexists(path):
             raise ConfigError(f"{option}: {path} exists already: choose another name, or allow it with --overwrite")
 

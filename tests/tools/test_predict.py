@@ -233,6 +233,9 @@ def test_where_pictures_may_not_go(photos, tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "photos/c_a.png")
     with pytest.raises(ConfigError, match="would overwrite an input"):
         check_out(tmp_path / "photos/c.png", [*paths, tmp_path / "photos/c_a.png"])
+    (tmp_path / "link.png").symlink_to("nowhere/a.png")
+    with pytest.raises(ConfigError, match=r"link\.png is a link to nothing"):
+        check_out(tmp_path / "link.png", paths[:1], overwrite=True)
     check_out(tmp_path / "predictions.png", [Path(f"{number}{'x' * 248}.jpg") for number in range(2)])
 
 

@@ -23,7 +23,7 @@ from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
-from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
+from vssm.mm.tasks.weights import check_averaged, check_parts, classes_of_heads, load_training, load_weights
 from vssm.models import CheckpointError
 
 
@@ -255,6 +255,8 @@ class TaskRunner(SafeRunner):
         if is_training(checkpoint):
             check_bookkeeping(checkpoint, filename)
             self._check_resumed(checkpoint, filename)
+            if self._resume:
+                check_averaged(model, checkpoint, filename)
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
         else:

@@ -37,6 +37,22 @@ def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     model.load_state_dict(weights)
 
 
+def check_averaged(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
+    """Refuse averaged weights of a training (mmengine's EMAHook) that do not fit as those of the model have to.
+
+    The hook would load them in part, or not finite, and a validation gives the scores of the average.
+
+    Raises:
+        CheckpointError: names the keys that differ.
+    """
+    if "ema_state_dict" not in checkpoint:
+        return
+    averaged = models.weights_in(checkpoint["ema_state_dict"], f"ema_state_dict of {path}")
+    averaged = {name.removeprefix("module."): each for name, each in averaged.items() if name.startswith("module.")}
+    for part in (averaged, models.weights_in(checkpoint.get("state_dict"), str(path))):  # the hook exchanges them
+        models.check_fits(part, model.state_dict(), str(path), type(model).__name__)
+
+
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a file with weights only, in our layout or the official one, all of them or none.
 
