@@ -124,6 +124,18 @@ def test_tar_files_in_a_tar_file_are_classes_and_links_are_resolved(tmp_path: Pa
     assert named(dataset) == {("ant", 0), ("bee", 1)} and len(dataset) == 5
 
 
+def test_absolute_names_in_a_tar_file(tmp_path: Path) -> None:
+    """The folders above "/" were looked through without an end."""
+    folder = make(tmp_path / "train", ("ant", "bee"))
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name in ("ant", "bee"):
+            member = tar.gettarinfo(folder / name / "0.png")
+            member.name = f"/data/{name}/0.png"
+            with open(folder / name / "0.png", "rb") as file:
+                tar.addfile(member, file)
+    assert named(ImageDataset(tmp_path / "train.tar", transform=TRANSFORM)) == {("ant", 0), ("bee", 1)}
+
+
 def test_symbolic_links_in_a_tar_file_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They were left out without a word; in a folder they are followed."""
     folder = make(tmp_path / "train", ("ant", "bee"))

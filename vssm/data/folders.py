@@ -154,7 +154,7 @@ def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tu
             else:
                 place = None
             places[member.name] = place
-            above, _, name = member.name.rpartition("/")
+            above, _, name = member.name.lstrip("/").rpartition("/")  # as tar itself unpacks absolute names
             if above not in clean:
                 clean[above] = str(PurePosixPath(folder, above))
             name = name if clean[above] == "." else f"{clean[above]}/{name}"
