@@ -93,6 +93,8 @@ def check_outputs(
             raise ConfigError(f"{option}: {path} would overwrite an input of this command: choose another name")
         if path.is_dir():
             raise ConfigError(f"{option}: {path} is a folder; expected the name of a file")
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"{option}: {path} is a link to nothing: choose another name, or remove it")
         if not overwrite and os.path.lexists(path):
             raise ConfigError(f"{option}: {path} exists already: choose another name, or allow it with --overwrite")
 
@@ -104,6 +106,15 @@ def file_stem(text: str) -> str:
     'windows_4_plain'
     """
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it is put in its place: beside it, under a name that no other process takes.
+
+    >>> unfinished(Path("a/model.onnx")).suffix
+    '.onnx'
+    """
+    return path.with_name(f".{file_stem(path.stem)[:100]}.{os.getpid()}.part{path.suffix}")
 
 
 def replace_atomically(temporary: str | Path, final: str | Path) -> None:
@@ -121,6 +132,6 @@ def write_atomically(path: Path, text: str) -> None:
     >>> file.read_text(), len(list(file.parent.iterdir()))
     ('done', 1)
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = unfinished(path)
     temporary.write_text(text)
     replace_atomically(temporary, path)

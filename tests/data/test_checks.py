@@ -150,7 +150,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [[], None, [1, 2, 3], [1, 2, 3, float("nan")], [1, 2, float("inf"), 4], ["1", 2, 3, 4], {"x": 1}, 7]
+    "box", [[], None, [1, 2, 3], [1, 2, 3, float("nan")], [1, 2, 1e300, 4], ["1", 2, 3, 4], {"x": 1}, 7]
 )
 def test_boxes_that_are_none(check: Callable, coco: dict, box: object) -> None:
     coco["annotations"][1]["bbox"] = box
@@ -181,7 +181,11 @@ def test_corners_in_place_of_sizes(check: Callable, coco: dict) -> None:
         check()
 
 
-def test_boxes_in_fractions_of_the_image(check: Callable, coco: dict) -> None:
+def test_boxes_or_masks_in_fractions_of_the_image(check: Callable, coco: dict) -> None:
+    for shape in coco["annotations"]:
+        shape["segmentation"] = [[0.1, 0.1, 0.4, 0.1, 0.4, 0.4]]
+    with pytest.raises(DataError, match="2 of 2 objects have a mask elsewhere than their box"):
+        check(masks=True)
     for shape in coco["annotations"]:
         shape["bbox"] = [0.1, 0.1, 0.3, 0.3]
     with pytest.raises(DataError, match="none of its 2 images has an object"):

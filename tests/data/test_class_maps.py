@@ -225,3 +225,21 @@ def test_classes_of_maps_go_by_name(learnt: tuple[str, ...]) -> None:
     assert [learnt[label] if label < 3 else None for label in table[[0, 1]]] == [
         name if name in learnt else None for name in ("a", "b")
     ]
+
+
+def test_greys_of_a_gif(tmp_path: Path) -> None:
+    """Pillow writes the numbers 0 to 3 for the values here, and each file has other ones."""
+    values = np.array([[3, 5, 9, 120]], dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "map.gif")
+    assert read_class_map(str(tmp_path / "map.gif"), "map.gif").tolist() == values.tolist()
+    coloured = Image.fromarray(values)
+    coloured.putpalette([(7 * place) % 256 for place in range(768)])
+    coloured.save(tmp_path / "colours.gif")
+    with pytest.raises(DataError, match=r"colours\.gif is a GIF in colour.*save class maps as PNG"):
+        read_class_map(str(tmp_path / "colours.gif"), "colours.gif")
+
+
+def test_a_jpeg_does_not_keep_values(tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 3).save(tmp_path / "map.jpg")
+    with pytest.raises(DataError, match=r"map\.jpg is a JPEG, which changes the values of pixels"):
+        read_class_map(str(tmp_path / "map.jpg"), "map.jpg")

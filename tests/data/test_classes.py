@@ -124,6 +124,18 @@ def test_tar_files_in_a_tar_file_are_classes_and_links_are_resolved(tmp_path: Pa
     assert named(dataset) == {("ant", 0), ("bee", 1)} and len(dataset) == 5
 
 
+def test_absolute_names_in_a_tar_file(tmp_path: Path) -> None:
+    """The folders above "/" were looked through without an end."""
+    folder = make(tmp_path / "train", ("ant", "bee"))
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name in ("ant", "bee"):
+            member = tar.gettarinfo(folder / name / "0.png")
+            member.name = f"/data/{name}/0.png"
+            with open(folder / name / "0.png", "rb") as file:
+                tar.addfile(member, file)
+    assert named(ImageDataset(tmp_path / "train.tar", transform=TRANSFORM)) == {("ant", 0), ("bee", 1)}
+
+
 def test_symbolic_links_in_a_tar_file_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They were left out without a word; in a folder they are followed."""
     folder = make(tmp_path / "train", ("ant", "bee"))
@@ -141,6 +153,54 @@ def test_class_maps_name_what_they_merge(tmp_path: Path) -> None:
     turned = dict(class_map=dict(bus=0, car=1, van=1))
     val = ImageDataset(folder, transform=TRANSFORM, reader_options=turned, classes=train.classes)
     assert named(val) == named(train)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_accents_may_be_characters_of_their_own(tmp_path: Path, mapped: bool) -> None:
+    """Archives made on macOS name their folders so; the names look the same as those of the training set."""
+    one, two = "b\u00e9e", "be\u0301e"
+    val = make(tmp_path / "val", ("ant", two))
+    options = dict(class_map={one: 0, "ant": 1}) if mapped else {}
+    dataset = ImageDataset(val, transform=TRANSFORM, classes=(one, "ant"), reader_options=options)
+    assert named(dataset) == {(two, 0), ("ant", 1)}
+    if not mapped:
+        make(tmp_path / "val/more", (one,))
+        with pytest.raises(DataError, match=f"the classes have the name {one} more than once"):
+            ImageDataset(val, transform=TRANSFORM)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_class_maps_in_files(tmp_path: Path, pack: bool) -> None:
+    """A byte order mark is no part of the first name, whose images were left out without a word."""
+    folder, file = make(tmp_path / "train", ("ant", "bee", "cat")), tmp_path / "names.txt"
+    file.write_text("cat\r\nbee \nant\n\n", encoding="utf-8-sig")
+    root = packed(folder) if pack else folder
+    read = dict(transform=TRANSFORM, reader_options=dict(class_map=str(file)))
+    dataset = ImageDataset(root, **read)
+    assert dataset.classes == ("cat", "bee", "ant") and named(dataset) == {("cat", 0), ("bee", 1), ("ant", 2)}
+    file.write_text("cat\n")
+    assert named(ImageDataset(root, **read)) == {("cat", 0)}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"ant\n\nbee\n", r"line 2 of .*map\.txt is blank; expected a name on each line"),
+        (b"ant\nbee\nant\n", r"map\.txt: the classes have the name ant more than once"),
+        ("ant\nbee".encode("utf-16"), r"map\.txt is no text in UTF-8: .*; save it as UTF-8"),
+        (b"\n", r"map\.txt is empty; expected a name on each line"),
+        (None, r"there is no class map .*map\.txt; expected a text file with the name of a folder on each line"),
+        ({"ant": -1}, "class_map gives ant the label -1; expected a whole number from 0 on"),
+        ({"ant": "x"}, "class_map gives ant the label 'x'"),
+    ],
+    ids=["blank line", "twice", "UTF-16", "empty", "absent", "negative", "text"],
+)
+def test_class_maps_that_cannot_be_used(tmp_path: Path, content: bytes | dict | None, told: str) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "map.txt").write_bytes(content)
+    options = dict(class_map=content if isinstance(content, dict) else str(tmp_path / "map.txt"))
+    with pytest.raises(DataError, match=told):
+        ImageDataset(make(tmp_path / "train", ("ant", "bee")), transform=TRANSFORM, reader_options=options)
 
 
 def shards(folder: Path, rows: list[tuple[str, str]], name: str = "val") -> Path:
@@ -194,3 +254,16 @@ def test_log_is_quiet_about_good_data(tmp_path: Path, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, logger="vssm"):
         ImageDataset(make(tmp_path, ("ant", "bee")), transform=TRANSFORM)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.SYMTYPE], ids=["folder", "link"])
+def test_what_is_no_file_in_a_shard_is_no_label(tmp_path: Path, kind: bytes) -> None:
+    pytest.importorskip("webdataset")
+    shards(tmp_path, [("png", "0")])
+    member = tarfile.TarInfo("0.cls")
+    member.type, member.linkname = kind, "/nowhere"
+    with tarfile.open(tmp_path / "val-0.tar", "w") as tar:
+        tar.add(tmp_path / "val/0.png", arcname="0.png")
+        tar.addfile(member)
+    with pytest.raises(DataError, match="the label of its first sample is ''; expected a number"):
+        StreamedImageDataset(tmp_path, "val-0.tar|1", reader="wds/", transform=TRANSFORM)

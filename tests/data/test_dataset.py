@@ -186,6 +186,17 @@ def test_a_bad_image_in_a_shard_is_dropped_with_a_warning(shards: Path, caplog: 
     assert "Ignoring" in caplog.text
 
 
+@pytest.mark.parametrize(("mode", "size"), [("F", (8, 8)), ("L", (4001, 8))], ids=["floats", "oblong"])
+def test_images_of_a_stream_follow_the_same_rules(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, "TIFF")
+    with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
+        writer.write({"__key__": "odd", "tif": file.getvalue(), "cls": "0"})
+    with pytest.raises(BadImageError, match=r"train-0\.tar.* cannot be read as an image: .*(unknown range|oblong)"):
+        list(StreamedImageDataset(tmp_path, "train-0.tar|1", reader="wds/", transform=TRANSFORM))
+
+
 def test_labels_of_a_stream_are_checked(shards: Path) -> None:
     dataset = StreamedImageDataset(shards, "train-{0..1}.tar|12", reader="wds/", transform=TRANSFORM, num_classes=2)
     with pytest.raises(ValueError, match=r"has the label 2; expected 0 to 1 \(num_classes=2\)"):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,30 @@ def test_floating_point_is_refused() -> None:
     Image.fromarray(RAMP.astype(np.float32)).save(file, "TIFF")
     with pytest.raises(BadImageError, match=r"float\.tif cannot be read as an image: .*unknown range"):
         read_rgb(file, "float.tif")
+
+
+def tiff(rows: bytes, width: int, bits: int, signed: bool = False) -> io.BytesIO:
+    """A grey TIFF of one strip, of kinds that Pillow reads and does not write."""
+    height = 8 * len(rows) // (bits * width)
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 134, 277: 1, 278: height, 279: len(rows)}
+    tags[339] = 2 if signed else 1
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return io.BytesIO(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4 + rows)
+
+
+def test_twelve_bits_are_scaled() -> None:
+    """Pillow leaves 0 to 4095 in 16 bits, which as 16-bit values are nearly black."""
+    packed = b"".join((v << 12 | v).to_bytes(3, "big") for v in (0, 2048, 4095, 1024))
+    pixels = np.asarray(read_rgb(tiff(packed, 2, 12), "grey.tif"))
+    assert pixels[:, 0, 0].tolist() == [0, 128, 255, 64] and (pixels == pixels[:, :1, :1]).all()
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(16, True), (32, True), (32, False)])
+def test_signed_and_32_bit_numbers_are_refused(bits: int, signed: bool) -> None:
+    """Where they were taken for 16 bits, 0 to 255 was black, and -1000 to 1000 of a tomography too."""
+    values = np.arange(0, 256, 8, dtype=f"<i{bits // 8}").tobytes()
+    with pytest.raises(BadImageError, match=r"grey\.tif cannot be read as an image: .*unknown range; save it with 8"):
+        read_rgb(tiff(values, 8, bits, signed), "grey.tif")
 
 
 def bad_files() -> dict[str, bytes]:

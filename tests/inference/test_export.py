@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import math
 import subprocess
 import sys
 
@@ -12,8 +13,8 @@ from families import KINDS, shallow
 from torch.utils.flop_counter import FlopCounterMode
 
 from vssm.cli import export as tool
-from vssm.errors import ConfigError
-from vssm.inference.export import FORMATS, export
+from vssm.errors import ConfigError, UserError
+from vssm.inference.export import FORMATS, Format, export
 from vssm.models import FAMILIES
 from vssm.ops import ScanTable, causal_conv1d, selective_scan, standard_operations
 from vssm_kernels import standard
@@ -136,6 +137,22 @@ def test_files_of_maps_take_any_batch_and_one_size(tmp_path, form):
     for wrong in ((1, 3, 48, 48), (1, 3, 16, 64), (1, 1, 32, 32)):
         with pytest.raises((RuntimeError, AssertionError)):
             run(torch.randn(wrong))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, None])
+def test_every_map_of_a_file_is_compared(tmp_path, monkeypatch, wrong):
+    """A NaN in the second map is no smaller than the first map's difference; None is a map of another shape."""
+    model = timm.create_model("vmamba_tiny", dims=(8, 16), depths=(1, 1), features_only=True)
+
+    def load(path):
+        return lambda images: [
+            m if i == 0 else m[:, :1] if wrong is None else m * wrong for i, m in enumerate(model(images))
+        ]
+
+    monkeypatch.setitem(FORMATS, "broken", Format(".txt", (), lambda *given: given[2].write_text(""), load))
+    with pytest.raises(UserError, match="gives other outputs than the model"):
+        export(model, tmp_path / "maps.txt", "broken", (32, 32))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trace_refuses_another_number_of_tokens():

@@ -368,7 +368,7 @@ def test_a_list_of_images_is_checked_too(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2\.jpg and .*2\.png are missing: .*list\.txt lists"):
         build(config)
     (tmp_path / "list.txt").write_text("")
-    with pytest.raises(DataError, match=r"list\.txt lists no images; expected the name of one on each line"):
+    with pytest.raises(DataError, match=r"list\.txt is empty; expected a name on each line"):
         build(config)
 
 

@@ -16,7 +16,7 @@ from families import KINDS
 from records import official_weights
 from torch import Tensor, nn
 
-from vssm.models import CheckpointError, load_checkpoint, read_checkpoint, save_official
+from vssm.models import CheckpointError, load_checkpoint, official_state_dict, read_checkpoint, save_official
 from vssm.scan import cross, raster
 
 SMALL_VIM = {"embed_dim": 32, "depth": 2, "img_size": 64, "num_classes": 10}
@@ -216,13 +216,63 @@ def test_own_checkpoints_come_back(tmp_path: Path, name: str, arguments: dict, p
     assert all(torch.equal(value, found[key]) for key, value in model.state_dict().items())
 
 
-def test_safetensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["own.safetensors", "own.SAFETENSORS", "own.bin"])
+def test_safetensors_are_known_by_what_they_hold(tmp_path: Path, name: str) -> None:
     from safetensors.torch import save_file
 
     model, other = timm.create_model("vim_tiny", **SMALL_VIM), timm.create_model("vim_tiny", **SMALL_VIM)
-    save_file(model.state_dict(), tmp_path / "own.safetensors")
-    load_checkpoint(other, tmp_path / "own.safetensors")
+    save_file(model.state_dict(), tmp_path / name)
+    load_checkpoint(other, tmp_path / name)
     assert torch.equal(model.blocks[1].mixer.scan.D, other.blocks[1].mixer.scan.D)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool], ids=str)
+def test_whole_numbers_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """torch copies them into float parameters without a word; scales of quantized weights stand elsewhere."""
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    whole = {name: (100 * value).to(dtype) for name, value in model.state_dict().items()}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"\d+ whole numbers.*cls_token: {kind}, expected float32"):
+        load_checkpoint(model, save(whole, tmp_path / "whole.pth"))
+
+
+@pytest.mark.parametrize(("kept", "read"), [(torch.float64, torch.float32), (torch.float32, torch.float16)], ids=str)
+def test_weights_beyond_the_precision_of_the_model(tmp_path: Path, kept: torch.dtype, read: torch.dtype) -> None:
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    weights = {name: value.to(kept) for name, value in model.state_dict().items()}
+    weights["norm.weight"] = weights["norm.weight"] + torch.finfo(read).max * 4.0
+    file = save(weights, tmp_path / "wide.pth")
+    name = str(read).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"1 of \d+ weights \(norm.weight as {name}\)"):
+        load_checkpoint(model.to(read), file)
+
+
+def test_two_values_of_one_weight(tmp_path: Path) -> None:
+    """Which of them counted was a matter of their order in the file; one value twice, as of tied weights, is none."""
+    model, order = timm.create_model("vim_tiny", **SMALL_VIM), "blocks.0.mixer.scan.D"
+    ours = model.state_dict()
+    prefixed = {f"module.{name}": value for name, value in ours.items()}
+    for weights, name in ((prefixed, "head.weight"), (official_state_dict(model), order)):
+        load_checkpoint(model, save({**weights, name: ours[name].clone()}, tmp_path / "same.pth"))
+        for twice in ({**weights, name: ours[name] + 1}, {name: ours[name] + 1, **weights}):
+            with pytest.raises(CheckpointError, match=f"has two values of {name}"):
+                load_checkpoint(model, save(twice, tmp_path / "twice.pth"))
+
+
+@pytest.mark.parametrize("name", ["head.weight", "patch_embed.proj.weight"])
+def test_a_number_in_place_of_a_matrix(tmp_path: Path, name: str) -> None:
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    file = save({**model.state_dict(), name: torch.tensor(1.0)}, tmp_path / "number.pth")
+    with pytest.raises(CheckpointError, match=rf"1 misshapen \({name}: \(\), expected"):
+        load_checkpoint(model, file, adapt=True)
+
+
+def test_official_files_go_into_folders(tmp_path: Path) -> None:
+    model = timm.create_model("vim_tiny", **SMALL_VIM)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*absent; make it first"):
+        save_official(model, tmp_path / "absent" / "vim.pth")
+    with pytest.raises(IsADirectoryError, match="is a folder; expected the name of a file"):
+        save_official(model, tmp_path, overwrite=True)
 
 
 def test_other_number_of_classes_and_channels(tmp_path: Path, vim_weights: dict[str, Tensor]) -> None:

@@ -211,7 +211,7 @@ def test_earlier_results_stay_where_there_are_none(predictor, photos, tmp_path, 
     with pytest.raises(ZeroDivisionError):
         list(predict_files(predictor, photos("a.png"), tmp_path / "p.png"))
     assert [(file.name, file.read_text()) for file in tmp_path.glob("*.json*")] == [("p.json", "earlier")]
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.part*"))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +233,9 @@ def test_where_pictures_may_not_go(photos, tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "photos/c_a.png")
     with pytest.raises(ConfigError, match="would overwrite an input"):
         check_out(tmp_path / "photos/c.png", [*paths, tmp_path / "photos/c_a.png"])
+    (tmp_path / "link.png").symlink_to("nowhere/a.png")
+    with pytest.raises(ConfigError, match=r"link\.png is a link to nothing"):
+        check_out(tmp_path / "link.png", paths[:1], overwrite=True)
     check_out(tmp_path / "predictions.png", [Path(f"{number}{'x' * 248}.jpg") for number in range(2)])
 
 
@@ -267,7 +270,7 @@ def test_the_number_of_classes_is_the_files(photos, tmp_path):
     with pytest.raises(ConfigError, match="the model has 7 classes, but there are 2 labels"):
         load_predictor("test_vit", file, labels)
     labels.write_bytes("имя".encode("cp1251"))
-    with pytest.raises(ConfigError, match=r"labels\.txt are no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"labels\.txt is no text in UTF-8"):
         load_predictor("test_vit", file, labels)
 
 

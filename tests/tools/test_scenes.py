@@ -226,6 +226,11 @@ def test_predict(task, work, folder, tmp_path):
             numbers = numpy.asarray(Image.open(result["class_map"]))
             assert numbers.shape == (64, 64) and numbers.max() < 11
             assert sum(result["classes"].values()) == pytest.approx(1, abs=0.01)
+            # A class map of the user's stays, as every file does.
+            mine = tmp_path / "one_classes.png"
+            mine.write_bytes(b"mine")
+            command = [str(images[0]), "--checkpoint", str(work / "epoch_2.pth"), "--out", str(tmp_path / "one.png")]
+            assert cli.predict(command) == 1 and mine.read_bytes() == b"mine"
 
 
 def test_weights_alone_are_predicted_with_by_a_config(task, work, config_of, tmp_path):

@@ -15,7 +15,7 @@ import timm
 import torch
 
 import vssm
-from vssm.files import replace_atomically
+from vssm.files import replace_atomically, unfinished
 
 Row = dict[str, object]
 
@@ -74,7 +74,7 @@ def _text(value: object) -> str:
 def write_csv(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
     """Write the rows, each with the environment's facts, under a temporary name, then rename."""
     columns = [*dict.fromkeys(name for row in rows for name in row), *facts]
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = unfinished(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns)

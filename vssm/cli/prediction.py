@@ -23,7 +23,7 @@ from vssm.data.classes import some
 from vssm.data.decode import IMAGE_SUFFIXES, is_image_name
 from vssm.data.folders import is_hidden, walk_files
 from vssm.errors import ConfigError, UserError
-from vssm.files import check_outputs, make_directory, replace_atomically
+from vssm.files import check_outputs, make_directory, replace_atomically, unfinished
 from vssm.inference.predictor import Predictor, predictor_of, read_labels, resolve_device
 from vssm.nn import run_fast
 from vssm.viz import draw_predictions
@@ -54,6 +54,9 @@ def run_prediction(arguments: argparse.Namespace) -> None:
     others = (arguments.checkpoint, arguments.labels, config)
     check_out(arguments.out, paths, overwrite=arguments.overwrite, others=others)
     predictor = load_predictor(arguments.model, arguments.checkpoint, arguments.labels, arguments.device)
+    if not isinstance(predictor, Predictor):
+        maps = predictor.class_map_files(pictures_of(arguments.out, paths))
+        check_outputs(maps, "--out", arguments.overwrite, (*paths, *others))
     model = (
         predictor.model if isinstance(predictor, Predictor) else getattr(predictor.model, "backbone", predictor.model)
     )
@@ -252,7 +255,7 @@ class _Scenes:
 def _json_list(file: Path) -> Iterator:
     """Write a JSON list an entry at a time; it appears whole, also if the work breaks off, but before its first entry:
     then an earlier file stays."""
-    temporary, done = file.with_name(f".{file.name}.part"), False
+    temporary, done = unfinished(file), False
     with temporary.open("w", encoding="utf-8") as opened:
         opened.write("[")
         first = True

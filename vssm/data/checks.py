@@ -52,3 +52,28 @@ def check_readable(paths: Sequence[str]) -> None:
     """
     for path in sampled(paths, DECODED):
         read_rgb(path, path)
+
+
+def wrong_size(
+    path: str, listed: tuple[int, int], stored: tuple[int, int], turn: int, upright: bool, lists: str
+) -> str:
+    """The sentence for an image whose annotations are for another size.
+
+    Args:
+        path: of the image.
+        listed: (width, height) that the annotations are for.
+        stored: (width, height) of the pixels in the file.
+        turn: its EXIF orientation.
+        upright: whether it is read upright.
+        lists: where that size is from.
+    """
+    read = stored[::-1] if upright and turn > 4 else stored
+    told = f"{path} is {read[0]} x {read[1]} pixels, and {lists} {listed[0]} x {listed[1]}"
+    if turn > 4 and listed in (stored, stored[::-1]):
+        how = "'color_ignore_orientation'" if upright else "'color'"
+        of = "as it is stored" if upright else "upright"
+        return (
+            f"{told}: it is turned by its EXIF orientation {turn}, and the annotations are of the image {of}; set "
+            f"color_type={how} in LoadImageFromFile, or save the images upright"
+        )
+    return f"{told}: the annotations are of another image, or of one that was resized"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vssm.data.checks import check_readable, sampled
-from vssm.data.classes import some
+from vssm.data.classes import lines_in, some
 from vssm.data.decode import _DECODING_ERRORS, IMAGE_SUFFIXES, BadImageError, DataError, is_image_name, read_size
 from vssm.data.folders import walk_files
 from vssm.files import check_regular
@@ -91,10 +91,10 @@ class Meaning:
 
 
 def read_class_map(file: str | IO[bytes], path: str) -> NDArray[np.integer]:
-    """The values in the file of a class map, (height, width); for a palette the indices.
+    """The values in the file of a class map, (height, width); for a palette the indices, but for a GIF's the greys.
 
     Raises:
-        DataError: it has several channels or numbers that are no integers.
+        DataError: it has several channels, numbers that are no integers, or a format that does not keep numbers.
         BadImageError: the file cannot be read.
     """
     try:
@@ -107,12 +107,22 @@ def read_class_map(file: str | IO[bytes], path: str) -> NDArray[np.integer]:
                     f"{path} has {channels} channel{'s' * (channels > 1)} of mode {image.mode}; expected a class map "
                     "of one channel (mode L or P) whose pixels are the numbers of their classes"
                 )
-            values = np.asarray(image)
+            if image.format in ("JPEG", "MPO"):
+                raise DataError(f"{path} is a JPEG, which changes the values of pixels; save class maps as PNG")
+            values = np.asarray(image if image.format != "GIF" else _greys(image, path))
     except DataError:
         raise
     except _DECODING_ERRORS as error:
         raise BadImageError(f"{path} cannot be read as an image: {error}") from error
     return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _greys(image: Image.Image, path: str) -> Image.Image:
+    """The grey values of a GIF, whose writers number the colours of each file anew."""
+    channels = image.convert("RGB").split()
+    if len({channel.tobytes() for channel in channels}) > 1:
+        raise DataError(f"{path} is a GIF in colour, where numbers of colours mean nothing; save class maps as PNG")
+    return channels[0]
 
 
 def to_labels(values: NDArray[np.integer], table: NDArray[np.int16], meaning: Meaning, path: str) -> NDArray[np.uint8]:
@@ -222,6 +232,28 @@ def pair_files(images: Path, maps: Path | None, image_suffix: str, map_suffix: s
                 taken.add(of_name)
     pairs = sorted(own_map.items())
     return [(str(images / name), None if maps is None else str(maps / of_name)) for name, of_name in pairs]
+
+
+def list_pairs(
+    file: Path, images: Path, maps: Path | None, image_suffix: str, map_suffix: str
+) -> list[tuple[str, str | None]]:
+    """The images that a text file lists, one a line, with or without their ending; arguments and pairs as of
+    `pair_files`, in the order of the lines.
+
+    Raises:
+        DataError: see `lines_in`.
+    """
+    found = {}
+    for image, of_image in pair_files(images, maps, image_suffix, map_suffix):
+        name = os.path.relpath(image, images)
+        shared = name.removesuffix(image_suffix) if name.endswith(image_suffix) else os.path.splitext(name)[0]
+        found[name] = image, of_image
+        found.setdefault(shared, (image, of_image))
+    return [
+        found.get(name)
+        or (str(images / f"{name}{image_suffix}"), None if maps is None else str(maps / f"{name}{map_suffix}"))
+        for name in lines_in(file)
+    ]
 
 
 def _files(folder: Path) -> Iterator[str]:

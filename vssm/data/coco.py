@@ -85,6 +85,25 @@ def polygons_of(mask: list[list[float]]) -> list[list[float]]:
     return [polygon for polygon in mask if len(polygon) % 2 == 0 and len(polygon) >= 6]
 
 
+def is_within_box(mask: list[list[float]], box: list[float]) -> bool:
+    """Whether the polygons of a mask and the object's box have at least a tenth of what is around both in common.
+
+    >>> is_within_box([[0, 0, 4, 0, 4, 4]], [0, 0, 4, 4]), is_within_box([[0, 0, 0.4, 0, 0.4, 0.4]], [9, 9, 4, 4])
+    (True, False)
+    """
+    polygons = polygons_of(mask)
+    rows, columns = ([value for each in polygons for value in each[start::2]] for start in (1, 0))
+    left, top, width, height = box
+
+    def extent(values: list[float], start: float, size: float) -> tuple[float, float]:
+        """How long a side is of what both have, and of what is around both; points may be pixels or edges."""
+        low, high = min(values), max(values) + 1
+        return max(0, min(high, start + size) - max(low, start)), max(high, start + size) - min(low, start)
+
+    (across, most_across), (down, most_down) = extent(columns, left, width), extent(rows, top, height)
+    return 10 * across * down >= most_across * most_down
+
+
 def leave_out_lines(annotations: Iterable[dict[str, Any]]) -> None:
     """Leave polygons of fewer than three points out of masks, as mmdet's training does; pycocotools fails with them.
 

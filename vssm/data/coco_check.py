@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import json
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from vssm.data.checks import check_readable, sampled
-from vssm.data.classes import some
-from vssm.data.coco import is_mask, polygons_of
+from vssm.data.checks import check_readable, sampled, wrong_size
+from vssm.data.classes import composed, some
+from vssm.data.coco import is_mask, is_within_box, polygons_of
 from vssm.data.decode import DataError, read_size
 from vssm.files import FileError, check_regular
 
@@ -34,6 +33,10 @@ _NEEDED = {
 }
 # Boxes may reach so many pixels beyond the image: annotations are rounded.
 _ROUNDING = 2.0
+# Far beyond the area of any image; float32, in which boxes are learnt, has no larger numbers than 3e38.
+_MOST = 1e12
+# Objects whose polygons are compared with their boxes.
+_COMPARED = 5000
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ def category_ids(
     """
     named: dict[str, list[int]] = {}
     for category in categories:
-        named.setdefault(category["name"], []).append(category["id"])
+        named.setdefault(composed(category["name"]), []).append(category["id"])
     chosen = {}
     for name in classes:
-        ids = named.get(name, [])
+        ids = named.get(composed(name), [])
         filled = [key for key in ids if objects.get(key)]
         if len(filled) > 1:
             raise DataError(
@@ -161,7 +164,7 @@ def _read(file: Path, use: CocoUse) -> dict[str, list[dict[str, Any]]]:
     for image in content["images"]:
         sides = image["width"], image["height"]
         if not all(isinstance(side, int | float) and side > 0 for side in sides):
-            raise DataError(f"{file}: the image {image['file_name']} has the size {sides[0]} x {sides[1]}")
+            raise DataError(f"{file}: the image {image['file_name']} has the size {sides[0]!r} x {sides[1]!r}")
     return content
 
 
@@ -242,11 +245,11 @@ def _check_boxes(file: Path, shapes: list[dict], images: Mapping[int, dict], wan
     for shape in shapes:
         box = shape["bbox"]
         numbers = [*box, shape["area"]] if isinstance(box, list) and len(box) == 4 else [None]
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+        if not all(isinstance(number, int | float) and abs(number) <= _MOST for number in numbers):
             raise DataError(
                 f"{file}: annotation {shape['id']} of {images[shape['image_id']]['file_name']} has the box {box} and "
-                f"the area {shape['area']}; expected [left, top, width, height] and an area in pixels: correct it, or "
-                "remove the annotation"
+                f"the area {shape['area']!r}; expected [left, top, width, height] and an area in pixels: correct it, "
+                "or remove the annotation"
             )
         for key in ("iscrowd", "ignore"):
             if shape.get(key) not in (None, 0, 1):
@@ -334,6 +337,14 @@ def _check_masks(file: Path, shapes: list[dict], images: Mapping[int, dict]) -> 
             f"{told(wrong or degenerate, 'a mask that cannot be used')}; expected polygons [x, y, x, y, x, y, ...] in "
             "pixels, or run lengths of all pixels of the image, with its size [height, width]"
         )
+    polygons = [shape for shape in shapes if isinstance(shape["segmentation"], list)]
+    looked_at = sampled([shape for shape in polygons if polygons_of(shape["segmentation"])], _COMPARED)
+    apart = [shape for shape in looked_at if not is_within_box(shape["segmentation"], shape["bbox"])]
+    if 2 * len(apart) > len(looked_at):
+        raise DataError(
+            f"{told(apart, 'a mask elsewhere than their box')}, which is {apart[0]['bbox']}; expected both in pixels "
+            "of the image: are the polygons parts of its size, or those of an image that was resized?"
+        )
     if degenerate:
         _logger.warning(f"{told(degenerate, 'a mask of fewer than three points, and are left out')}")
 
@@ -373,28 +384,3 @@ def _check_sizes(file: Path, folder: Path, images: list[dict], upright: bool) ->
             f"tell (first: {untold[0]})"
         )
     check_readable([os.path.join(folder, image["file_name"]) for image in looked_at])
-
-
-def wrong_size(
-    path: str, listed: tuple[int, int], stored: tuple[int, int], turn: int, upright: bool, lists: str
-) -> str:
-    """The sentence for an image whose annotations are for another size.
-
-    Args:
-        path: of the image.
-        listed: (width, height) that the annotations are for.
-        stored: (width, height) of the pixels in the file.
-        turn: its EXIF orientation.
-        upright: whether it is read upright.
-        lists: where that size is from.
-    """
-    read = stored[::-1] if upright and turn > 4 else stored
-    told = f"{path} is {read[0]} x {read[1]} pixels, and {lists} {listed[0]} x {listed[1]}"
-    if turn > 4 and listed in (stored, stored[::-1]):
-        how = "'color_ignore_orientation'" if upright else "'color'"
-        of = "as it is stored" if upright else "upright"
-        return (
-            f"{told}: it is turned by its EXIF orientation {turn}, and the annotations are of the image {of}; set "
-            f"color_type={how} in LoadImageFromFile, or save the images upright"
-        )
-    return f"{told}: the annotations are of another image, or of one that was resized"

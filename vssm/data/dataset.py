@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from vssm.data.checks import DECODED, sampled
 from vssm.data.classes import check_distinct, labels_by_name, some
-from vssm.data.decode import IMAGE_SUFFIXES, BadImageError, DataError, read_rgb, read_size, to_rgb
+from vssm.data.decode import IMAGE_SUFFIXES, BadImageError, DataError, decoded_rgb, read_rgb, read_size
 from vssm.data.folders import FolderReader, TarReader
 from vssm.data.locate import find_split
 from vssm.data.readers import STREAMED, names_of, open_reader, prefix_of
@@ -246,7 +246,7 @@ class StreamedImageDataset(_Labelled, IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for position, (image, label) in enumerate(self.reader):
             path = f"{self.source}[{position}]"
-            yield self._sample(self.transform(to_rgb(image)), label, path)
+            yield self._sample(self.transform(decoded_rgb(image, path)), label, path)
 
 
 class ShapesDataset(ImageDataset):

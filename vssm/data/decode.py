@@ -29,6 +29,7 @@ Image.init()
 IMAGE_SUFFIXES = tuple(suffix for suffix in _SUFFIXES if Image.registered_extensions().get(suffix) in Image.OPEN)
 
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG = 258  # of a TIFF: Pillow gives those of 12 bits as they are, in 16
 # How an image is turned to be upright, by its EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,15 +78,31 @@ def read_rgb(file: str | IO[bytes], path: str, *, upright: bool = True) -> Image
         if isinstance(file, str):
             check_regular(file)
         with Image.open(file) as image:
-            width, height = image.size  # in the file's head: nothing is decoded yet
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width} x {height} pixels are too many; expected at most {MAX_PIXELS:,} in all")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise ValueError(f"{width} x {height} pixels are too oblong; expected at most {MAX_ASPECT} to 1")
+            _check_size(*image.size)  # in the file's head: nothing is decoded yet
             image.load()
             return to_rgb(image, upright=upright)
     except _DECODING_ERRORS as error:
         raise BadImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def decoded_rgb(image: Image.Image, path: str) -> Image.Image:
+    """The same of an image that another reader has decoded.
+
+    Raises:
+        BadImageError: as for `read_rgb`.
+    """
+    try:
+        _check_size(*image.size)
+        return to_rgb(image)
+    except _DECODING_ERRORS as error:
+        raise BadImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are too many; expected at most {MAX_PIXELS:,} in all")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"{width} x {height} pixels are too oblong; expected at most {MAX_ASPECT} to 1")
 
 
 def read_size(path: str) -> tuple[tuple[int, int], int]:
@@ -106,16 +123,17 @@ def read_size(path: str) -> tuple[tuple[int, int], int]:
 def to_rgb(image: Image.Image, *, upright: bool = True) -> Image.Image:
     """Convert a decoded image of any mode to 8-bit RGB.
 
-    16-bit values are scaled to 8 bits; Pillow's own conversion clips them, so that nearly every pixel becomes white.
-    Transparent images are composed over white, because the colours beneath transparent pixels are arbitrary and often
-    black. A single channel is repeated; Pillow converts palettes, CMYK and other colour spaces.
+    16-bit values, and 12-bit ones of a TIFF, are scaled to 8 bits; Pillow's own conversion clips them, so that nearly
+    every pixel becomes white. Transparent images are composed over white, because the colours beneath transparent
+    pixels are arbitrary and often black. A single channel is repeated; Pillow converts palettes, CMYK and other colour
+    spaces.
 
     Args:
         image: fully decoded.
         upright: apply the EXIF orientation.
 
     Raises:
-        ValueError: floating-point pixels, whose range is unknown.
+        ValueError: floating-point, signed or 32-bit pixels, whose range is unknown.
 
     >>> to_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
     (255, 255, 255)
@@ -129,11 +147,14 @@ def to_rgb(image: Image.Image, *, upright: bool = True) -> Image.Image:
 
 
 def _colours(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits a channel")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise ValueError(f"its pixels are {kind} numbers of unknown range; save it with 8 or 16 bits a channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        bits = image.tag_v2.get(_BITS_TAG, (16,))[0] if image.format == "TIFF" else 16
+        most = (1 << bits) - 1
+        values = np.asarray(image).astype(np.int64).clip(0, most)
+        return Image.fromarray(((255 * values + most // 2) // most).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

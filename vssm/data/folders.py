@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
 
-from vssm.data.classes import classes_of_map, some, sorted_classes
+from vssm.data.classes import classes_of_map, composed, read_class_map, some, sorted_classes
 from vssm.data.decode import IMAGE_SUFFIXES, DataError, is_image_name
 from vssm.files import check_regular
 
@@ -32,7 +31,7 @@ class FolderReader(Reader):
 
     Args:
         root: the folder of class folders.
-        class_map: folder names to labels, or a file of them (see timm); other folders are left out.
+        class_map: folder names to labels, or a file of them (see `read_class_map`); other folders are left out.
         input_key: endings of the files to read, separated by semicolons; by default those of images.
 
     Raises:
@@ -155,7 +154,7 @@ def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tu
             else:
                 place = None
             places[member.name] = place
-            above, _, name = member.name.rpartition("/")
+            above, _, name = member.name.lstrip("/").rpartition("/")  # as tar itself unpacks absolute names
             if above not in clean:
                 clean[above] = str(PurePosixPath(folder, above))
             name = name if clean[above] == "." else f"{clean[above]}/{name}"
@@ -178,8 +177,11 @@ def _by_class(
     labelled = [(path, os.path.basename(os.path.dirname(path))) for path in sorted(paths)]
     _check_places(root, [path for path, _ in labelled])
     if class_map:
-        chosen = {str(name): int(label) for name, label in load_class_map(class_map, root).items()}
+        chosen = read_class_map(class_map, root)
         names = classes_of_map(chosen)
+        chosen = {composed(name): label for name, label in chosen.items()}
+        labelled = [(path, composed(name)) for path, name in labelled]
+        _tell_differences(root, [name for _, name in labelled], chosen)
     else:
         names = sorted_classes(name for _, name in labelled)
         chosen = {name: label for label, name in enumerate(names)}
@@ -189,6 +191,19 @@ def _by_class(
         others = f"; there are {len(skipped)} other files: {some(sorted(skipped))}" if skipped else ""
         raise DataError(f"{root} has no images in {folders}{others} (read are {', '.join(IMAGE_SUFFIXES)})")
     return names, samples
+
+
+def _tell_differences(root: str, folders: list[str], chosen: dict[str, int]) -> None:
+    """Log which folders are not in a class map, and which of its folders have no images."""
+    others = [name for name in folders if name not in chosen]
+    if others:
+        _logger.warning(
+            f"{root}: {len(others)} of {len(folders)} images lie in folders that are not in class_map and are left "
+            f"out: {some(sorted(set(others)))}"
+        )
+    absent = sorted(chosen.keys() - set(folders))
+    if absent:
+        _logger.warning(f"{root}: there are no images of {len(absent)} folders in class_map: {some(absent)}")
 
 
 def _check_places(root: str, paths: list[str]) -> None:

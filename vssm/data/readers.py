@@ -11,7 +11,7 @@ from typing import Any
 from timm.data.readers import create_reader
 from timm.data.readers.reader import Reader
 
-from vssm.data.classes import classes_of_map, names_in
+from vssm.data.classes import classes_of_map, names_in, read_class_map
 from vssm.data.decode import IMAGE_SUFFIXES, DataError
 from vssm.data.folders import FolderReader, TarReader
 
@@ -65,6 +65,8 @@ def open_reader(
     try:
         if not reader:
             return (TarReader if Path(where).is_file() else FolderReader)(where, **options)
+        if isinstance(options.get("class_map"), str | Path):
+            options = {**options, "class_map": read_class_map(options["class_map"], _folder_of(where))}
         if prefix_of(reader) == "wds":
             # webdataset puts the endings of names into lower case; timm's own list is shorter.
             more_options["input_key"] = ";".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
@@ -74,6 +76,11 @@ def open_reader(
     if prefix_of(reader) == "wds":
         _check_shards(where, opened)
     return opened
+
+
+def _folder_of(where: str | None) -> Path:
+    path = Path(where or "")
+    return path.parent if path.is_file() else path
 
 
 def names_of(opened: Reader, root: str | Path | None, options: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -104,20 +111,20 @@ def _check_shards(root: str, opened: Reader) -> None:
     if not files:
         return
     with tarfile.open(files[0], "r:*") as archive:
-        members = {}
-        for member in archive:
+        members, first = {}, None
+        for member in filter(tarfile.TarInfo.isreg, archive):  # as webdataset, which passes over links and folders
             key, _, suffix = member.name.rpartition("/")[2].partition(".")
-            if members and key != members["key"]:
+            if first not in (None, key):
                 break
-            members.update({"key": key, suffix.lower(): member})
+            first, members[suffix.lower()] = key, member
         images = opened.input_key.split(";")
         if not any(suffix in members for suffix in images):
             raise DataError(
-                f"{files[0]}: its first sample has {', '.join(sorted(members.keys() - {'key'})) or 'nothing'}, and no "
+                f"{files[0]}: its first sample has {', '.join(sorted(members)) or 'nothing'}, and no "
                 f"image; read are {', '.join(images)}, or what input_key says in reader_options"
             )
         if opened.target_key is None and not opened.split_info.alt_label:
-            label = archive.extractfile(members["cls"]).read() if "cls" in members else b""
+            label = archive.extractfile(members["cls"]).read(100) if "cls" in members else b""
             if not label.strip().isdigit():
                 raise DataError(
                     f"{files[0]}: the label of its first sample is {label.decode(errors='replace')!r}; expected a "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vssm.errors import ConfigError, UserError
-from vssm.files import replace_atomically
+from vssm.files import replace_atomically, unfinished
 from vssm.ops import standard_operations
 
 # What runs a model or a file: its output, or the maps of one made with features_only.
@@ -94,7 +95,7 @@ def export(
     model = model.eval()
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2 if dynamic_batch else 1, channels, *size, generator=generator)
-    temporary = path.with_name(f".{path.stem}.part{kind.suffix}")
+    temporary = unfinished(path).with_suffix(kind.suffix)
     try:
         with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", enabled=False):
             warnings.simplefilter("ignore")  # of torch's own exporters, about themselves
@@ -144,9 +145,13 @@ def _tensors(outputs: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _difference(found: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor]) -> float:
-    """The largest of any output, relative to that output's largest number."""
-    pairs = zip(_tensors(found), _tensors(expected), strict=True)
-    return max(((own - wanted).abs().max() / wanted.abs().max()).item() for own, wanted in pairs)
+    """The largest of any output, relative to that output's largest number; NaN or infinite where one has no number, or
+    another shape."""
+    pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
+    if any(own.shape != wanted.shape for own, wanted in pairs):
+        return math.inf
+    parts = [(own - wanted).abs().max() / wanted.abs().max() for own, wanted in pairs]
+    return torch.stack(parts).max().item()  # Python's max passes over a NaN that is not the first
 
 
 def _milliseconds(run: Run, images: Tensor) -> float:

@@ -16,6 +16,7 @@ from torch import nn
 
 from vssm.data import TimmTransform
 from vssm.errors import ConfigError, UserError
+from vssm.files import unfinished
 from vssm.inference.predictor import Predictor
 from vssm.models import FAMILIES
 
@@ -74,7 +75,7 @@ def write_repository(predictor: Predictor, folder: Path, license: str) -> None:
     if folder.exists():
         raise ConfigError(f"--out: {folder} exists already: choose another name")
     model, name = predictor.model.eval(), str(predictor.arguments["name"])
-    temporary = folder.with_name(f".{folder.name}.part")
+    temporary = unfinished(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         # Two of ImageNet's classes are named alike; transformers knows those names itself.

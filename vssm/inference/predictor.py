@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from vssm import models
-from vssm.data import build_transform
+from vssm.data import DataError, build_transform
 from vssm.data.classes import names_in
 from vssm.data.transforms import Transform
 from vssm.errors import ConfigError
@@ -216,5 +216,5 @@ def read_labels(path: Path | None) -> list[str] | None:
         raise ConfigError(f"there is no file of labels {path}")
     try:
         return None if path is None else names_in(path)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the labels in {path} are no text in UTF-8: {error}; save the file as UTF-8") from error
+    except DataError as error:
+        raise ConfigError(f"--labels: {error}") from error

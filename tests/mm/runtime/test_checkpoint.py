@@ -178,3 +178,28 @@ def test_bookkeeping_of_another_shape_is_one_sentence(part, key, value, tmp_path
     check_bookkeeping(BOOKKEEPING, "good.pth")
     with pytest.raises(CheckpointError, match=rf"bad\.pth: {part}.* is not what tools/train\.py writes"):
         check_bookkeeping(checkpoint, "bad.pth")
+
+
+@pytest.mark.parametrize("part", ["state_dict", "ema_state_dict"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda value: value * float("nan"), "holds NaN, infinite or complex values"),
+        (lambda value: (100 * value).to(torch.int8), "1 whole numbers"),
+        (lambda value: None, "1 missing"),
+    ],
+    ids=["NaN", "whole", "missing"],
+)
+def test_averaged_weights_have_to_fit_too(make_runner, part, change, told):
+    """EMAHook exchanges them with the model's, and loads one of both without a look."""
+    average = {"default_hooks__ema": {"type": "EMAHook", "momentum": 0.1}, "train_cfg__max_epochs": 1}
+    runner = make_runner(**average)
+    runner.train()
+    file = Path(runner.work_dir) / "epoch_1.pth"
+    checkpoint = read_checkpoint(file)
+    name = next(name for name in checkpoint[part] if name.endswith("backbone.head.weight"))
+    checkpoint[part][name] = change(checkpoint[part][name])
+    checkpoint[part] = {name: value for name, value in checkpoint[part].items() if value is not None}
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=told):
+        make_runner(**average, load_from=str(file), resume=True).train()

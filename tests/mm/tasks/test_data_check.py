@@ -134,6 +134,27 @@ def test_a_class_map_with_an_unknown_value(tmp_path: Path) -> None:
         assert "000003.png has 1 pixels" in str(caught.value)
 
 
+@within("mmseg")
+@pytest.mark.usefixtures("scope")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_lists_of_images_and_names_in_files(tmp_path: Path, encoding: str) -> None:
+    """A byte order mark is no part of the first name; images are found with their ending, without, or with another."""
+    images = {"a.jpg": "a", "b.JPEG": "b", "sub/c.jpg": "sub/c.jpg"}
+    for name in images:
+        for folder, file in (("images", name), ("maps", f"{Path(name).with_suffix('.png')}")):
+            (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / folder / file)
+    (tmp_path / "list.txt").write_text("\r\n".join(reversed(images.values())) + "\n\n", encoding=encoding)
+    (tmp_path / "names.txt").write_text("road\ntree\n\n", encoding=encoding)
+    prefix = dict(img_path="images", seg_map_path="maps")
+    config = dict(type="BaseSegDataset", data_root=str(tmp_path), ann_file="list.txt", data_prefix=prefix, pipeline=[])
+    dataset = DATASETS.build(prepare_dataset(config | dict(metainfo=dict(classes=str(tmp_path / "names.txt")))))
+    found = [dataset.get_data_info(place) for place in range(len(dataset))]
+    assert [info["img_path"] for info in found] == [str(tmp_path / "images" / name) for name in reversed(images)]
+    assert [Path(info["seg_map_path"]).name for info in found] == ["c.png", "b.png", "a.png"]
+    assert dataset.metainfo["classes"] == ("road", "tree")
+
+
 @pytest.mark.parametrize(
     ("classes", "told"),
     [

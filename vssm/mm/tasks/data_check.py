@@ -19,8 +19,8 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from vssm.data import DataError, ImageDataset, StreamedImageDataset
 from vssm.data.checks import check_present
-from vssm.data.class_maps import check_class_maps, check_contents, pair_files
-from vssm.data.classes import check_distinct, some
+from vssm.data.class_maps import check_class_maps, check_contents, list_pairs, pair_files
+from vssm.data.classes import check_distinct, lines_in, some
 from vssm.data.coco import leave_out_lines
 from vssm.data.coco_check import CocoUse, category_ids, check_coco
 
@@ -129,11 +129,14 @@ def _by_name(target: type[BaseDataset], config: dict, use: Use) -> dict:
     """
     meta, classes = dict(config.get("metainfo") or {}), use.classes
     given = meta.get("classes") or ()
-    if isinstance(given, str) and "://" not in given and not Path(given).is_file():
-        raise DataError(
-            f"metainfo.classes is {given!r}, and there is no such file of names; expected a tuple of names, which for "
-            f"one class is ({given!r},)"
-        )
+    if isinstance(given, str) and "://" not in given:
+        if not Path(given).is_file():
+            raise DataError(
+                f"metainfo.classes is {given!r}, and there is no such file of names; expected a tuple of names, which "
+                f"for one class is ({given!r},)"
+            )
+        meta["classes"] = tuple(lines_in(given))  # mmengine takes a byte order mark and blank lines for names
+        config = {**config, "metainfo": meta}
     check_distinct(_declared(config) or (), _named(target, config))
     if classes:
         own, of_class = meta.get("classes"), getattr(target, "METAINFO", {}).get("classes")
@@ -181,8 +184,8 @@ def _is_coco(target: type) -> bool:
 
 
 def _is_folders(target: type[BaseDataset], config: dict) -> bool:
-    """Whether a data set is folders of images and class maps, without a list of what is in them."""
-    if _scope() != "mmseg" or config.get("ann_file") or config.get("backend_args"):
+    """Whether a data set is folders of images and class maps, with or without a list of what is in them."""
+    if _scope() != "mmseg" or config.get("backend_args"):
         return False
     from mmseg.datasets import BaseSegDataset
 
@@ -204,8 +207,8 @@ def _by_our_rules(target: type[BaseDataset], masks: bool) -> type:
         parent.createIndex(self)
 
     def listed(self: BaseDataset) -> list[dict]:
-        images, maps = self.data_prefix["img_path"], self.data_prefix.get("seg_map_path")
-        pairs = pair_files(Path(images), Path(maps) if maps else None, self.img_suffix, self.seg_map_suffix)
+        maps = self.data_prefix.get("seg_map_path")
+        pairs = _pairs_of(self)
         same = {"label_map": self.label_map, "reduce_zero_label": self.reduce_zero_label}
         return [
             {"img_path": image, **({"seg_map_path": of_image} if maps else {}), **same, "seg_fields": []}
@@ -219,6 +222,16 @@ def _by_our_rules(target: type[BaseDataset], masks: bool) -> type:
     annotations = parent and type("Annotations", (parent,), {"get_cat_ids": numbered, "createIndex": indexed})
     own = {"COCOAPI": annotations} if annotations else {"load_data_list": listed}
     return type(target.__name__, (target,), {**own, "__reduce__": reduced})
+
+
+def _pairs_of(dataset: BaseDataset) -> list[tuple[str, str | None]]:
+    """The images of a data set of mmseg with their class maps: those that its file lists, or all in its folder."""
+    maps, file = dataset.data_prefix.get("seg_map_path"), Path(dataset.ann_file) if dataset.ann_file else None
+    arguments = Path(dataset.data_prefix["img_path"]), Path(maps) if maps else None
+    suffixes = dataset.img_suffix, dataset.seg_map_suffix
+    if file is None or file.is_dir():
+        return pair_files(*arguments, *suffixes)
+    return list_pairs(file, *arguments, *suffixes)
 
 
 def _restored(target: type, masks: bool, state: dict) -> BaseDataset:
@@ -286,10 +299,8 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
     maps = dataset.data_prefix.get("seg_map_path")
     if not maps or not _reads_as(target, BaseSegDataset):
         return
-    if dataset.ann_file:
-        pairs = [(info["img_path"], info["seg_map_path"]) for info in dataset.load_data_list()]
-        if not pairs:
-            raise DataError(f"{dataset.ann_file} lists no images; expected the name of one on each line")
+    if dataset.ann_file and not Path(dataset.ann_file).is_dir():
+        pairs = _pairs_of(dataset)
         check_present([Path(path) for pair in pairs for path in pair], f"{dataset.ann_file} lists it")
     else:
         images = Path(dataset.data_prefix["img_path"])

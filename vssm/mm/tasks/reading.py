@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from vssm.data import DataError, read_rgb
+from vssm.data.checks import wrong_size
 from vssm.data.class_maps import Meaning, check_map_size, read_class_map, to_labels
-from vssm.data.coco_check import wrong_size
 from vssm.data.decode import read_size
 
 # The steps that are replaced, themselves and no subclasses of them. Nothing here needs mmcv before it is used.

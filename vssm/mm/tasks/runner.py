@@ -25,7 +25,7 @@ from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
-from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights
+from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights, trained_weights
 from vssm.models import CheckpointError
 
 
@@ -258,15 +258,13 @@ class TaskRunner(SafeRunner):
         if is_training(checkpoint):
             check_bookkeeping(checkpoint, filename)
             self._check_resumed(checkpoint, filename)
-            averages = checkpoint.get("ema_state_dict")
-            if self._resume and isinstance(averages, dict) and not any(isinstance(h, EMAHook) for h in self.hooks):
+            trained = trained_weights(model, checkpoint, filename) if self._resume else None
+            if trained is not None and not any(isinstance(hook, EMAHook) for hook in self.hooks):
                 self.logger.warning(
                     f"resumed: {filename} is of a training that averages its weights, and this one does not "
                     "(default_hooks.ema): it goes on from those that were trained, and the averages are lost"
                 )
-                # The checkpoint has the averages in their place.
-                trained = {name: value for name, value in averages.items() if name.startswith("module.")}
-                checkpoint["state_dict"] = {name.removeprefix("module."): value for name, value in trained.items()}
+                checkpoint["state_dict"] = trained
             self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
             load_training(model, checkpoint, filename)
         else:

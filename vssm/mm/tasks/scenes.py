@@ -69,6 +69,10 @@ class ScenePredictor:
         steps = [dict(type="LoadImageFromNDArray"), *(s for s in self.pipeline if not s["type"].startswith("Load"))]
         self._prepare = Compose(steps)
 
+    def class_map_files(self, pictures: Sequence[Path]) -> list[Path]:
+        """The files of numbers that a segmentor writes beside its pictures; none for a detector."""
+        return [class_map_file(picture) for picture in pictures if hasattr(self.model, "decode_head")]
+
     def prepared(self, image: Image.Image) -> dict:
         """What the test pipeline makes of an RGB image for the model."""
         return self._prepare({"img": to_bgr(image), "img_id": 0})

@@ -37,6 +37,23 @@ def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     model.load_state_dict(weights)
 
 
+def trained_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> dict[str, Tensor] | None:
+    """The weights that were trained, of a checkpoint that has their averages in their place; None of another one.
+
+    mmengine's EMAHook exchanges the two when a training goes on, and would load them in part, or not finite.
+
+    Raises:
+        CheckpointError: names the keys of either that do not fit.
+    """
+    if "ema_state_dict" not in checkpoint:
+        return None
+    saved = models.weights_in(checkpoint["ema_state_dict"], f"ema_state_dict of {path}")
+    trained = {name.removeprefix("module."): each for name, each in saved.items() if name.startswith("module.")}
+    for part in (trained, models.weights_in(checkpoint.get("state_dict"), str(path))):
+        models.check_fits(part, model.state_dict(), str(path), type(model).__name__)
+    return trained
+
+
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a file with weights only, in our layout or the official one, all of them or none.
 

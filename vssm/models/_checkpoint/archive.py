@@ -48,7 +48,7 @@ def check_archive(path: str | Path) -> None:
     """
     check_regular(path)
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -58,6 +58,12 @@ def check_archive(path: str | Path) -> None:
             _check_zip(file, size)
         else:
             _check_legacy(file, size)
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file is one of safetensors, whatever its ending: a header in JSON behind its length of 8 bytes."""
+    with Path(path).open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _check_zip(file: IO[bytes], size: int) -> None:

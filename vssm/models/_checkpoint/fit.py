@@ -112,7 +112,8 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         model: what it is called in the error.
 
     Raises:
-        CheckpointError: names the missing, unexpected and misshapen keys, and those with NaN or infinite values.
+        CheckpointError: names the missing, unexpected and misshapen keys, whole numbers in the place of others, and
+            those with NaN or infinite values in the model's precision.
     """
     problems = {
         "missing": [name for name in expected if name not in state],
@@ -122,12 +123,21 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
             for name in expected
             if name in state and state[name].shape != expected[name].shape
         ],
+        "whole numbers, as in quantized weights": [
+            f"{name}: {_named(state[name].dtype)}, expected {_named(value.dtype)}"
+            for name, value in expected.items()
+            if name in state and value.is_floating_point() and _is_whole(state[name])
+        ],
     }
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in problems.items() if names)
         hint = _directions_hint(state, expected)
         raise CheckpointError(f"{source} does not fit {model}, nothing was loaded: {told}{hint}")
-    broken = [name for name, value in state.items() if not _is_finite(value)]
+    broken = [
+        name if value.dtype == expected[name].dtype else f"{name} as {_named(expected[name].dtype)}"
+        for name, value in state.items()
+        if not _is_finite(value, expected[name].dtype)
+    ]
     if broken:
         raise CheckpointError(
             f"{source} holds NaN, infinite or complex values, nothing was loaded: {len(broken)} of {len(state)} "
@@ -135,11 +145,20 @@ def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], sour
         )
 
 
-def _is_finite(value: Tensor) -> bool:
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not value.is_floating_point() and not value.is_complex()
+
+
+def _is_finite(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values are finite in the model's precision, which may reach less far than the file's."""
     if value.is_meta:  # an outline without values
         return True
     if value.is_floating_point():
-        return bool(torch.isfinite(value if value.element_size() > 1 else value.float()).all())
+        return bool(torch.isfinite(value.to(dtype if dtype.is_floating_point else torch.float32)).all())
     return not value.is_complex()
 
 
@@ -165,18 +184,22 @@ def _adapt(state: dict[str, Tensor], expected: Mapping[str, Tensor], model: Load
     """Weights for the model's number of classes and of input channels, as timm adapts them."""
     state = dict(state)
     stem = f"{model.first_conv}.weight"
-    if stem in state and state[stem].shape[1] != expected[stem].shape[1]:
+    if _same_dims(stem, state, expected) and state[stem].shape[1] != expected[stem].shape[1]:
         state[stem] = adapt_input_conv(expected[stem].shape[1], state[stem], base_chans=state[stem].shape[1])
     for classifier in (model.classifier,) if isinstance(model.classifier, str) else model.classifier:
         state = _adapt_classifier(state, expected, classifier)
     return state
 
 
+def _same_dims(name: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return name in state and state[name].dim() == expected[name].dim()
+
+
 def _adapt_classifier(state: dict[str, Tensor], expected: Mapping[str, Tensor], classifier: str) -> dict[str, Tensor]:
     weight, bias = f"{classifier}.weight", f"{classifier}.bias"
     if weight not in expected:
         return {name: value for name, value in state.items() if name not in (weight, bias)}
-    if weight in state and state[weight].shape != expected[weight].shape:
+    if _same_dims(weight, state, expected) and state[weight].shape != expected[weight].shape:
         _logger.warning(
             "the checkpoint has %d classes and the model %d: the classifier keeps its initial weights",
             state[weight].shape[0],

@@ -6,14 +6,14 @@ import argparse
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vssm.files import FileError
-from vssm.models._checkpoint.archive import check_archive
+from vssm.models._checkpoint.archive import check_archive, is_safetensors
 
 # Where training checkpoints hold their weights, in order of preference. A family whose authors evaluate the averaged
 # weights has another order.
@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path, weights_under: Sequence[str] = WEIGHTS_UND
     """The weights in a file, by the names they have there without wrappers' prefixes.
 
     Args:
-        path: a .pth file, or .safetensors.
+        path: a .pth file, or one of safetensors; what it holds decides, not its ending.
         weights_under: where the file holds more than weights, they are taken from under the first of these keys that
             is present.
 
@@ -83,7 +83,7 @@ def read_file(path: str | Path) -> object:
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
         check_archive(path)
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -114,7 +114,25 @@ def unwrap(checkpoint: object, source: str, weights_under: Sequence[str] = WEIGH
     state = weights_in(checkpoint, source, weights_under)
     while prefix := next((p for p in _PREFIXES for name in state if name.startswith(p)), None):
         kept = (prefix, *_BESIDE)
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(kept)}
+        state = merged((name.removeprefix(prefix), value) for name, value in state.items() if name.startswith(kept))
+    return state
+
+
+def merged(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights by their names, of which some may come twice with the same values, as tied weights do.
+
+    Raises:
+        CheckpointError: a name with two values; which of them counted would be a matter of their order.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in weights:
+        other = state.setdefault(name, value)
+        alike = (other.shape, other.dtype) == (value.shape, value.dtype)
+        if other is not value and not (alike and torch.equal(other, value)):
+            raise CheckpointError(
+                f"the checkpoint has two values of {name}, under names that mean the same (with and without a "
+                "wrapper's prefix, in the official layout and ours, or tied): remove one of them; nothing was loaded"
+            )
     return state
 
 

@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vssm.models._checkpoint.read import merged
+
 # The official dimensions in terms of ours: (0, 1) joins two of ours, () is a dimension of size one. None: as ours.
 Dims = tuple[int | tuple[int, ...], ...] | None
 
@@ -174,6 +176,9 @@ class Renaming:
         Args:
             state: weights, in the official layout or in ours.
             shapes: of our tensors.
+
+        Raises:
+            CheckpointError: a tensor that stands there twice, with different values.
         """
         if state.keys() <= shapes.keys():
             return dict(state)
@@ -182,7 +187,7 @@ class Renaming:
         for other_names in (self._older, self._twin):
             if other_names.rows:
                 current = {other_names.official(name)[0]: name for rule in rules for name in rule.theirs}
-                state = {current.get(name, name): value for name, value in state.items()}
+                state = merged((current.get(name, name), value) for name, value in state.items())
         found = {}
         for rule in rules:
             if all(name in state for name in rule.theirs):
@@ -191,7 +196,7 @@ class Renaming:
                     found.update(ours)
                     for name in rule.theirs:
                         del state[name]
-        return {**state, **found}
+        return merged((*state.items(), *found.items()))
 
     def write(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of ours in the official layout."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssm.files import replace_atomically
+from vssm.files import replace_atomically, unfinished
 from vssm.models._checkpoint.fit import Loadable
 
 
@@ -35,11 +35,16 @@ def save_official(model: Loadable, path: str | Path, overwrite: bool = False) ->
 
     Raises:
         FileExistsError: there is such a file, and `overwrite` is not given.
+        IsADirectoryError, FileNotFoundError: it is a folder, or in none.
     """
     path = Path(path)
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} exists already: choose another name, or give overwrite=True")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+    temporary = unfinished(path)
     try:
         torch.save({model.weights_under[0]: official_state_dict(model)}, temporary)
         replace_atomically(temporary, path)
