@@ -1,8 +1,12 @@
-"""Every op refuses integers, complex numbers and tensors of another device, in each of its tensors, by name."""
+"""Every op refuses integers, complex numbers and tensors of another device, in each of its tensors, by name; and keeps
+none of them."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -118,6 +122,25 @@ def test_a_tensor_of_another_device_is_refused(op, name):
         ValueError, match=rf"^{name} is on meta but {next(iter(given))} on cpu; move both to one device"
     ):
         function(**given | {name: given[name].to("meta")})
+
+
+@pytest.mark.parametrize(
+    "op", [registry for registry in registries if isinstance(registry, Op)], ids=lambda op: op.name
+)
+def test_no_tensor_is_kept(op):
+    """By no backend's plans or reasons why it cannot run: caches of those are by kinds of arguments."""
+    function, given = tensors_of(op.name)
+    for tensor in given.values():
+        tensor.requires_grad_()
+    for backend in op.backends:
+        with kernels.use_backend(backend.name), suppress(RuntimeError):  # where it cannot run
+            output = function(**given)
+            if output.is_floating_point():
+                output.sum().backward()
+    seen = [weakref.ref(tensor) for tensor in (*given.values(), output)]
+    del given, tensor, output
+    gc.collect()
+    assert not any(reference() is not None for reference in seen)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64, "float32"], ids=str)

@@ -8,7 +8,6 @@ bit-equal.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -275,7 +274,6 @@ def _rows(x: Tensor, directions: int) -> tuple[Tensor, int, int]:
     return x, x.stride(0), x.stride(1)
 
 
-@functools.lru_cache
 def _why_not(args: NormArguments | None) -> str | None:
     if args is None:
         return why_no_triton()
