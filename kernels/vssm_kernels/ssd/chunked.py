@@ -53,7 +53,7 @@ def duality_backward(args: SSDArguments, gradient: Tensor) -> tuple[Tensor | Non
     # The gradient of delta A at a step: all that passes it, from an earlier step or the start to a later one or an end.
     # Added up as such: differences of sums that begin at the start would lose the digits of what has decayed.
     weighed = dweights * chunks.weights
-    passing = (torch.ones_like(weighed[0, 0, 0, 0, 0]).triu() @ weighed).tril(-1).sum(-1).mT
+    passing = (weighed.new_ones(weighed.shape[-2:]).triu() @ weighed).tril(-1).sum(-1).mT
     given = F.pad((to_end * chunks.added).sum(-1)[..., :-1, :], (0, 0, 1, 0)).cumsum(-2)
     read = (dy * chunks.read_at_start()).sum(-1).flip(-2).cumsum(-2).flip(-2)
     through_all = chunks.since_start[..., -1:, :] * (dends * chunks.starts).sum((-3, -1)).unsqueeze(-2)
