@@ -98,17 +98,19 @@ def test_compiled_agrees_with_eager(model, monkeypatch):
 
 def test_compiled_under_autocast_is_as_exact_as_eager(model):
     # Many images: rounding turns a ReLU of MSVMamba's channel gates on or off where its input is nearly zero, and with
-    # two images one such unit is a fifth of its layer's gradient. Several batches: a gradient's rounding error in one
-    # is a matter of luck. And a second run would show memory that the first left unwritten.
-    model, batches = model.cuda(), [images(32, seed=seed).cuda() for seed in range(4)]
+    # two images one such unit is a fifth of its layer's gradient. Many batches: a gradient's rounding error in one is a
+    # matter of luck, between 0.3 and 18 % for one bias of HRVMamba, and so was the mean of four. And a second run would
+    # show memory that the first left unwritten.
+    model, batches = model.cuda(), [images(32, seed=seed).cuda() for seed in range(12)]
     exact = [logits_and_gradients(model, batch) for batch in batches]
 
     def mean_errors():
-        with torch.autocast("cuda", torch.bfloat16):
-            rounded = [logits_and_gradients(model, batch) for batch in batches]
-        for (logits, _), (expected, _) in zip(rounded, exact, strict=True):
+        found = []
+        for batch, (expected, expected_gradients) in zip(batches, exact, strict=True):
+            with torch.autocast("cuda", torch.bfloat16):
+                logits, gradients = logits_and_gradients(model, batch)
             assert_close(logits.float(), expected, "logits", tolerance=3e-2)
-        found = [errors(actual, expected) for (_, actual), (_, expected) in zip(rounded, exact, strict=True)]
+            found.append(errors(gradients, expected_gradients))
         return {name: sum(float(one[name]) for one in found) / len(found) for name in found[0]}
 
     eager = mean_errors()
