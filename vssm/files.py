@@ -2,9 +2,11 @@
 
 import os
 import re
+import secrets
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vssm.errors import ConfigError
@@ -109,12 +111,14 @@ def file_stem(text: str) -> str:
 
 
 def unfinished(path: Path) -> Path:
-    """Where a file is written before it is put in its place: beside it, under a name that no other process takes.
+    """Where a file is written before it is put in its place: beside it, under a name that nobody else takes.
+
+    It is drawn: processes have the same number in several containers, which may share a folder, and so have threads.
 
     >>> unfinished(Path("a/model.onnx")).suffix
     '.onnx'
     """
-    return path.with_name(f".{file_stem(path.stem)[:100]}.{os.getpid()}.part{path.suffix}")
+    return path.with_name(f".{file_stem(path.stem)[:100]}.{secrets.token_hex(6)}.part{path.suffix}")
 
 
 def replace_atomically(temporary: str | Path, final: str | Path) -> None:
@@ -122,6 +126,17 @@ def replace_atomically(temporary: str | Path, final: str | Path) -> None:
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, final)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is put in its place at the end; if the work breaks off, nothing is left of it."""
+    temporary = unfinished(path)
+    try:
+        yield temporary
+        replace_atomically(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -132,6 +147,5 @@ def write_atomically(path: Path, text: str) -> None:
     >>> file.read_text(), len(list(file.parent.iterdir()))
     ('done', 1)
     """
-    temporary = unfinished(path)
-    temporary.write_text(text)
-    replace_atomically(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text)

@@ -109,9 +109,10 @@ def _activated(function: _Activation, x: Tensor, bias: Tensor) -> Tensor:
     if x.is_cuda and runs_eagerly() and not (trained and function is F.relu):
         kind = kind_of((function, x, bias))
         if kind is not None:
-            if kind not in _forwards:
-                _forwards[kind] = _plan_forward(function, x, bias) if _in_one_kernel(x, bias) else None
-            run = _forwards[kind]
+            try:
+                run = _forwards[kind]
+            except KeyError:
+                run = _forwards[kind] = _plan_forward(function, x, bias) if _in_one_kernel(x, bias) else None
     if run is None:
         return function(_biased(x, bias))
     if trained:
@@ -159,10 +160,12 @@ def _backward_of(
     kind = kind_of((function, again, x, bias, gradient))
     if kind is None:
         return None
-    if kind not in _backwards:
+    try:
+        return _backwards[kind]
+    except KeyError:
         possible = _in_one_kernel(x, bias, gradient)
-        _backwards[kind] = _plan_backward(function, x, bias, gradient, again) if possible else None
-    return _backwards[kind]
+        run = _backwards[kind] = _plan_backward(function, x, bias, gradient, again) if possible else None
+        return run
 
 
 def _plan_forward(function: _Activation, x: Tensor, bias: Tensor) -> _Forward:

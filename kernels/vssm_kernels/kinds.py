@@ -12,7 +12,10 @@ from vssm_kernels.orders import ScanTable
 
 
 class Latest(dict):
-    """A dict that is emptied before it holds more than a few thousand entries."""
+    """A dict that is emptied before it holds more than a few thousand entries.
+
+    What was just put in may be gone: another thread may have emptied it.
+    """
 
     def __setitem__(self, key: Hashable, value: Any) -> None:
         if len(self) >= 4096:

@@ -161,7 +161,7 @@ class _Plan(NamedTuple):
     grid: tuple[int, int]  # blocks of the largest parameter, in either direction, and parameters
 
     @staticmethod
-    @functools.lru_cache(maxsize=1024)
+    @functools.cache  # for good: CUDA graphs read the tables of plans
     def of(shapes: tuple[torch.Size, ...], forms: tuple[Form, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
         begin, cuts, outputs, fields, largest = [0, 0, 0], ([], [], []), [], [], 0
         for shape, form in zip(shapes, forms, strict=True):

@@ -59,9 +59,11 @@ def batch_norm(
     if x.is_cuda and runs_eagerly() and not needs_gradient(given):
         kind = kind_of((*given, eps, activation))
         if kind is not None:
-            if kind not in _plans:
-                _plans[kind] = _plan(activation, x, eps) if _in_one_kernel(activation, *given) else None
-            if (launch := _plans[kind]) is not None:
+            try:
+                launch = _plans[kind]
+            except KeyError:
+                launch = _plans[kind] = _plan(activation, x, eps) if _in_one_kernel(activation, *given) else None
+            if launch is not None:
                 y = torch.empty_like(x)
                 launch(*given, y)
                 return y

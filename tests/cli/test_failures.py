@@ -1,7 +1,12 @@
 """Foreseeable failures of the tools: one sentence, a non-zero exit code, no traceback."""
 
+import argparse
 import itertools
+import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +15,9 @@ import torch
 from small_training import write_config
 
 from vssm import cli
+from vssm.cli.prediction import _json_list
 from vssm.cli.run import run_tool
+from vssm.files import unfinished, write_atomically, written_whole
 
 _count = itertools.count()
 
@@ -143,3 +150,40 @@ def test_a_package_that_is_not_there_is_named(capfd):
 
     assert run_tool(asks, None) == 1
     assert capfd.readouterr().err == "error: the package wandb is needed here and is not installed: pip install wandb\n"
+
+
+def test_a_time_limit_ends_a_tool_as_ctrl_c_does(tmp_path, capfd):
+    """What is done is written, and no half of a file is left."""
+
+    def work(_: object) -> None:
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # which would end the tests
+        with _json_list(tmp_path / "found.json") as write, written_whole(tmp_path / "model.onnx") as temporary:
+            write({"image": "a.jpg"})
+            temporary.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_tool(work, argparse.Namespace()) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err == "error: interrupted\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+    assert json.loads((tmp_path / "found.json").read_text()) == [{"image": "a.jpg"}]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_one_of_several_processes_dies_of_a_time_limit(capfd):
+    """It may wait for another outside of Python, where it would never hear of the signal."""
+
+    def work(_: object) -> None:
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    assert run_tool(work, argparse.Namespace(launcher="pytorch")) == 0
+
+
+def test_two_that_write_one_file_do_not_share_its_beginning(tmp_path, monkeypatch):
+    """Processes in two containers may have the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert unfinished(tmp_path / "a.csv") != unfinished(tmp_path / "a.csv")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(tmp_path / "a.csv", "\ud800")
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import torch
 from on_backends import DEVICE
 
 from vssm_kernels import CAST, RATES, Form, Layout, read_parameters
+from vssm_kernels.parameters import _Plan
 from vssm_kernels.testing import assert_close
 
 FORMS = {
@@ -109,3 +110,10 @@ def test_frozen_parameters_are_constants(in_one_kernel):
 def test_what_is_read_as_it_is_is_not_copied(in_one_kernel):
     tensor = torch.ones(3, 2, device=DEVICE)
     assert read_parameters([tensor], [CAST], torch.float32)[0] is tensor
+
+
+def test_what_cuda_graphs_read_of_plans_is_kept():
+    """A graph that was captured reads the table of its plan, however many other kinds of parameters came since."""
+    cpu = torch.device("cpu")
+    first, *_ = [_Plan.of((torch.Size([n]),), (CAST,), torch.float32, cpu) for n in range(1, 1100)]
+    assert _Plan.of((torch.Size([1]),), (CAST,), torch.float32, cpu) is first

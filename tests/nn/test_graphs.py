@@ -2,6 +2,8 @@
 
 import copy
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from vssm.nn import graph_module, run_fast
-from vssm.nn.graphs import CALLS, MOST
+from vssm.nn.graphs import CALLS, MOST, _modes
 
 
 class Recorded:
@@ -290,6 +292,32 @@ def test_a_replay_gives_copies_of_outputs_and_gradients():
     (graph,) = module._compiled_call_impl.graphs.values()
     for parameter, gradient in zip(module.parameters(), graph.gradients, strict=True):
         assert parameter.grad.shape == parameter.shape and parameter.grad.data_ptr() != gradient.data_ptr()
+
+
+@pytest.mark.usefixtures("still_cuda")
+def test_threads_take_turns():
+    """A second thread's input is not written over that of a replay that still runs."""
+    with torch.no_grad():
+        module, eager, x = captured(nn.Linear(3, 4))
+    (graph,) = module._compiled_call_impl.graphs.values()
+
+    def replay():
+        time.sleep(0.05)
+        graph.outputs[0].copy_(eager(graph.given))
+
+    graph.forward_graph, images = SimpleNamespace(replay=replay), [x + 1, x + 2, x + 3]
+    with ThreadPoolExecutor(len(images)) as threads:
+        outputs = list(threads.map(torch.no_grad()(module.__call__), images))
+    for image, output in zip(images, outputs, strict=True):
+        assert torch.equal(output, eager(image))
+
+
+@pytest.mark.usefixtures("still_cuda")
+def test_a_stream_has_graphs_of_its_own(monkeypatch):
+    """As replays on two streams run at the same time, on the same memory."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    assert _modes(torch.device("cuda", 1))[-1] == "stream of cuda:1"
+    assert _modes(torch.device("cpu"))[-1] is None
 
 
 @pytest.mark.usefixtures("still_cuda")

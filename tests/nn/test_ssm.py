@@ -111,3 +111,11 @@ def test_an_order_without_a_hash_is_refused() -> None:
 
     with pytest.raises(TypeError, match="a Rows has no hash; expected a function"):
         OrderTable(Rows(0))
+
+
+def test_tables_of_a_hundred_sizes_are_kept():
+    """As detectors meet them: each of the stages has grids of its own."""
+    table, cpu = OrderTable(raster), torch.device("cpu")
+    grids = [(height, width) for height in range(1, 21) for width in range(1, 21)]
+    first = [table(*grid, cpu) for grid in grids]
+    assert all(table(*grid, cpu) is made for grid, made in zip(grids, first, strict=True))

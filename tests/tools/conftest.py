@@ -3,7 +3,6 @@
 import logging
 import os
 import runpy
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,7 +46,7 @@ def run(
     """Run a file of tools/ from another directory, as a user does but in this process: its imports take seconds."""
 
     def call(tool: Path, *arguments: object) -> subprocess.CompletedProcess:
-        command, terminated = [str(tool), *map(str, arguments)], signal.getsignal(signal.SIGTERM)
+        command = [str(tool), *map(str, arguments)]
         with monkeypatch.context() as patch:
             patch.chdir(tmp_path)
             patch.setattr(sys, "argv", command)
@@ -55,7 +54,6 @@ def run(
             patch.setattr(logging.getLogger("vssm"), "handlers", [])  # a training leaves its own behind
             with pytest.raises(SystemExit) as end:
                 runpy.run_path(str(tool), run_name="__main__")
-        signal.signal(signal.SIGTERM, terminated)
         return subprocess.CompletedProcess(command, end.value.code, *capfd.readouterr())
 
     return call

@@ -15,7 +15,7 @@ import timm
 import torch
 
 import vssm
-from vssm.files import replace_atomically, unfinished
+from vssm.files import written_whole
 
 Row = dict[str, object]
 
@@ -74,13 +74,14 @@ def _text(value: object) -> str:
 def write_csv(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
     """Write the rows, each with the environment's facts, under a temporary name, then rename."""
     columns = [*dict.fromkeys(name for row in rows for name in row), *facts]
-    temporary = unfinished(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({**row, **facts} for row in rows)
-    replace_atomically(temporary, path)
 
 
 def write_plot(path: Path, rows: list[Row], x: str, y: str, line: str) -> None:

@@ -1,7 +1,6 @@
 """tools/compare.py: trains the models of a study, measures their costs, and writes a table and a plot."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,8 +22,6 @@ TRAIN = (sys.executable, str(CHECKOUT / "tools/train.py"))
 
 def run_study(arguments: argparse.Namespace) -> None:
     """Train and compare as the arguments of `compare_parser` say."""
-    # A time limit sends SIGTERM. Like Ctrl-C, it shall also end the trainings.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     name = arguments.config.stem
     study = load_study(arguments.config, parse_options(arguments.cfg_options), arguments.seeds)
     directory = arguments.work_dir or Path("work_dirs") / name

@@ -76,7 +76,6 @@ def write_repository(predictor: Predictor, folder: Path, license: str) -> None:
         raise ConfigError(f"--out: {folder} exists already: choose another name")
     model, name = predictor.model.eval(), str(predictor.arguments["name"])
     temporary = unfinished(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
         # Two of ImageNet's classes are named alike; transformers knows those names itself.
         distinct = len(set(predictor.labels)) == len(predictor.labels)

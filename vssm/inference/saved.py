@@ -1,5 +1,6 @@
 """Checkpoints: finds the latest, reads it, and loads weights. Runs no code of the file."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -34,12 +35,12 @@ def checkpoints_of(work_dir: str | Path) -> list[Path]:
     work_dir = Path(work_dir)
     # Only the name counts: the directory may have been moved.
     named = Path(read_note(work_dir / NOTE)).name
-    files = [
-        path
-        for path in work_dir.glob("*.pth")
-        if path.name in (named, INTERRUPTED) or path.name.startswith(("epoch_", "iter_"))
-    ]
-    return sorted(files, key=lambda path: (path.name == named, path.stat().st_mtime), reverse=True)
+    dated = []
+    for path in work_dir.glob("*.pth"):
+        if path.name in (named, INTERRUPTED) or path.name.startswith(("epoch_", "iter_")):
+            with suppress(FileNotFoundError):  # the training that wrote it has just removed it, or a link to nothing
+                dated.append((path.name == named, path.stat().st_mtime, path))
+    return [path for *_, path in sorted(dated, reverse=True)]
 
 
 def read_note(path: Path) -> str:

@@ -7,6 +7,7 @@ the same kernels on the same parameters, so each is kept under everything that t
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -43,7 +44,8 @@ def graph_module(
     from then on calls of this kind replay. Results are those of eager calls, random numbers included, and parameters
     and buffers may change between calls: a graph reads their memory, and one whose memory was replaced is no longer
     used. Everything else runs eagerly: other shapes, several arguments, inputs that want a gradient, layers with hooks,
-    a second forward before the backward of the first, a device other than the GPU. Where a call cannot be captured
+    a second forward before the backward of the first, a device other than the GPU. Threads may call the module at once:
+    replays take turns, and each stream of the GPU has graphs of its own. Where a call cannot be captured
     (it waits for the GPU, draws random numbers on the CPU, or leaves too little memory), this is told once, and calls
     of its kind, with or without gradients, stay eager.
 
@@ -78,20 +80,24 @@ class _Calls:
         self.eager_only: set[bool] = set()  # with gradients, without
         self.told: set[str] = set()
         self.capturing = False
+        # A replay writes into the memory of the one before it: threads take turns until the outputs are copied.
+        self.turns = threading.RLock()
 
     def __call__(self, *arguments: Any, **named: Any) -> Output:
-        graph = None
-        if len(arguments) == 1 and not named and not self.capturing:
+        if len(arguments) == 1 and not named:
             x = arguments[0]
             if type(x) is Tensor and x.device.type == self.device and not x.requires_grad and runs_eagerly():
-                graph = self._graph_of(x)
-        return self.module._call_impl(*arguments, **named) if graph is None else graph(x)
+                with self.turns:
+                    graph = None if self.capturing else self._graph_of(x)
+                    if graph is not None:
+                        return graph(x)
+        return self.module._call_impl(*arguments, **named)
 
     def _graph_of(self, x: Tensor) -> Any | None:
         state = self.watch.state()
         if state is None:
             return self._told("a layer has hooks, which a replay would not call")
-        key = (x.shape, x.stride(), x.dtype, x.device, *_modes(x.device.type), state)
+        key = (x.shape, x.stride(), x.dtype, x.device, *_modes(x.device), state)
         graph = self.graphs.get(key)
         if graph is None:
             self.times = self.times + 1 if key == self.last else 1
@@ -130,9 +136,11 @@ class _Calls:
             self.tell(sentence)
 
 
-def _modes(device: str) -> tuple[Hashable, ...]:
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+def _modes(device: torch.device) -> tuple[Hashable, ...]:
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    # On another stream a replay would overwrite the memory of one that still runs.
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast, stream
 
 
 class _Watch:

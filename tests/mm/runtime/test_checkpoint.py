@@ -203,3 +203,10 @@ def test_averaged_weights_have_to_fit_too(make_runner, part, change, told):
     torch.save(checkpoint, file)
     with pytest.raises(CheckpointError, match=told):
         make_runner(**average, load_from=str(file), resume=True).train()
+
+
+def test_a_checkpoint_that_is_gone_by_the_time_it_is_looked_at_is_left_out(tmp_path):
+    """A training removes its old ones while another program looks for the newest."""
+    (tmp_path / "epoch_2.pth").touch()
+    (tmp_path / "epoch_3.pth").symlink_to(tmp_path / "gone")
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch_2.pth"

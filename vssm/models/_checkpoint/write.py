@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vssm.files import replace_atomically, unfinished
+from vssm.files import written_whole
 from vssm.models._checkpoint.fit import Loadable
 
 
@@ -44,9 +44,5 @@ def save_official(model: Loadable, path: str | Path, overwrite: bool = False) ->
         raise IsADirectoryError(f"{path} is a folder; expected the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    temporary = unfinished(path)
-    try:
+    with written_whole(path) as temporary:
         torch.save({model.weights_under[0]: official_state_dict(model)}, temporary)
-        replace_atomically(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
