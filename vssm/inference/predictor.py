@@ -20,7 +20,6 @@ from vssm.errors import ConfigError
 from vssm.inference.create import create_model
 from vssm.inference.description import Description, describe
 from vssm.inference.saved import is_training, load_weights, read_checkpoint
-from vssm.models import CheckpointError
 
 Item = TypeVar("Item")
 
@@ -142,14 +141,11 @@ def model_arguments(described: Description | None, name: str | None) -> dict:
 
     Raises:
         ConfigError: no name where the checkpoint does not say, or another one than it says.
-        CheckpointError: the checkpoint is of a detector or segmentor.
     """
     if described is None:
         if name is None:
             raise ConfigError("which model? Name it with --model, or give a checkpoint of tools/train.py")
         return {"name": name}
-    if described.backbone is None:
-        raise CheckpointError(f"{described.source} is a checkpoint of a detector or segmentor; expected a classifier's")
     if name not in (None, described.backbone["name"]):
         raise ConfigError(f"{described.source} is a checkpoint of {described.backbone['name']}, not of {name}")
     return described.backbone

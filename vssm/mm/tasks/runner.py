@@ -22,7 +22,7 @@ from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
-from vssm.mm.tasks.classifier import ImageClassifier, check_pairs
+from vssm.mm.tasks.classifier import ImageClassifier, Teacher, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights, trained_weights
@@ -69,6 +69,8 @@ class TaskRunner(SafeRunner):
         """Build the loop of training."""
         self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         loop = super().build_train_loop(loop)
+        if isinstance(getattr(unwrap(self.model), "teacher", None), Teacher):  # which is loaded after this
+            unwrap(self.model).teacher.classes = self._classes
         preprocessor, batches = getattr(unwrap(self.model), "data_preprocessor", None), loop.dataloader.batch_sampler
         if getattr(preprocessor, "mixup", None) is not None and len(loop.dataloader) <= loop.max_iters:
             check_pairs(getattr(batches, "last_batch", None) or 0)
