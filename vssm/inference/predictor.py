@@ -98,8 +98,8 @@ def load_predictor(
         name: a timm model; None for a checkpoint of tools/train.py.
         checkpoint: written by tools/train.py, or weights in the model's official layout; None downloads the published
             weights.
-        labels: a file with the name of a class on each line; None for the checkpoint's names, or ImageNet's for a
-            model with 1000 classes.
+        labels: a file with the name of a class on each line; None for the names of the checkpoint or of the model's
+            repository, or ImageNet's for a model with 1000 classes.
         device: see `resolve_device`.
 
     Raises:
@@ -127,6 +127,8 @@ def predictor_of(
         names = names or described.classes
     else:
         model = _published(name) if checkpoint is None else _with_weights(name, checkpoint)
+        if checkpoint is None:  # repositories of `vssm.inference.hub` have names, of 1000 classes too
+            names = names or (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
         transform = create_transform(**resolve_data_config({}, model=model))
     labels = class_names(model.num_classes, names)
     return Predictor(model.to(place), transform, labels, arguments)

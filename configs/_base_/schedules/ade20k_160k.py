@@ -1,7 +1,8 @@
 # Swin's recipe for ADE20K, which VMamba and its kin follow: 160000 steps, 1500 of warm-up, AdamW from 6e-5 linearly to
 # zero; no weight decay on norms. Source: segmentation/configs/swin of MzeroMiko/VMamba. 16 images a step.
-# Some of the batch norms that official names call norm are called bn here, and are named by where they are (MambaVision,
-# Spatial-Mamba, VSSD).
+# Some batch norms that official names call norm are called bn here, and named by where they are (MambaVision,
+# Spatial-Mamba, VSSD). Official: norms with names of other words (VMamba's stem and downsampling) decay. Here: not, but for
+# batch norms.
 _base_ = 'mmseg::_base_/schedules/schedule_160k.py'
 
 optim_wrapper = dict(

@@ -1,8 +1,9 @@
 # Swin's recipe for COCO, which VMamba and its kin follow: 12 epochs, 1000 steps of warm-up, AdamW at 1e-4, ten times
 # less after 8 and 11 epochs; no weight decay on norms. Source: detection/configs/swin of MzeroMiko/VMamba. 16 images
 # a step.
-# Some of the batch norms that official names call norm are called bn here, and are named by where they are (MambaVision,
-# Spatial-Mamba, VSSD).
+# Some batch norms that official names call norm are called bn here, and named by where they are (MambaVision,
+# Spatial-Mamba, VSSD). Official: norms with names of other words (VMamba's stem and downsampling) decay. Here: not, but for
+# batch norms.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
 optim_wrapper = dict(
