@@ -199,6 +199,19 @@ def test_a_teachers_classes_go_by_their_names(make_runner, teacher):
             assert runner.model.teacher(images).equal(labels[model(images).argmax(1)])
 
 
+def test_a_teacher_of_images_normalised_otherwise_is_refused(make_runner, monkeypatch, teacher):
+    """A quarter of timm's classifiers are; what they said of the student's images was worth less, without a word."""
+    runner = make_runner(model__backbone={**STUDENT, "_delete_": True}, model__teacher={"name": "test_vit"})
+    assert len(runner.train_loop.dataloader)
+    monkeypatch.setattr("vssm.mm.tasks.classifier.create_model", lambda **arguments: teacher[1])
+    usual = {"num_classes": 10, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    teacher[1].pretrained_cfg = usual
+    runner.model.init_weights()
+    teacher[1].pretrained_cfg = {**usual, "mean": (0.5, 0.5, 0.5)}
+    with pytest.raises(ConfigError, match=r"images normalised with .*0\.5.*, and the student's are with .*0\.485"):
+        runner.model.init_weights()
+
+
 def test_a_published_recipe_with_a_teacher_is_built_without_its_weights():
     """They are read when a training begins, and not to evaluate or to count."""
     model = load_config(ROOT / "configs/classification/groupmamba/groupmamba_tiny_in1k.py").model

@@ -99,6 +99,7 @@ class Teacher:
     Attributes:
         classes: the names of the training's classes, in the order of its labels, by which the teacher's go where its
             file names them; None where they are not known.
+        normalised: the mean and the deviation that images are normalised with; None where they are not known.
 
     Raises:
         ConfigError: unknown model name; in `load` weights that cannot be had, or of other classes than the student's.
@@ -106,6 +107,7 @@ class Teacher:
     """
 
     classes: tuple[str, ...] | None = None
+    normalised: dict[str, tuple[float, ...]] | None = None
     _labels: Tensor | None = None
 
     def __init__(self, arguments: dict, num_classes: int) -> None:
@@ -146,6 +148,12 @@ class Teacher:
             raise ConfigError(
                 f"the teacher {self.name} knows {known} classes and the model has {self.num_classes}: give the file of "
                 "a teacher of the same classes with --cfg-options model.teacher.checkpoint=FILE"
+            )
+        own = {key: tuple(model.pretrained_cfg[key]) for key in self.normalised or ()}
+        if self.normalised and own != self.normalised:
+            raise ConfigError(
+                f"the teacher {self.name} knows images normalised with {own}, and the student's are with "
+                f"{self.normalised}: set mean and std of dataset.transform everywhere, or choose another teacher"
             )
         return model
 
