@@ -63,6 +63,13 @@ def test_table_before_anything_is_measured(rows):
     assert lines[5].startswith("3 seeds a model. ") and "Throughput" not in lines[5]
 
 
+def test_seeds_that_failed_are_not_counted(rows):
+    facts = environment(torch.device("cpu"))
+    rows = [{**row, **facts} for row in rows]
+    assert study_table(rows[:-1]).splitlines()[5].startswith("2 to 3 seeds a model.")
+    assert study_table(rows[:1]).splitlines()[4].startswith("1 seed a model.")
+
+
 def test_table_from_the_file_is_the_same(rows, tmp_path):
     facts = environment(torch.device("cpu"))
     write_csv(tmp_path / "study.csv", rows, facts)

@@ -17,6 +17,7 @@ from torch import nn
 
 from vssm.bench.flops import count_flops
 from vssm.mm.tasks.complexity import SIZES, build_model, compute, data_samples
+from vssm.models import Backbone
 
 ROWS = {recipe.path: recipe for recipe in RECIPES if recipe.published and not recipe.classifies}
 # The smallest of each kind of recipe.
@@ -158,8 +159,10 @@ def test_pipelines_and_optimiser_are_built(recipe):
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     assert set(groups) == set(model.parameters())
-    norm = next(value for name, value in model.named_parameters() if "norm" in name)
-    assert groups[norm]["weight_decay"] == 0 and groups[model["head"].weight]["weight_decay"] > 0
+    timms = next(part for part in model.modules() if isinstance(part, Backbone))
+    officially = {name for name, _ in timms.named_parameters() if "norm" in "".join(timms.renaming.official(name))}
+    assert officially and groups[model["head"].weight]["weight_decay"] > 0
+    assert not [name for name in officially if groups[timms.get_parameter(name)]["weight_decay"]]
     rates = {group["lr"] for group in optimizer.param_groups}
     assert max(rates) == groups[model["head"].weight]["lr"] == config.optim_wrapper.optimizer.lr
     assert (len(rates) > 1) == any(option in str(config.optim_wrapper.paramwise_cfg) for option in SLOWER)

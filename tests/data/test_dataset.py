@@ -80,6 +80,15 @@ def pack(folder: Path, file: Path) -> None:
         tar.add(folder, arcname=".")
 
 
+@pytest.mark.parametrize("name", ["set.zip", "set.tar.gz", "set/train.zip"])
+def test_packed_folders_are_to_be_unpacked(name: str, tmp_path: Path) -> None:
+    packed = tmp_path / name
+    packed.parent.mkdir(exist_ok=True)
+    packed.write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match=f"no images at .*; unpack {packed}, as only folders and tar files"):
+        ImageDataset(root=tmp_path / "set" if "/" in name else packed, split="train", transform=None)
+
+
 def test_tar(folder: Path) -> None:
     pack(folder / "train", folder / "packed.tar")
     for dataset in (

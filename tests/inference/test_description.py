@@ -9,6 +9,7 @@ import torch
 
 from vssm.cli.prediction import load_predictor
 from vssm.errors import ConfigError
+from vssm.inference.create import create_model
 from vssm.inference.description import MAX_DEPTH, MAX_VALUES, checked, describe
 from vssm.models import CheckpointError
 
@@ -201,3 +202,15 @@ def test_a_giant_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     torch.save(classifier(backbone={"name": "vim_tiny", "depth": 1, "embed_dim": 16_000}), tmp_path / "giant.pth")
     with pytest.raises(CheckpointError, match=r"giant\.pth does not fit Vim"):
         load_predictor(None, tmp_path / "giant.pth")
+
+
+def test_detectors_and_segmentors_are_no_classifiers() -> None:
+    changes = {"backbone": None, "scope": "mmseg", "model": {"type": "EncoderDecoder"}, "pipeline": []}
+    with pytest.raises(CheckpointError, match=r"x\.pth: it is of a detector or segmentor; expected a classif"):
+        describe(classifier(**changes), "x.pth")
+
+
+@pytest.mark.parametrize("name", ["configs/detection/x.py", "./epoch_30.pth", "/nowhere/x.pth", "local-dir:nowhere"])
+def test_paths_are_no_names_of_models(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"is a path; expected the name of a model|cannot be had .*nowhere"):
+        create_model(name)

@@ -10,7 +10,7 @@ from families import CLASSES
 from vssm.cli import hub as tool
 from vssm.data import AlbumentationsTransform, TimmTransform
 from vssm.errors import ConfigError, UserError
-from vssm.inference import Predictor
+from vssm.inference import Predictor, load_predictor
 from vssm.inference.hub import write_repository
 
 LABELS = ["ant", "bee", "cat"]
@@ -46,6 +46,14 @@ def test_config_says_how_images_are_prepared_and_what_classes_are_called(tmp_pat
     assert told["input_size"] == [3, 32, 32] and told["crop_pct"] == 1.0 and told["interpolation"] == "bicubic"
     assert told["license"] == "mit"
     assert "license: mit\n" in (tmp_path / "mine" / "README.md").read_text()
+
+
+def test_a_repository_predicts_with_its_own_names(tmp_path):
+    """They were numbers, or ImageNet's where there are 1000 classes."""
+    names = [f"kind {index}" for index in range(1000)]
+    model = timm.create_model("test_vit", img_size=32)
+    write_repository(Predictor(model, TimmTransform(32), names, {"name": "test_vit"}), tmp_path / "mine", "mit")
+    assert list(load_predictor(f"local-dir:{tmp_path / 'mine'}", device="cpu").labels) == names
 
 
 def test_nothing_is_left_where_it_cannot_be_written(tmp_path, monkeypatch):

@@ -75,7 +75,9 @@ def study_table(rows: list[Mapping[str, object]]) -> str:
     for model in models:
         spread = f"{model.mean:.1f} % ({min(model.scores):.1f} to {max(model.scores):.1f})"
         lines.append([model.label, spread, *(_text(model.costs[name], form) for name, _, form in columns)])
-    seeds = f"{max(len(model.scores) for model in models)} seeds a model."
+    least, most = (choose(len(model.scores) for model in models) for choose in (min, max))
+    of_each = str(most) if least == most else f"{least} to {most}"  # a training may have failed
+    seeds = f"{of_each} seed{'' if most == 1 else 's'} a model."
     measured = next((row for row in rows if row["execution"]), None)
     if measured is not None:
         seeds += (

@@ -55,6 +55,14 @@ class TimmTransform:
                 f"{int(MAX_PIXELS**0.5)}"
             )
 
+    @property
+    def normalised(self) -> dict[str, tuple[float, ...]] | None:
+        """The mean and the deviation that pixels are normalised with; None where they are not."""
+        if not self.options.get("normalize", True):
+            return None
+        usual = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        return {key: tuple(self.options.get(key, value)) for key, value in usual.items()}
+
     def __call__(self, image: Image.Image) -> Tensor:
         # The shorter side is resized, and the other with it.
         if self.square * max(image.size) > 4 * MAX_PIXELS * min(image.size):

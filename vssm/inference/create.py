@@ -37,6 +37,11 @@ def create_model(name: str, **arguments: object) -> nn.Module:
         return timm.create_model(name, **arguments)
     except CheckpointError:
         raise
+    except OSError as error:
+        if ":" not in name:
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model {name!r}: its configuration or weights cannot be had ({reason})") from error
     except _OF_ARGUMENTS as error:
         if not arguments:
             raise
@@ -84,8 +89,19 @@ def is_known(name: str) -> bool:
 
 
 def check_known(name: str) -> None:
-    """Raises ConfigError, with the nearest names, for a model that timm does not have."""
-    if not is_known(name) and "/" not in name and ":" not in name:
+    """Raises ConfigError, with the nearest names, for a model that timm does not have.
+
+    >>> check_known("work_dirs/epoch_30.pth")
+    Traceback (most recent call last):
+    vssm.errors.ConfigError: 'work_dirs/epoch_30.pth' is a path; expected the name of a model, such as vim_tiny, or \
+local-dir:FOLDER or hf-hub:OWNER/NAME
+    """
+    if "/" in name and ":" not in name:
+        raise ConfigError(
+            f"{name!r} is a path; expected the name of a model, such as vim_tiny, or local-dir:FOLDER or "
+            "hf-hub:OWNER/NAME"
+        )
+    if not is_known(name) and ":" not in name:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has the names"
         raise ConfigError(f"there is no model called {name!r}; {hint}")

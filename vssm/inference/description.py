@@ -97,16 +97,17 @@ class Description:
             ) from error
 
 
-def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool] = lambda name: False) -> Description:
+def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool] | None = None) -> Description:
     """Check the description of the model in a checkpoint of a training.
 
     Args:
         checkpoint: the content of the file.
         source: the file, for errors.
-        is_type: whether a detector, a segmentor or their pipelines may have parts of this type.
+        is_type: whether a detector, a segmentor or their pipelines may have parts of this type; None where only a
+            classifier will do.
 
     Raises:
-        CheckpointError: names the place in the description, and what is wrong there.
+        CheckpointError: it is not of a classifier; or names the place in the description, and what is wrong there.
     """
     meta = checkpoint["meta"] if is_training(checkpoint) else {}
     scope, backbone, transform = meta.get("scope", "mmengine"), meta.get("backbone"), meta.get("transform")
@@ -120,7 +121,10 @@ def describe(checkpoint: dict, source: str | Path, is_type: Callable[[str], bool
             backbone = {"name": backbone["model_name"], **{k: v for k, v in backbone.items() if k != "model_name"}}
         _expect(isinstance(backbone, dict) and isinstance(backbone.get("name"), str), source, "meta.backbone")
         _expect(isinstance(transform, dict), source, "meta.transform")
+    elif is_type is None and meta.get("model") is not None:
+        raise CheckpointError(f"{source}: it is of a detector or segmentor; expected a classifier's")
     else:
+        is_type = is_type or (lambda name: False)
         model = checked(meta.get("model"), f"{source}: meta.model", is_type)
         pipeline = checked(meta.get("pipeline"), f"{source}: meta.pipeline", is_type, enlarged=MAX_ENLARGED)
         _expect(isinstance(model, dict) and "type" in model, source, "meta.model")

@@ -20,7 +20,6 @@ from vssm.errors import ConfigError
 from vssm.inference.create import create_model
 from vssm.inference.description import Description, describe
 from vssm.inference.saved import is_training, load_weights, read_checkpoint
-from vssm.models import CheckpointError
 
 Item = TypeVar("Item")
 
@@ -99,8 +98,8 @@ def load_predictor(
         name: a timm model; None for a checkpoint of tools/train.py.
         checkpoint: written by tools/train.py, or weights in the model's official layout; None downloads the published
             weights.
-        labels: a file with the name of a class on each line; None for the checkpoint's names, or ImageNet's for a
-            model with 1000 classes.
+        labels: a file with the name of a class on each line; None for the names of the checkpoint or of the model's
+            repository, or ImageNet's for a model with 1000 classes.
         device: see `resolve_device`.
 
     Raises:
@@ -128,6 +127,8 @@ def predictor_of(
         names = names or described.classes
     else:
         model = _published(name) if checkpoint is None else _with_weights(name, checkpoint)
+        if checkpoint is None:  # repositories of `vssm.inference.hub` have names, of 1000 classes too
+            names = names or (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
         transform = create_transform(**resolve_data_config({}, model=model))
     labels = class_names(model.num_classes, names)
     return Predictor(model.to(place), transform, labels, arguments)
@@ -142,14 +143,11 @@ def model_arguments(described: Description | None, name: str | None) -> dict:
 
     Raises:
         ConfigError: no name where the checkpoint does not say, or another one than it says.
-        CheckpointError: the checkpoint is of a detector or segmentor.
     """
     if described is None:
         if name is None:
             raise ConfigError("which model? Name it with --model, or give a checkpoint of tools/train.py")
         return {"name": name}
-    if described.backbone is None:
-        raise CheckpointError(f"{described.source} is a checkpoint of a detector or segmentor; expected a classifier's")
     if name not in (None, described.backbone["name"]):
         raise ConfigError(f"{described.source} is a checkpoint of {described.backbone['name']}, not of {name}")
     return described.backbone

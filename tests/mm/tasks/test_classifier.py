@@ -1,6 +1,7 @@
 """The classifier, its preprocessor and its metric."""
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,6 +178,38 @@ def test_a_teacher_of_other_classes_is_refused(monkeypatch, teacher):
     monkeypatch.setattr("vssm.mm.tasks.classifier.create_model", lambda **arguments: teacher[1])
     with pytest.raises(ConfigError, match="test_vit knows 1000 classes and the model has 10"):
         Teacher({"name": "test_vit"}, 10).load(torch.device("cpu"))
+
+
+def test_a_teachers_classes_go_by_their_names(make_runner, teacher):
+    """Its file may have them in another order than the data; labels were those of other classes then."""
+    arguments, model = teacher
+    names = make_runner().train_loop.dataloader.dataset.metainfo["classes"]
+    weights, file = torch.load(arguments["checkpoint"]), Path(arguments["checkpoint"])
+    labels = torch.tensor(range(9, -1, -1))
+    for own in (names[::-1], [*names[1:], "bee"]):
+        torch.save({"state_dict": weights, "meta": {"classes": own}}, file)
+        runner = make_runner(model__backbone={**STUDENT, "_delete_": True}, model__teacher=arguments)
+        assert len(runner.train_loop.dataloader)
+        if "bee" in own:
+            with pytest.raises(ConfigError, match=r"knows the classes .*: give a teacher of the same classes"):
+                runner.model.init_weights()
+        else:
+            runner.model.init_weights()
+            images = torch.randn(8, 3, 32, 32)
+            assert runner.model.teacher(images).equal(labels[model(images).argmax(1)])
+
+
+def test_a_teacher_of_images_normalised_otherwise_is_refused(make_runner, monkeypatch, teacher):
+    """A quarter of timm's classifiers are; what they said of the student's images was worth less, without a word."""
+    runner = make_runner(model__backbone={**STUDENT, "_delete_": True}, model__teacher={"name": "test_vit"})
+    assert len(runner.train_loop.dataloader)
+    monkeypatch.setattr("vssm.mm.tasks.classifier.create_model", lambda **arguments: teacher[1])
+    usual = {"num_classes": 10, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    teacher[1].pretrained_cfg = usual
+    runner.model.init_weights()
+    teacher[1].pretrained_cfg = {**usual, "mean": (0.5, 0.5, 0.5)}
+    with pytest.raises(ConfigError, match=r"images normalised with .*0\.5.*, and the student's are with .*0\.485"):
+        runner.model.init_weights()
 
 
 def test_a_published_recipe_with_a_teacher_is_built_without_its_weights():

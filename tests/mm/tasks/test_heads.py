@@ -11,7 +11,8 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 from vssm.errors import ConfigError
-from vssm.mm.tasks.runner import check_classes, ignored_by_heads, keep_regions_exact
+from vssm.mm.tasks.precision import keep_regions_exact
+from vssm.mm.tasks.runner import check_classes, ignored_by_heads
 from vssm.mm.tasks.weights import classes_of_heads
 
 pytest.importorskip("mmdet")
@@ -171,6 +172,20 @@ def test_regions_are_not_rounded_in_mixed_precision(build):
     assert not torch.allclose(extractor(halves, regions).float(), exact, atol=0.05)
     keep_regions_exact(model)
     torch.testing.assert_close(extractor(halves, regions), exact)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn", "retinanet"])
+def test_boxes_are_in_float32_in_mixed_precision(build, name):
+    """Of a trained network's proposals those beyond 512 pixels were multiples of 4, and no metric took the scores."""
+    model = build(name).eval()
+    keep_regions_exact(model)
+    head = model.rpn_head if name == "mask_rcnn" else model.bbox_head
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        outputs = head([torch.randn(1, 16, 128 // 2**i, 128 // 2**i) for i in range(5)])
+        proposals = head.predict_by_feat(*outputs, batch_img_metas=[{"img_shape": (512, 1024), "scale_factor": (1, 1)}])
+        (found, _) = model.test_step(batch(name))
+    assert proposals[0].bboxes.dtype == found.pred_instances.bboxes.dtype == torch.float32
+    assert found.pred_instances.scores.dtype == torch.float32
 
 
 def test_classes_of_data_and_heads_are_compared(build):

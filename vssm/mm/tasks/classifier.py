@@ -12,9 +12,10 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vssm.data.classes import some
 from vssm.errors import ConfigError
 from vssm.inference.create import check_known, create_model, with_name
-from vssm.inference.saved import load_weights, to_plain
+from vssm.inference.saved import classes_of, load_weights, read_checkpoint, to_plain
 
 
 @MODELS.register_module()
@@ -95,10 +96,19 @@ class Teacher:
             downloaded.
         num_classes: of the student.
 
+    Attributes:
+        classes: the names of the training's classes, in the order of its labels, by which the teacher's go where its
+            file names them; None where they are not known.
+        normalised: the mean and the deviation that images are normalised with; None where they are not known.
+
     Raises:
         ConfigError: unknown model name; in `load` weights that cannot be had, or of other classes than the student's.
         CheckpointError: in `load`, the file cannot be read or does not fit.
     """
+
+    classes: tuple[str, ...] | None = None
+    normalised: dict[str, tuple[float, ...]] | None = None
+    _labels: Tensor | None = None
 
     def __init__(self, arguments: dict, num_classes: int) -> None:
         self.arguments = with_name(to_plain(arguments), "model.teacher")
@@ -109,12 +119,20 @@ class Teacher:
 
     def load(self, device: torch.device) -> None:
         """Build the model with its weights; nothing is read before."""
-        model = self._published() if self.checkpoint is None else self._from_file()
+        model = self._published() if self.checkpoint is None else self._from_file(device)
         self.model = model.eval().requires_grad_(False).to(device)
 
-    def _from_file(self) -> nn.Module:
+    def _from_file(self, device: torch.device) -> nn.Module:
         model = create_model(**{"num_classes": self.num_classes, **self.arguments})
         load_weights(model, self.checkpoint)
+        own = classes_of(read_checkpoint(self.checkpoint))
+        if own and self.classes and own != self.classes:
+            if len(own) != len(self.classes) or {*own} != {*self.classes}:
+                raise ConfigError(
+                    f"model.teacher.checkpoint, {self.checkpoint}, knows the classes {some(own)} ({len(own)} in all), "
+                    f"and the data have {some(self.classes)} ({len(self.classes)}): give a teacher of the same classes"
+                )
+            self._labels = torch.tensor([self.classes.index(name) for name in own], device=device)
         return model
 
     def _published(self) -> nn.Module:
@@ -131,12 +149,19 @@ class Teacher:
                 f"the teacher {self.name} knows {known} classes and the model has {self.num_classes}: give the file of "
                 "a teacher of the same classes with --cfg-options model.teacher.checkpoint=FILE"
             )
+        own = {key: tuple(model.pretrained_cfg[key]) for key in self.normalised or ()}
+        if self.normalised and own != self.normalised:
+            raise ConfigError(
+                f"the teacher {self.name} knows images normalised with {own}, and the student's are with "
+                f"{self.normalised}: set mean and std of dataset.transform everywhere, or choose another teacher"
+            )
         return model
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(batch, channels, height, width), normalised as for the student -> class indices (batch,)."""
-        return self.model(images).argmax(dim=1)
+        found = self.model(images).argmax(dim=1)
+        return found if self._labels is None else self._labels[found]
 
     def __deepcopy__(self, memo: dict) -> "Teacher":
         return self

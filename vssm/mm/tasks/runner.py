@@ -22,8 +22,9 @@ from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
 from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
-from vssm.mm.tasks.classifier import ImageClassifier, check_pairs
+from vssm.mm.tasks.classifier import ImageClassifier, Teacher, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
+from vssm.mm.tasks.precision import keep_regions_exact
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights, trained_weights
 from vssm.models import CheckpointError
@@ -69,6 +70,11 @@ class TaskRunner(SafeRunner):
         """Build the loop of training."""
         self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         loop = super().build_train_loop(loop)
+        if isinstance(getattr(unwrap(self.model), "teacher", None), Teacher):  # which is loaded after this
+            unwrap(self.model).teacher.classes = self._classes
+            unwrap(self.model).teacher.normalised = getattr(
+                getattr(loop.dataloader.dataset, "transform", None), "normalised", None
+            )
         preprocessor, batches = getattr(unwrap(self.model), "data_preprocessor", None), loop.dataloader.batch_sampler
         if getattr(preprocessor, "mixup", None) is not None and len(loop.dataloader) <= loop.max_iters:
             check_pairs(getattr(batches, "last_batch", None) or 0)
@@ -272,21 +278,6 @@ class TaskRunner(SafeRunner):
         self._has_loaded = True
         self.logger.info(f"Load checkpoint from {filename}")
         return checkpoint
-
-
-def keep_regions_exact(model: nn.Module) -> None:
-    """Give mmdet's region extractors maps in float32, in mixed precision too.
-
-    They round the regions of interest to the precision of the maps, which in bfloat16 is 4 pixels at 1000.
-    """
-    for part in model.modules():
-        if hasattr(part, "roi_layers"):
-            part.register_forward_pre_hook(_maps_in_float32)
-
-
-def _maps_in_float32(extractor: nn.Module, arguments: tuple) -> tuple:
-    maps, *others = arguments
-    return ([each.float() for each in maps], *others)
 
 
 def check_classes(model: nn.Module, dataset: object) -> None:
