@@ -1,24 +1,10 @@
 # Swin's recipe for ADE20K, which VMamba and its kin follow: 160000 steps, 1500 of warm-up, AdamW from 6e-5 linearly to
 # zero; no weight decay on norms. Source: segmentation/configs/swin of MzeroMiko/VMamba. 16 images a step.
-# Some batch norms that official names call norm are called bn here, and named by where they are (MambaVision,
-# Spatial-Mamba, VSSD). Official: norms with names of other words (VMamba's stem and downsampling) decay. Here: not, but for
-# batch norms.
-_base_ = 'mmseg::_base_/schedules/schedule_160k.py'
+_base_ = ['mmseg::_base_/schedules/schedule_160k.py', './norms_without_decay.py']
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    paramwise_cfg=dict(
-        custom_keys={
-            'norm': dict(decay_mult=0.0),
-            'mixer.0.bn': dict(decay_mult=0.0),
-            'mixer.1.bn': dict(decay_mult=0.0),
-            'stem.conv1.bn': dict(decay_mult=0.0),
-            'stem.narrow.bn': dict(decay_mult=0.0),
-            'stem.residual.0.bn': dict(decay_mult=0.0),
-            'stem.residual.1.bn': dict(decay_mult=0.0),
-            'stem.widen.bn': dict(decay_mult=0.0),
-            'downsample.narrow.bn': dict(decay_mult=0.0),
-        }))
+    paramwise_cfg=dict(custom_keys=_base_._norms_without_decay))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
