@@ -47,7 +47,7 @@ class PlainCheckpointHook(CheckpointHook):
         if is_main_process():
             for unfinished in Path(self.out_dir).glob(".*.pth.part"):  # of a training that was killed while it wrote
                 unfinished.unlink(missing_ok=True)
-        _wait_on(runner)
+        _count_validations(runner)
         due = runner.val_loop is not None and getattr(runner.train_loop, "validation_is_due", False)
         if due and runner.message_hub.get_info(VALIDATED, None) != runner.iter:
             runner.logger.info(f"the checkpoint is of before the validation of step {runner.iter}: validating now")
@@ -130,7 +130,7 @@ class PlainCheckpointHook(CheckpointHook):
         self.file_backend.remove_all(keep={Path(path).resolve() for path in saved if path})
 
 
-def _wait_on(runner: Runner) -> None:
+def _count_validations(runner: Runner) -> None:
     """Let mmengine's EarlyStoppingHook, which is not saved, count the validations of a training that goes on."""
     for hook in runner.hooks:
         history = runner.message_hub.log_scalars.get(f"val/{getattr(hook, 'monitor', None)}")

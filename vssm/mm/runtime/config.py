@@ -130,7 +130,7 @@ def parse_options(pairs: Iterable[str]) -> dict[str, object]:
             options[key] = _parse_value(value)
         except AssertionError as error:
             raise ConfigError(f"--cfg-options {pair}: {error}") from error
-        except RecursionError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"--cfg-options {pair}: expected a list, a tuple or a dict as Python writes it, such as [(1,2),(3,4)] "
                 "or {'a':1}, with quotes around names that have brackets or commas"
@@ -142,7 +142,7 @@ def _parse_value(text: str) -> object:
     """mmengine's reading drops spaces, takes a dict for text, and never ends at commas between brackets.
 
     Raises:
-        RecursionError: a value that neither Python nor mmengine can read.
+        ValueError, RecursionError: a value that neither Python nor mmengine can read.
         AssertionError: a bracket that is not closed.
     """
     with suppress(ValueError, SyntaxError):
@@ -150,7 +150,7 @@ def _parse_value(text: str) -> object:
         if isinstance(value, list | dict) or (isinstance(value, tuple) and text.startswith(("(", "["))):
             return value
     if text.startswith("{") or ("{" in text and "," in text):
-        raise RecursionError
+        raise ValueError(text)
     if "," not in text and not text.startswith(("(", "[")):
         return DictAction._parse_int_float_bool(text.strip("'\""))
     return DictAction._parse_iterable(text)

@@ -226,12 +226,19 @@ def _by_our_rules(target: type[BaseDataset], masks: bool) -> type:
 
 def _pairs_of(dataset: BaseDataset) -> list[tuple[str, str | None]]:
     """The images of a data set of mmseg with their class maps: those that its file lists, or all in its folder."""
-    maps, file = dataset.data_prefix.get("seg_map_path"), Path(dataset.ann_file) if dataset.ann_file else None
-    arguments = Path(dataset.data_prefix["img_path"]), Path(maps) if maps else None
-    suffixes = dataset.img_suffix, dataset.seg_map_suffix
-    if file is None or file.is_dir():
-        return pair_files(*arguments, *suffixes)
-    return list_pairs(file, *arguments, *suffixes)
+    maps, file = dataset.data_prefix.get("seg_map_path"), _list_of(dataset)
+    places = (
+        Path(dataset.data_prefix["img_path"]),
+        Path(maps) if maps else None,
+        dataset.img_suffix,
+        dataset.seg_map_suffix,
+    )
+    return pair_files(*places) if file is None else list_pairs(file, *places)
+
+
+def _list_of(dataset: BaseDataset) -> Path | None:
+    """The file that lists the images of a data set of mmseg; None where all in their folder are meant."""
+    return Path(dataset.ann_file) if dataset.ann_file and not Path(dataset.ann_file).is_dir() else None
 
 
 def _restored(target: type, masks: bool, state: dict) -> BaseDataset:
@@ -299,7 +306,7 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
     maps = dataset.data_prefix.get("seg_map_path")
     if not maps or not _reads_as(target, BaseSegDataset):
         return
-    if dataset.ann_file and not Path(dataset.ann_file).is_dir():
+    if _list_of(dataset) is not None:
         pairs = _pairs_of(dataset)
         check_present([Path(path) for pair in pairs for path in pair], f"{dataset.ann_file} lists it")
     else:

@@ -70,11 +70,12 @@ class TaskRunner(SafeRunner):
         """Build the loop of training."""
         self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         loop = super().build_train_loop(loop)
-        if isinstance(getattr(unwrap(self.model), "teacher", None), Teacher):  # which is loaded after this
-            unwrap(self.model).teacher.classes = self._classes
-            unwrap(self.model).teacher.normalised = getattr(
-                getattr(loop.dataloader.dataset, "transform", None), "normalised", None
-            )
+        teacher, transform = (
+            getattr(unwrap(self.model), "teacher", None),
+            getattr(loop.dataloader.dataset, "transform", None),
+        )
+        if isinstance(teacher, Teacher):  # which is loaded after this
+            teacher.classes, teacher.normalised = self._classes, getattr(transform, "normalised", None)
         preprocessor, batches = getattr(unwrap(self.model), "data_preprocessor", None), loop.dataloader.batch_sampler
         if getattr(preprocessor, "mixup", None) is not None and len(loop.dataloader) <= loop.max_iters:
             check_pairs(getattr(batches, "last_batch", None) or 0)
