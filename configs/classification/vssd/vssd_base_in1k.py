@@ -11,3 +11,7 @@ model = dict(
     backbone=dict(name='vssd_base', drop_path_rate=0.6, num_classes=1000),
     type='ImageClassifier')
 optim_wrapper = dict(optimizer=dict(lr=0.0006))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.0016667, begin=0, end=20, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min_ratio=0.01, begin=20, end=300, convert_to_iter_based=True),
+]
