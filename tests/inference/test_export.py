@@ -229,6 +229,19 @@ def test_tool_writes_whole_files_only_and_says_what_is_missing(tmp_path, capsys,
     assert 'pip install "vssm[export]"' in capsys.readouterr().err
 
 
+def test_tool_takes_the_size_that_the_model_is_evaluated_with(tmp_path, capsys, monkeypatch):
+    overlay = {"input_size": (3, 64, 64)}
+
+    def made(name):
+        return timm.create_model(name, depth=1, pretrained_cfg_overlay=overlay)
+
+    monkeypatch.setattr("vssm.cli.exporting.create_model", made)
+    out = tmp_path / "vim.pt"
+    assert tool(["vim_tiny", "--untrained", "--format", "torchscript", "--out", str(out)]) == 0
+    assert "for images of 64 x 64 pixels" in capsys.readouterr().out
+    assert torch.jit.load(out)(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+
+
 def test_counter_of_torch_counts_scans():
     model, images = timm.create_model("vim_tiny", device="meta"), torch.empty(1, 3, 224, 224, device="meta")
     with FlopCounterMode(display=False) as counter:

@@ -245,9 +245,8 @@ def export_parser() -> argparse.ArgumentParser:
         "--size",
         nargs=2,
         type=pixels,
-        default=(224, 224),
         metavar=("H", "W"),
-        help="of the images, in pixels; the file takes no others (default: 224 224)",
+        help="of the images, in pixels; the file takes no others (default: those that the model was evaluated with)",
     )
     parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images, not one at a time")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: the model's name and the format's ending")

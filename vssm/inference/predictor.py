@@ -129,9 +129,14 @@ def predictor_of(
         model = _published(name) if checkpoint is None else _with_weights(name, checkpoint)
         if checkpoint is None:  # repositories of `vssm.inference.hub` have names, of 1000 classes too
             names = names or (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-        transform = create_transform(**resolve_data_config({}, model=model))
+        transform = published_transform(model)
     labels = class_names(model.num_classes, names)
     return Predictor(model.to(place), transform, labels, arguments)
+
+
+def published_transform(model: nn.Module) -> Transform:
+    """How a model of timm says that images are prepared for its published weights."""
+    return create_transform(**resolve_data_config({}, model=model))
 
 
 def model_arguments(described: Description | None, name: str | None) -> dict:
