@@ -41,6 +41,15 @@ def test_a_checkpoint_is_plain_and_whole(make_runner):
     assert len(checkpoint["message_hub"]["log_scalars"]["train/loss"]["values"]) == 8
 
 
+def test_logs_are_short_in_memory_and_in_files(make_runner, monkeypatch):
+    monkeypatch.setattr("vssm.mm.runtime.checkpoint.HISTORY", 5)
+    runner = make_runner()
+    runner.train()
+    losses, _ = runner.message_hub.get_scalar("train/loss").data
+    saved = torch.load(Path(runner.work_dir) / "epoch_2.pth", weights_only=True)["message_hub"]["log_scalars"]
+    assert len(losses) == 5 and saved["train/loss"]["values"].tolist() == losses.tolist()
+
+
 def test_nothing_is_removed_when_the_next_cannot_be_written(make_runner, monkeypatch):
     runner = make_runner(default_hooks__checkpoint__max_keep_ckpts=1)
 

@@ -18,7 +18,8 @@ from vssm.mm.runtime.metrics import check_asked_scores
 from vssm.mm.runtime.resume import GRADIENTS, RECORD, TrainingRecord, pending_gradients
 from vssm.models import CheckpointError
 
-# Saved values of each logged scalar: more than any logging window, and little beside the weights.
+# Values of each logged scalar: more than any logging window, and little beside the weights. Mmengine's limit is a
+# million, and it copies all of them at every step.
 HISTORY = 10_000
 # In a checkpoint's counters: the step of the last validation whose scores are in them. mmengine logs what begins "val".
 VALIDATED = "last_validation"
@@ -56,7 +57,9 @@ class PlainCheckpointHook(CheckpointHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: dict | None = None
     ) -> None:
-        """Save by iterations, if the config says so."""
+        """Shorten the logs, and save by iterations, if the config says so."""
+        for history in runner.message_hub.log_scalars.values():
+            history.max_length = HISTORY  # from its next value on
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         self._remove_outdated()
 
@@ -213,8 +216,8 @@ def _is_finite(value: Tensor) -> bool:
 def _history_to_plain(buffer: HistoryBuffer) -> dict:
     values, counts = buffer.data
     return {
-        "values": torch.as_tensor(values[-HISTORY:], dtype=torch.float64),
-        "counts": torch.as_tensor(counts[-HISTORY:], dtype=torch.float64),
+        "values": torch.as_tensor(values, dtype=torch.float64),
+        "counts": torch.as_tensor(counts, dtype=torch.float64),
         "max_length": buffer.max_length,
     }
 
