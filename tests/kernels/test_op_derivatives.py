@@ -206,6 +206,23 @@ def test_vmap_and_functional_gradients(name):
 
 
 @every_op
+def test_transforms_under_autocast(name):
+    """It rounds no matrix product of the reference: the same numbers to the last digit."""
+    op, tensors = leaves(name)
+    given = [tensor.detach() for tensor in tensors]
+
+    def run():
+        one = torch.func.vmap(lambda first: op(first, *given[1:]))(given[0][None])
+        return [one, *torch.func.jvp(op, tuple(given), tuple(given))]
+
+    expected = run()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = run()
+    for one, want in zip(found, expected, strict=True):
+        assert one.dtype == want.dtype and torch.equal(one, want)
+
+
+@every_op
 def test_batched_gradients(name):
     """torch.autograd.functional.jacobian with vectorize hands a backward many gradients at once."""
     op, tensors = leaves(name)
