@@ -180,7 +180,7 @@ class Op(BackendRegistry):
             order = getattr(args, "order", None)
             if order is not None and order.tokens:  # a constant: a trace that is run with other tokens fails here
                 args = args._replace(**{args._fields[0]: args[0].unflatten(1, (order.tokens,))})
-            return self.standard(args)
+            return without_autocast(args.device, self.standard, args)
         if self.fused(args):
             return self.reference.forward(args, False)[0]
         # A trace is run in any mode, and torch checks it in one without gradients: a backward that finds nothing saved

@@ -21,6 +21,7 @@ from vssm_kernels import (
     readout,
     selective_scan,
     ssd,
+    standard_operations,
     state_fusion,
     sum_gate,
     sum_norm,
@@ -220,6 +221,20 @@ def test_transforms_under_autocast(name):
         found = run()
     for one, want in zip(found, expected, strict=True):
         assert one.dtype == want.dtype and torch.equal(one, want)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@every_op
+def test_standard_operations_under_autocast(name):
+    """A file for other programs, made inside autocast, computes as the op does."""
+    op, tensors = leaves(name)
+    given = tuple(tensor.detach() for tensor in tensors)
+    with standard_operations():
+        expected = torch.jit.trace(op, given, check_trace=False)(*given)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            traced = torch.jit.trace(op, given, check_trace=False)
+    found = traced(*given)
+    assert found.dtype == expected.dtype and torch.equal(found, expected)
 
 
 @every_op
