@@ -18,7 +18,7 @@ def directed_linear(rows: Tensor, weight: Tensor) -> Tensor:
     """
     if weight.dim() == 2 or rows.is_cuda:
         joined = weight if weight.dim() == 2 else side_by_side(weight)
-        return F.linear(rows.flatten(2), joined).view(*rows.shape[:3], -1)
+        return F.linear(rows.flatten(2), joined).view(*rows.shape[:3], len(joined) // rows.shape[2])
     products = rows.flatten(0, 1).transpose(0, 1) @ weight.transpose(1, 2)  # (directions, batch * tokens, outputs)
     return products.transpose(0, 1).unflatten(0, rows.shape[:2])
 

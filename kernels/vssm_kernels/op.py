@@ -75,7 +75,7 @@ class Op(BackendRegistry):
         self.arguments, self.saves_sums = arguments, saves_sums
         self.standard = standard or (lambda args: self.reference.forward(args, False)[0])
         self.fused = fused if callable(fused) else lambda args: fused
-        kinds = {field: kind.__forward_arg__ for field, kind in arguments.__annotations__.items()}
+        self.kinds = kinds = {field: kind.__forward_arg__ for field, kind in arguments.__annotations__.items()}
         # By kinds of arguments: how an eager call runs, and a backend's forward and backward.
         self._runs: dict[Hashable, Callable[[Any], Tensor]] = Latest()
         self._forwards: dict[Hashable, Callable[[Any], tuple[Tensor, Tensor | None]]] = Latest()
@@ -96,20 +96,30 @@ class Op(BackendRegistry):
             return self._traced(args)
         if is_transformed():
             self.check(args)
-            return self.reference.forward(args, False)[0]
+            return _without_autocast(args.device, self.reference.forward, args, False)[0]
         if torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
             return self._traced(args)
         kind = kind_of(args)
         if kind is None:
             return self._traced(args)
         kind = torch.is_grad_enabled(), forced.get(), *kind
-        run = self._runs.get(kind)
+        try:
+            run = self._runs.get(kind)
+        except TypeError:  # an array or a list, which has no hash
+            self.check(args)
+            raise
         if run is None:
             run = self._runs[kind] = self._plan(args)
         return _without_autocast(args.device, run, args)
 
     def check(self, args: Any) -> None:
         """Raise, with got and expected, for arguments that the backends could not read."""
+        for (name, kind), value in zip(self.kinds.items(), args, strict=True):
+            found = type(value).__name__
+            if kind.startswith("Tensor") and not isinstance(value, Tensor) and (value is not None or kind == "Tensor"):
+                raise TypeError(f"{name} is a {found}; expected a tensor, such as torch.as_tensor makes of an array")
+            if kind == "int" and isinstance(value, float):
+                raise TypeError(f"{name} is {value}; expected a whole number")
         args.check()
         for name, tensor in zip(args._fields, args.tensors(), strict=False):
             if tensor is None:
@@ -170,7 +180,7 @@ class Op(BackendRegistry):
             order = getattr(args, "order", None)
             if order is not None and order.tokens:  # a constant: a trace that is run with other tokens fails here
                 args = args._replace(**{args._fields[0]: args[0].unflatten(1, (order.tokens,))})
-            return self.standard(args)
+            return without_autocast(args.device, self.standard, args)
         if self.fused(args):
             return self.reference.forward(args, False)[0]
         # A trace is run in any mode, and torch checks it in one without gradients: a backward that finds nothing saved

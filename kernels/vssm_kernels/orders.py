@@ -55,7 +55,9 @@ class ScanTable:
                 f"order has shape {tuple(table.shape)} for {tokens} tokens; expected (directions, steps), and at least "
                 f"one token"
             )
-        with torch.inference_mode(False), torch.no_grad():
+        table = _unwrapped(table)
+        # A table outlives the modes and transforms that it is made in.
+        with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
             wide = table.to("cpu", torch.int64)
             low, high = (int(bound) for bound in wide.aminmax())  # before int32 cuts them off
             if low < -1 or high >= tokens:
@@ -126,6 +128,7 @@ def checked(table: Tensor, tokens: int) -> ScanTable:
     Raises:
         RuntimeError: a CUDA graph is being captured before the table's first use, which waits for the device.
     """
+    table = _unwrapped(table)
     if table.is_inference():  # such tensors have no version: a change would go unnoticed
         return ScanTable.of(table, tokens)
     key = (table.data_ptr(), table.device, table.shape, table.stride(), table._version, tokens)
@@ -138,6 +141,19 @@ def checked(table: Tensor, tokens: int) -> ScanTable:
     if len(_checked) > _CHECKED_MAX:
         _checked.popitem(last=False)
     return made
+
+
+def _unwrapped(table: Tensor) -> Tensor:
+    """The table itself, where a derivative of torch.func wraps what is made inside it.
+
+    Raises:
+        ValueError: no memory that could be read, as where vmap maps over orders.
+    """
+    while torch._C._functorch.is_gradtrackingtensor(table):
+        table = torch._C._functorch.get_unwrapped(table)
+    if not torch._C._has_storage(table):
+        raise ValueError("order has no memory of its own, as one of several that vmap maps over; expected one for all")
+    return table
 
 
 def kept_for_graphs(table: ScanTable) -> ScanTable:

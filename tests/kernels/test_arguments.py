@@ -115,6 +115,22 @@ def test_other_numbers_are_refused(op, name, dtype):
         function(**given | {name: given[name].to(dtype)})
 
 
+@pytest.mark.parametrize(("op", "name"), [each for each in TENSORS if each[0] != "grid_tree"])
+def test_arrays_are_refused(op, name):
+    function, given = tensors_of(op)
+    with pytest.raises(TypeError, match=rf"^{name} is a ndarray; expected a tensor"):
+        function(**given | {name: given[name].numpy()})
+
+
+def test_fractions_in_the_place_of_whole_numbers_are_refused():
+    """The reference started anew where 2.5 divides the step."""
+    scan, given = tensors_of("selective_scan")
+    with pytest.raises(TypeError, match=r"^segment is 2\.5; expected a whole number"):
+        scan(**given, segment=2.5)
+    with pytest.raises(TypeError, match=r"^groups is 1\.0; expected a whole number"):
+        kernels.sum_norm(torch.ones(4, 6), None, eps=1e-5, groups=1.0)
+
+
 @pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in TENSORS if name != next(iter(OPS[op][1]))])
 def test_a_tensor_of_another_device_is_refused(op, name):
     function, given = tensors_of(op)

@@ -21,6 +21,7 @@ from vssm_kernels import (
     readout,
     selective_scan,
     ssd,
+    standard_operations,
     state_fusion,
     sum_gate,
     sum_norm,
@@ -203,6 +204,37 @@ def test_vmap_and_functional_gradients(name):
     assert_close(per_sample[1], torch.autograd.grad(loss(leaf), leaf)[0])
     hessian = torch.func.hessian(loss)(tensors[0])
     assert hessian.shape == tensors[0].shape * 2 and torch.isfinite(hessian).all()
+
+
+@every_op
+def test_transforms_under_autocast(name):
+    """It rounds no matrix product of the reference: the same numbers to the last digit."""
+    op, tensors = leaves(name)
+    given = [tensor.detach() for tensor in tensors]
+
+    def run():
+        one = torch.func.vmap(lambda first: op(first, *given[1:]))(given[0][None])
+        return [one, *torch.func.jvp(op, tuple(given), tuple(given))]
+
+    expected = run()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = run()
+    for one, want in zip(found, expected, strict=True):
+        assert one.dtype == want.dtype and torch.equal(one, want)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@every_op
+def test_standard_operations_under_autocast(name):
+    """A file for other programs, made inside autocast, computes as the op does."""
+    op, tensors = leaves(name)
+    given = tuple(tensor.detach() for tensor in tensors)
+    with standard_operations():
+        expected = torch.jit.trace(op, given, check_trace=False)(*given)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            traced = torch.jit.trace(op, given, check_trace=False)
+    found = traced(*given)
+    assert found.dtype == expected.dtype and torch.equal(found, expected)
 
 
 @every_op

@@ -141,3 +141,28 @@ def test_a_table_in_a_graph_outlives_the_caches(monkeypatch):
         assert orders.kept_for_graphs(table) is table
         assert (table in orders._of_graphs) == capturing
     orders._of_graphs.remove(table)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd], ids=["backwards", "forwards"])
+@pytest.mark.parametrize("made_inside", [True, False])
+def test_orders_first_used_within_a_derivative(transform, made_inside):
+    """torch.func wraps what is made inside, and such a table was kept for later calls."""
+    outside = torch.tensor([[2, 0, 1]], dtype=torch.int32)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        order = torch.tensor([[2, 0, 1]], dtype=torch.int32) if made_inside else outside
+        tables.append(ScanTable.of(order, 3))
+        return causal_conv1d(x, torch.ones(1, 1, 2), None, order)[0, 0, 0, 0].square()
+
+    tables: list[ScanTable] = []
+    x = torch.tensor([[[1.0], [2.0], [3.0]]])
+    assert transform(loss)(x).flatten().tolist() == [8.0, 0.0, 8.0]
+    assert loss(x).item() == 16.0 and convolved(tables[0]) == [1.0, 2.0, 3.0]
+
+
+def test_orders_that_vmap_maps_over_are_refused():
+    def walk(order: torch.Tensor) -> torch.Tensor:
+        return causal_conv1d(torch.ones(1, 3, 1), torch.ones(1, 1, 1), None, order)
+
+    with pytest.raises(ValueError, match="order has no memory of its own, as one of several that vmap maps over"):
+        torch.func.vmap(walk)(torch.zeros(2, 1, 3, dtype=torch.int32))

@@ -47,6 +47,14 @@ def test_a_token_visited_twice_is_read_twice():
     assert order.visits.tolist() == [[2, 1]]
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 2), (1, 1, 2), (1, 2, 3, 2), (1, 2, 1, 2), (2, 2)], ids=str)
+def test_gather_refuses_another_grid_or_other_directions(shape):
+    """Of more tokens or directions than the order has, the rest was left out without a word."""
+    order = ScanOrder(torch.tensor([[0, 1], [1, 0]]), tokens=2)
+    with pytest.raises(ValueError, match=r"values have shape .* as the order has 2 tokens and 2 directions"):
+        order.gather(torch.zeros(shape))
+
+
 def test_gather_passes_gradients_back():
     order = ScanOrder(torch.tensor([[2, 0, -1, 1], [0, 1, 2, 2]]), tokens=3)
     values = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)

@@ -82,7 +82,15 @@ class ScanOrder:
         """Token rows as each direction meets them, zeros at empty steps.
 
         (batch, tokens, channels) or (batch, tokens, directions, channels) -> (batch, directions, steps, channels)
+
+        Raises:
+            ValueError: values of another number of tokens or directions than the order's.
         """
+        if values.dim() not in (3, 4) or values.shape[1:-1] not in ((self.tokens,), (self.tokens, self.directions)):
+            raise ValueError(
+                f"values have shape {tuple(values.shape)}; expected (batch, tokens, channels) or (batch, tokens, "
+                f"directions, channels), as the order has {self.tokens} tokens and {self.directions} directions"
+            )
         table = self.table.to(values.device).long()
         if values.dim() == 3:
             values = values.unsqueeze(2).expand(-1, -1, self.directions, -1)

@@ -105,7 +105,7 @@ class ScanArguments(NamedTuple):
         batch, tokens, directions, channels = delta.shape
         if delta_weight is not None:
             rank = channels
-            channels = math.prod(delta_weight.shape[:-1]) // directions
+            channels = math.prod(delta_weight.shape[:-1]) // max(1, directions)
             expected = (directions, channels, rank), (directions * channels, directions * rank)
             if delta_weight.shape not in expected:
                 raise ValueError(

@@ -104,7 +104,7 @@ def add_norm(
         branch_bias: (channels,), added to the branch first: that of the layer it comes from.
         kept: (batch, 1, ..., 1), 0 where a sample's branch is left out, 1 elsewhere (stochastic depth, arXiv
             1603.09382); None keeps all.
-        scale: multiplies what is kept.
+        scale: multiplies what `kept` keeps; without `kept` it changes nothing.
 
     Returns:
         The sum, in the wider dtype of the two, and its norm.

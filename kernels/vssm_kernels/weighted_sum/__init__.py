@@ -42,7 +42,7 @@ def weighted_sum(y: Tensor, weights: Tensor, z: Tensor | None = None) -> Tensor:
     >>> weighted_sum(torch.ones(1, 3, 2, 4), torch.tensor([[[2.0], [3.0]]]))[0, 0]
     tensor([5., 5., 5., 5.])
     """
-    if weights.dim() == 3 and weights.shape[2] == 1:
+    if isinstance(weights, Tensor) and weights.dim() == 3 and weights.shape[2] == 1:
         weights = weights.expand(-1, -1, y.shape[-1])
     return OP(WeightedArguments(y, weights, z))
 
