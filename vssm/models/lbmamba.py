@@ -31,6 +31,7 @@ from vssm.nn import (
     PatchStem,
     SelectiveScan,
     VimMixer,
+    drop_path_rates,
     initialise_linear_layers,
     product_of_recomputed,
 )
@@ -195,7 +196,7 @@ class LBMamba(PlainWithPosition):
         norm = BranchLayerNorm if layer_norm else BranchRMSNorm
         # official: the tokens are flipped in memory after every layer. Here: the order is.
         orders = scan_order, backwards(scan_order)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         mixers = [LBMambaMixer(embed_dim, state, scan_order=orders[i % 2], **dd) for i in range(depth)]
         self.blocks = Blocks(
             *(

@@ -16,7 +16,7 @@ from torch import nn
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import PlainWithPosition
-from vssm.nn import Block, Blocks, BranchRMSNorm, PatchStem, VimMixer
+from vssm.nn import Block, Blocks, BranchRMSNorm, PatchStem, VimMixer, drop_path_rates
 from vssm.scan import OrderFunction, bidirectional, with_class_token
 
 # Official: a tensor for each direction; here: stacked.
@@ -81,7 +81,7 @@ class Vim(PlainWithPosition):
         super().__init__(embed_dim, stride, depth, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, stride, **dd)
         self.add_position(img_size, **dd)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = Blocks(
             *(
                 Block(

@@ -17,6 +17,15 @@ from vssm.nn.reading import ReadTogether, has_hooks, runs_eagerly_on_gpu
 _Addend = dict[str, Any]  # the branch, and what it is multiplied by: arguments of `add_norm`
 
 
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """The rate of stochastic depth of each block, rising linearly from 0 to that of the last.
+
+    >>> drop_path_rates(0.5, 3)
+    [0.0, 0.25, 0.5]
+    """
+    return torch.linspace(0, last, blocks, device="cpu").tolist()  # not on the device that models are built on
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm2(x)) where there is an MLP; each branch with stochastic depth.
 
