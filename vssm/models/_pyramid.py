@@ -205,8 +205,12 @@ class Pyramid(Pooled):
         if prune_norm or ends_early:
             self.norm = nn.Identity()
         if prune_head or ends_early:
-            self.reset_classifier(0, "")
+            self.remove_head()
         return taken
+
+    def remove_head(self) -> None:
+        """Remove the classifier and the pooling, and what a family has between the last map and these."""
+        self.reset_classifier(0, "")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""
