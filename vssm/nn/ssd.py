@@ -15,7 +15,7 @@ from vssm.nn.recompute import Gate, product_of_recomputed
 from vssm.nn.step import draw_step_bias
 from vssm.ops import noncausal_ssd, ssd, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
-from vssm.values import widened
+from vssm.values import check_divides, widened
 
 
 class DualityMixer(nn.Module):
@@ -60,10 +60,8 @@ class DualityMixer(nn.Module):
         inner = widened(dim, expansion, "expansion")
         if heads is None:
             heads = next(heads for heads in range(-(-inner // 64), inner + 1) if inner % heads == 0)
-        if inner % heads:
-            raise ValueError(f"{heads} heads share {inner} channels; expected a number of heads that divides them")
-        if groups < 1 or heads % groups:
-            raise ValueError(f"{groups} groups share {heads} heads; expected a number of groups that divides them")
+        check_divides(heads, "heads", inner, "channels")
+        check_divides(groups, "groups", heads, "heads")
         self.heads, self.inner, self.state, self.directions, self.groups = heads, inner, state, directions, groups
         scanned = inner + (1 if shared else directions) * 2 * groups * state
         self.sizes = [inner, scanned, directions * heads]  # of in_proj's outputs
