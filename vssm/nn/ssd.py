@@ -11,7 +11,7 @@ from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.order_table import OrderTable
 from vssm.nn.product import split_product
-from vssm.nn.recompute import Gate, product_of_recomputed
+from vssm.nn.recompute import GATE, product_of_recomputed
 from vssm.nn.step import draw_step_bias
 from vssm.ops import noncausal_ssd, ssd, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
@@ -232,7 +232,7 @@ class HydraMixer(DualityMixer):
         start = None if self.start is None else self.start.expand(len(u), self.directions, -1, -1, -1)
         y = ssd(u, delta, A, B, C, delta_bias=bias, initial=start, order=order, shift=True, merge=True)
         y = y + (self.diagonal(u.flatten(2)) + self.D)[..., None] * u
-        return product_of_recomputed(self.out_proj, Gate(1.0), self.norm(y.flatten(2)), z).view_as(x)
+        return product_of_recomputed(self.out_proj, GATE, self.norm(y.flatten(2)), z).view_as(x)
 
 
 @torch.no_grad()
