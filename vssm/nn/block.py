@@ -144,8 +144,8 @@ class Block(nn.Module):
         )
 
     def adds_in(self, norm: nn.Module) -> bool:
-        """Whether a norm can add a branch of this block's to x: nothing but stochastic depth changes either, and nobody
-        has to see them or the sum."""
+        """Whether a norm's kernel can add this block's branch to x: nothing but stochastic depth changes the branch,
+        nothing changes x, and no hooks have to be called."""
         return (
             _makes_sums(norm)
             and type(self.drop_path) is DropPath
@@ -174,12 +174,12 @@ class Block(nn.Module):
 
 
 def _makes_sums(norm: nn.Module) -> bool:
-    """Whether a norm's kernel can make the sum that it norms, and nobody has to see the norm alone."""
+    """Whether a norm's kernel can also make the sum that it norms: the norm is one of ours, and has no hooks."""
     return type(norm) in (BranchLayerNorm, BranchRMSNorm) and not has_hooks(norm)
 
 
 def _normed(x: Tensor, position: nn.Module | None, norm: nn.Module, *grid: int) -> tuple[Tensor, Tensor]:
-    """x with its position, and the norm of that: in one kernel where nobody has to see the one without the other."""
+    """x with its position added, and the norm of this sum; in one kernel where neither module has hooks."""
     if position is None:
         return x, norm(x)
     if (

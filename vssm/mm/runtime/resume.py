@@ -1,4 +1,4 @@
-"""Goes on with a training from a checkpoint: the config counts, and what differs from the saved training is told."""
+"""Resumes a training from a checkpoint: the config decides, and what differs from the saved training is logged."""
 
 import warnings
 from collections.abc import Iterable
