@@ -15,6 +15,7 @@ import _recipes
 from timm.data import IMAGENET_DEFAULT_MEAN
 
 import vssm
+from vssm.files import file_stem
 from vssm.models import FAMILIES, IMAGENET, Family
 from vssm.scan import ScanOrder, order_named, order_names
 from vssm.viz import draw_order
@@ -292,7 +293,7 @@ def name_of(order: Callable) -> str:
 
 def picture(name: str) -> str:
     """Of an order, from the root of the repository."""
-    return f"docs/orders/{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}.png"
+    return f"docs/orders/{file_stem(name)}.png"
 
 
 def pictures(sources: Sources) -> dict[Path, Callable[..., Any]]:

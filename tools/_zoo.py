@@ -70,9 +70,9 @@ def zoo(sources: Sources) -> str:
 def speeds(sources: Sources) -> str:
     """The picture, and of every run a table and its conditions; compare within a run."""
     text = (
-        "Losses stand here as gains do. Compare within one table: each is of one run on one GPU, and eager numbers are "
-        "those of its host, where Python launches the kernels. Kernels are counted in eager mode, and those of stem "
-        "and head are shared out among the blocks."
+        "Models that are slower than timm's are listed too. Compare within one table: each is of one run on one GPU, "
+        "and eager numbers are those of its host, where Python launches the kernels. Kernels are counted in eager "
+        "mode, and those of stem and head are shared out among the blocks."
     )
     measured = {row["model"] for rows in runs(sources.root) for row in rows}
     if rest := [name for family in sources.families for name in family.measured if name not in measured]:

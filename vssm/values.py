@@ -82,6 +82,20 @@ def widened(channels: int, ratio: float, name: str) -> int:
     return width
 
 
+def check_divides(count: int, parts: str, total: int, what: str) -> None:
+    """Refuse a number of equal parts that does not divide the whole.
+
+    Raises:
+        ValueError: gives both numbers.
+
+    >>> check_divides(3, "heads", 8, "channels")
+    Traceback (most recent call last):
+    ValueError: 3 heads share 8 channels; expected a number of heads that divides them
+    """
+    if count < 1 or total % count:
+        raise ValueError(f"{count} {parts} share {total} {what}; expected a number of {parts} that divides them")
+
+
 def check_values(values: Mapping[str, object], rules: Callable[[str], Rule | None], place: str = "") -> None:
     """Refuse the first value that breaks its rule.
 

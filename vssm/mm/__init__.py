@@ -1,7 +1,8 @@
 """Training on mmengine, mmdet and mmseg: the only package that imports them.
 
-Rooms, each importing only from those after it: ``tasks`` (what is trained), ``runtime`` (how), ``compat`` (what other
-packages lack). A config names this package in ``custom_imports``; importing it registers everything with mmengine.
+Folders, each of which imports only from those after it: ``tasks`` (what is trained), ``runtime`` (how), ``compat``
+(what other packages lack). A config names this package in ``custom_imports``; importing it registers everything with
+mmengine.
 """
 
 import os

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
-from vssm.nn import BatchNormStem, ConvNormAct, concrete
+from vssm.nn import BatchNormStem, ConvNormAct, concrete, drop_path_rates
 
 
 class Branch(nn.Sequential):
@@ -207,12 +207,11 @@ class HighResolution(Pooled):
         self.stem = BatchNormStem(in_chans, [(64, 3, 2), (64, 3, 2)], **dd)
         wide = 4 * first_dim
         self.layer1 = nn.Sequential(*(bottleneck(wide if i else 64, wide, **dd) for i in range(depths[0])))
-        rates = torch.linspace(0, drop_path_rate, blocks * sum(depths[1:]), device="cpu")
-        rates_of_units = iter(rates.view(-1, blocks).tolist())
+        rates = iter(drop_path_rates(drop_path_rate, blocks * sum(depths[1:])))
 
         def unit(dims: Sequence[int]) -> Unit:
-            rates = next(rates_of_units)
-            branches = [Branch(*(block(dim, rate) for rate in rates)) for dim in dims]
+            own = [next(rates) for _ in range(blocks)]
+            branches = [Branch(*(block(dim, rate) for rate in own)) for dim in dims]
             return Unit(branches, [Fusion(dims, branch, **dd) for branch in range(len(dims))])
 
         stages, before = [], [wide]

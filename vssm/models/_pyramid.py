@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
-from vssm.nn import Blocks, cut_windows, stitch_windows
+from vssm.nn import Blocks, cut_windows, drop_path_rates, stitch_windows
 
 
 class Stage(nn.Module):
@@ -81,7 +81,7 @@ def make_stages(
         windows: of each stage, see Stage; none if not given.
         **dd: device and dtype.
     """
-    rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+    rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
     windows = windows or [None] * len(dims)
     return [
         Stage(
@@ -205,8 +205,12 @@ class Pyramid(Pooled):
         if prune_norm or ends_early:
             self.norm = nn.Identity()
         if prune_head or ends_early:
-            self.reset_classifier(0, "")
+            self.remove_head()
         return taken
+
+    def remove_head(self) -> None:
+        """Remove the classifier and the pooling, and what a family has between the last map and these."""
+        self.reset_classifier(0, "")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the blocks in the backward pass instead of keeping their activations."""

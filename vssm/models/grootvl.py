@@ -15,9 +15,8 @@ from timm.layers import ClassifierHead
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
-from vssm.models._contract import Indices
 from vssm.models._family import Family, Variant
-from vssm.models._layouts import S6_ROWS
+from vssm.models._layouts import SS2D_ROWS
 from vssm.models._pyramid import Pyramid, make_stages
 from vssm.nn import (
     Block,
@@ -69,10 +68,8 @@ class ConvHead(ClassifierHead):
 
 
 _MIXER = (
-    *((theirs, f"scan.{ours}", *dims) for theirs, ours, *dims in S6_ROWS),
-    ("conv2d", "conv"),
+    *SS2D_ROWS,
     ("h_norm", "state_norm"),
-    ("out_norm", "norm"),
 )
 _BLOCK = (
     ("norm1.0", "norm"),
@@ -151,15 +148,9 @@ class GrootVL(Pyramid):
         )
         initialise_linear_layers(self)
 
-    def prune_intermediate_layers(
-        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        whole = len(self.stages)
-        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head or len(self.stages) < whole:
-            self.head.widen = nn.Identity()
-            self.reset_classifier(0, "")
-        return taken
+    def remove_head(self) -> None:
+        self.head.widen = nn.Identity()
+        super().remove_head()
 
 
 def _variant(size: str, file: str, **arguments: Any) -> Variant:

@@ -17,7 +17,6 @@ from timm.layers import ClassifierHead, get_device_dtype, register_notrace_modul
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
-from vssm.models._contract import Indices
 from vssm.models._family import Family, Variant
 from vssm.models._layouts import SS2D_ROWS
 from vssm.models._pyramid import Pyramid, make_stages
@@ -309,14 +308,9 @@ class GroupMamba(Pyramid):
     def get_classifier(self) -> tuple[nn.Module, nn.Module]:
         return self.head.fc, self.head.fc_dist
 
-    def prune_intermediate_layers(
-        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        whole = len(self.stages)
-        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head or len(self.stages) < whole:
-            self.head.class_block = self.head.norm = nn.Identity()
-        return taken
+    def remove_head(self) -> None:
+        super().remove_head()
+        self.head.class_block = self.head.norm = nn.Identity()
 
     def parameters_without_effect(self) -> set[str]:
         return {name for name in self.parameters_ending("A_log") if name.startswith("head.class_block.")}

@@ -13,7 +13,7 @@ from torch import Tensor
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import Plain
-from vssm.nn import Block, Blocks, BranchLayerNorm, HydraMixer, PatchStem
+from vssm.nn import Block, Blocks, BranchLayerNorm, HydraMixer, PatchStem, drop_path_rates
 from vssm.ops import ssd
 from vssm.scan import OrderFunction, bidirectional
 
@@ -63,7 +63,7 @@ class Hydra(Plain):
             mixer = HydraMixer(embed_dim, state=state, expansion=expansion, scan_order=scan_order, **dd)
             return Block(embed_dim, mixer, drop_path=drop_path, **dd)
 
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = Blocks(*map(block, rates))
         self.norm = BranchLayerNorm(embed_dim, **dd)
 

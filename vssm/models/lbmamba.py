@@ -7,20 +7,20 @@ sequence the other way round than the one before it, so that two of them see all
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import lecun_normal_, register_notrace_module
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._layouts import MAMBA_ROWS
 from vssm.models._plain import PlainWithPosition, with_norm_biases
+from vssm.models.vim import initialise_as_vim
 from vssm.nn import (
     Block,
     Blocks,
@@ -31,6 +31,7 @@ from vssm.nn import (
     PatchStem,
     SelectiveScan,
     VimMixer,
+    drop_path_rates,
     initialise_linear_layers,
     product_of_recomputed,
 )
@@ -195,7 +196,7 @@ class LBMamba(PlainWithPosition):
         norm = BranchLayerNorm if layer_norm else BranchRMSNorm
         # official: the tokens are flipped in memory after every layer. Here: the order is.
         orders = scan_order, backwards(scan_order)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         mixers = [LBMambaMixer(embed_dim, state, scan_order=orders[i % 2], **dd) for i in range(depth)]
         self.blocks = Blocks(
             *(
@@ -207,16 +208,7 @@ class LBMamba(PlainWithPosition):
         self.attn_pool = LatentPooling(embed_dim, pool_heads, **dd) if global_pool == "map" else None
         if self.attn_pool is not None:
             self.renaming = RENAMING + _POOLED_BY_ATTENTION
-        self._init_weights()
-
-    @torch.no_grad()
-    def _init_weights(self) -> None:
-        """The official initialisation, beyond what the modules start with: that of Vim."""
-        nn.init.normal_(self.pos_embed, std=0.02)
-        lecun_normal_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        for block in self.blocks:
-            block.mixer.out_proj.weight.div_(math.sqrt(len(self.blocks)))
+        initialise_as_vim(self)
         for head in (self.attn_pool, self.head):
             if head is not None:
                 initialise_linear_layers(head)

@@ -31,6 +31,7 @@ from vssm.nn import (
     PatchStem,
     RotaryPosition,
     StreamLayerNorm,
+    drop_path_rates,
     initialise_linear_layers,
 )
 from vssm.scan import OrderFunction, local, with_class_token
@@ -134,7 +135,7 @@ class LocalVim(PlainWithPosition):
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, padding=None, **dd)
         self.add_position(img_size, **dd)
         norm = BranchLayerNorm if layer_norm else BranchRMSNorm
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = Blocks(
             *(
                 Block(

@@ -17,7 +17,6 @@ from timm.models.metaformer import StarReLU
 from torch import Tensor, nn
 
 from vssm.models._checkpoint import Renaming, under
-from vssm.models._contract import Indices
 from vssm.models._family import Family, Variant
 from vssm.models._pyramid import Pyramid, make_stages
 from vssm.nn import (
@@ -258,15 +257,10 @@ class Mamba2D(Pyramid):
         # official: one-dimensional tensors, of which the step sizes' biases are two-dimensional here, and the rates.
         return self.parameters_ending("A_log", "dt_bias")
 
-    def prune_intermediate_layers(
-        self, indices: Indices = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        whole = len(self.stages)
-        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        if prune_head or len(self.stages) < whole:
-            self.head.remove_mlp(self.num_features)
-            self.head_hidden_size = self.num_features
-        return taken
+    def remove_head(self) -> None:
+        super().remove_head()
+        self.head.remove_mlp(self.num_features)
+        self.head_hidden_size = self.num_features
 
 
 class Mamba2DV1(Mamba2D):

@@ -31,6 +31,7 @@ from vssm.nn import (
     PaddedPatchConv,
     TwiceBiasedScan,
     convolved_silu,
+    drop_path_rates,
     initialise_linear_layers,
 )
 from vssm.ops import ScanTable, sum_gate
@@ -247,7 +248,7 @@ class PlainMamba(PlainWithPosition):
         projection = PaddedPatchConv(64, embed_dim, kernel_size=8, stride=8, **dd)
         self.patch_embed = BatchNormStem(in_chans, layers, projection, **dd)
         self.add_position(img_size, **dd)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = Blocks(
             *(
                 (ConvBlock if i < conv_blocks else Block)(

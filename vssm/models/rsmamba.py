@@ -18,7 +18,7 @@ from vssm.models._contract import Indices
 from vssm.models._family import Family, TrainingData, Variant
 from vssm.models._layouts import MAMBA_ROWS, in_mmpretrain
 from vssm.models._plain import PlainWithPosition
-from vssm.nn import BranchLayerNorm, PatchStem, VimMixer
+from vssm.nn import BranchLayerNorm, PatchStem, VimMixer, drop_path_rates
 from vssm.ops import direction_means, weighted_sum
 from vssm.scan import OrderFunction, ScanOrder, bidirectional, stack
 
@@ -150,7 +150,7 @@ class RSMamba(PlainWithPosition):
         self.add_position(img_size, **dd)
         # official: one norm, of whose output every block is a branch.
         self.pre_norm = BranchLayerNorm(embed_dim, eps=1e-6, **dd)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         orders = [WithRandomPath(scan_order, seed, layer) if random_path else scan_order for layer in range(depth)]
         self.blocks = nn.Sequential(
             *(

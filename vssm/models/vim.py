@@ -16,7 +16,15 @@ from torch import nn
 from vssm.models._checkpoint import Renaming, under
 from vssm.models._family import Family, Variant
 from vssm.models._plain import PlainWithPosition
-from vssm.nn import Block, Blocks, BranchRMSNorm, PatchStem, VimMixer
+from vssm.nn import (
+    Block,
+    Blocks,
+    BranchRMSNorm,
+    PatchStem,
+    VimMixer,
+    drop_path_rates,
+    initialise_linear_layers,
+)
 from vssm.scan import OrderFunction, bidirectional, with_class_token
 
 # Official: a tensor for each direction; here: stacked.
@@ -81,7 +89,7 @@ class Vim(PlainWithPosition):
         super().__init__(embed_dim, stride, depth, in_chans, num_classes, global_pool, drop_rate, **dd)
         self.patch_embed = PatchStem(in_chans, embed_dim, patch_size, stride, **dd)
         self.add_position(img_size, **dd)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = Blocks(
             *(
                 Block(
@@ -95,24 +103,20 @@ class Vim(PlainWithPosition):
             )
         )
         self.norm = BranchRMSNorm(embed_dim, **dd)
-        self._init_weights()
+        initialise_as_vim(self)
+        initialise_linear_layers(self.head)
 
-    @torch.no_grad()
-    def _init_weights(self) -> None:
-        """The official initialisation, beyond what the modules start with.
 
-        official: trunc_normal_ cut at +-2; here: normal_, because a cut 100 deviations away cuts nothing, while in
-        float32 one draw in 2^24 comes out of trunc_normal_ as -2 itself.
-        """
-        nn.init.normal_(self.pos_embed, std=0.02)
-        nn.init.normal_(self.cls_token, std=0.02)
-        lecun_normal_(self.patch_embed.proj.weight)
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        for block in self.blocks:
-            block.mixer.out_proj.weight.div_(math.sqrt(len(self.blocks)))
-        if self.num_classes > 0:
-            nn.init.normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+@torch.no_grad()
+def initialise_as_vim(model: PlainWithPosition) -> None:
+    """Vim's official initialisation of all but the head, beyond what the modules start with."""
+    nn.init.normal_(model.pos_embed, std=0.02)
+    if model.has_class_token:
+        nn.init.normal_(model.cls_token, std=0.02)
+    lecun_normal_(model.patch_embed.proj.weight)
+    nn.init.zeros_(model.patch_embed.proj.bias)
+    for block in model.blocks:
+        block.mixer.out_proj.weight.div_(math.sqrt(len(model.blocks)))
 
 
 def _variant(name: str, title: str, file: str, **arguments: Any) -> Variant:

@@ -1,7 +1,7 @@
 """The parts that families share, one file per kind: stems, downsampling, blocks, mixers, MLPs, gates, norms, scans."""
 
 from vssm.nn.attention import Attention, LatentPooling
-from vssm.nn.block import Block, Blocks
+from vssm.nn.block import Block, Blocks, drop_path_rates
 from vssm.nn.compilation import compile_module, run_fast
 from vssm.nn.conv import ChannelsLastConv2d, ConvNormAct, convolved_silu
 from vssm.nn.deform import DeformableSampling
@@ -74,6 +74,7 @@ __all__ = [
     "concrete",
     "convolved_silu",
     "cut_windows",
+    "drop_path_rates",
     "graph_module",
     "initialise_linear_layers",
     "insert_class_row",

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
+from vssm.values import check_divides
 
 
 class Attention(nn.Module):
@@ -56,8 +57,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if dim % heads:
-            raise ValueError(f"{heads} heads share {dim} channels; expected a number of heads that divides them")
+        check_divides(heads, "heads", dim, "channels")
         self.heads = heads
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.rotary = rotary
@@ -95,8 +95,7 @@ class LatentPooling(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if dim % heads:
-            raise ValueError(f"{heads} heads share {dim} channels; expected a number of heads that divides them")
+        check_divides(heads, "heads", dim, "channels")
         self.heads = heads
         self.latent = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.kv = nn.Linear(dim, 2 * dim, **dd)

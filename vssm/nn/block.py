@@ -17,6 +17,15 @@ from vssm.nn.reading import ReadTogether, has_hooks, runs_eagerly_on_gpu
 _Addend = dict[str, Any]  # the branch, and what it is multiplied by: arguments of `add_norm`
 
 
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """The rate of stochastic depth of each block, rising linearly from 0 to that of the last.
+
+    >>> drop_path_rates(0.5, 3)
+    [0.0, 0.25, 0.5]
+    """
+    return torch.linspace(0, last, blocks, device="cpu").tolist()  # not on the device that models are built on
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm2(x)) where there is an MLP; each branch with stochastic depth.
 
@@ -135,8 +144,8 @@ class Block(nn.Module):
         )
 
     def adds_in(self, norm: nn.Module) -> bool:
-        """Whether a norm can add a branch of this block's to x: nothing but stochastic depth changes either, and nobody
-        has to see them or the sum."""
+        """Whether a norm's kernel can add this block's branch to x: nothing but stochastic depth changes the branch,
+        nothing changes x, and no hooks have to be called."""
         return (
             _makes_sums(norm)
             and type(self.drop_path) is DropPath
@@ -165,12 +174,12 @@ class Block(nn.Module):
 
 
 def _makes_sums(norm: nn.Module) -> bool:
-    """Whether a norm's kernel can make the sum that it norms, and nobody has to see the norm alone."""
+    """Whether a norm's kernel can also make the sum that it norms: the norm is one of ours, and has no hooks."""
     return type(norm) in (BranchLayerNorm, BranchRMSNorm) and not has_hooks(norm)
 
 
 def _normed(x: Tensor, position: nn.Module | None, norm: nn.Module, *grid: int) -> tuple[Tensor, Tensor]:
-    """x with its position, and the norm of that: in one kernel where nobody has to see the one without the other."""
+    """x with its position added, and the norm of this sum; in one kernel where neither module has hooks."""
     if position is None:
         return x, norm(x)
     if (

@@ -78,7 +78,7 @@ class ConvNormAct(timm.layers.ConvNormAct):
         return y if function is not None else self.act(y)
 
     def _norms_in_one_kernel(self, x: Tensor) -> bool:
-        """Whether nobody but the activation sees what the norm returns, which is by running statistics."""
+        """Whether one kernel can norm, by running statistics, and activate: without gradients and without hooks."""
         norm = self.bn
         return (
             runs_eagerly_on_gpu(x)

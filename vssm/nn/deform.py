@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from vssm.nn.conv import ChannelsLastConv2d
 from vssm.nn.linear import Linear
 from vssm.ops import deformable_sampling
+from vssm.values import check_divides
 
 
 class DeformableSampling(nn.Module):
@@ -39,10 +40,7 @@ class DeformableSampling(nn.Module):
     ):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        if channels % groups:
-            raise ValueError(
-                f"{groups} groups share {channels} channels; expected a number of groups that divides them"
-            )
+        check_divides(groups, "groups", channels, "channels")
         self.groups = groups
         self.depthwise = (
             ChannelsLastConv2d(channels, channels, kernel_size=3, padding=1, groups=channels, **dd)

@@ -28,7 +28,7 @@ Output = Tensor | Sequence[Tensor]
 # Equal calls in a row, of which the last is captured: the first ones compile kernels, and shapes that come once, such
 # as that of the last batch of an epoch, are not worth a graph.
 CALLS = 3
-# A training, its validation, and as many again; the one that was used longest ago gives way.
+# Graphs of a module: for a training, its validation, and as many again. The least recently used one is dropped.
 MOST = 4
 
 
@@ -146,7 +146,7 @@ def _modes(device: torch.device) -> tuple[Hashable, ...]:
 class _Watch:
     """What a graph of a module depends on: its layers' modes, and where in memory their parameters and buffers are.
 
-    Asked before every call, so that lists are kept of all that is looked at.
+    Asked before every call, so what it looks at is collected in lists once.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -18,13 +18,11 @@ from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.order_table import OrderTable
 from vssm.nn.product import split_product
 from vssm.nn.reading import has_hooks
-from vssm.nn.recompute import Gate, product_of_recomputed, saves_activations
+from vssm.nn.recompute import GATE, Gate, product_of_recomputed, saves_activations
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import ScanTable, causal_conv1d
 from vssm.scan import OrderFunction, bidirectional, cross
 from vssm.values import widened
-
-_GATE = Gate(1.0)
 
 
 class GatedMixer(nn.Module):
@@ -63,7 +61,7 @@ class GatedMixer(nn.Module):
             return self.out_proj(self.mix(self.in_proj(x)))
         x, z = self.halves(x)
         tokens = self.mix(x).flatten(1, 2), z.flatten(1, 2)
-        return product_of_recomputed(self.out_proj, _GATE, *tokens).unflatten(1, x.shape[1:3])
+        return product_of_recomputed(self.out_proj, GATE, *tokens).unflatten(1, x.shape[1:3])
 
 
 @register_notrace_module
@@ -180,7 +178,7 @@ class VimMixer(nn.Module):
         x, z = self.in_proj(tokens).chunk(2, dim=-1)
         x = self.convolved(x, order)
         if not saves_activations() and not has_hooks(self.scan):  # hooks see the scan called as in training
-            return self.out_proj(self.scan(x, order, z, scale=1 / self.directions))
+            return self.out_proj(self.scan(x, order, z, scale=self.gate.scale))
         # Save the directions' sum and z, which is half of in_proj's output in memory anyway; recompute the gated sum.
         total = self.scan(x, order, merge=True)
         return product_of_recomputed(self.out_proj, self.gate, total, z)

@@ -31,7 +31,7 @@ def is_one_product(layer: nn.Module, x: Tensor) -> bool:
 def split_product(layer: nn.Module, x: Tensor, sizes: Sequence[int] | None = None) -> tuple[Tensor, ...]:
     """layer(x) in parts along the channels, for a convolution of one of them, which would copy a part of wider rows.
 
-    On a GPU each part is a product of its own, where nobody has to see the whole.
+    On a GPU each part is a product of its own, unless hooks have to see the whole.
 
     Args:
         layer: a linear layer.

@@ -73,8 +73,8 @@ _together: ContextVar[_Found | None] = ContextVar("vssm_read_together", default=
 def product_and_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """layer(x) without its bias, and this, for the kernel of the activation that follows to add.
 
-    Torch adds that of a convolution in a slow kernel of its own, and any bias's gradient is one more. Where that does
-    not pay, or something has to see what the layer returns, layer(x) itself and None.
+    Torch adds a convolution's bias in a slow kernel of its own, and computes the gradient of any bias in one more.
+    Where nothing is gained, or hooks have to see what the layer returns: layer(x) itself, and None.
 
     Args:
         layer: a linear layer or a convolution, whose class has a `product` of x, weight and bias.

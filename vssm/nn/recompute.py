@@ -56,6 +56,9 @@ class Gate:
         return value, tuple(gradients)
 
 
+GATE = Gate(1.0)  # silu(z) alone
+
+
 def _again(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, tuple[Tensor | None, ...]]]:
     """(gradient, *inputs) to what the function returned for the inputs, and their gradients."""
     if isinstance(function, Gate):

@@ -11,11 +11,11 @@ from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm, BranchRMSNorm
 from vssm.nn.order_table import OrderTable
 from vssm.nn.product import split_product
-from vssm.nn.recompute import Gate, product_of_recomputed
+from vssm.nn.recompute import GATE, product_of_recomputed
 from vssm.nn.step import draw_step_bias
 from vssm.ops import noncausal_ssd, ssd, sum_gate
 from vssm.scan import OrderFunction, bidirectional, cross
-from vssm.values import widened
+from vssm.values import check_divides, widened
 
 
 class DualityMixer(nn.Module):
@@ -60,10 +60,8 @@ class DualityMixer(nn.Module):
         inner = widened(dim, expansion, "expansion")
         if heads is None:
             heads = next(heads for heads in range(-(-inner // 64), inner + 1) if inner % heads == 0)
-        if inner % heads:
-            raise ValueError(f"{heads} heads share {inner} channels; expected a number of heads that divides them")
-        if groups < 1 or heads % groups:
-            raise ValueError(f"{groups} groups share {heads} heads; expected a number of groups that divides them")
+        check_divides(heads, "heads", inner, "channels")
+        check_divides(groups, "groups", heads, "heads")
         self.heads, self.inner, self.state, self.directions, self.groups = heads, inner, state, directions, groups
         scanned = inner + (1 if shared else directions) * 2 * groups * state
         self.sizes = [inner, scanned, directions * heads]  # of in_proj's outputs
@@ -234,7 +232,7 @@ class HydraMixer(DualityMixer):
         start = None if self.start is None else self.start.expand(len(u), self.directions, -1, -1, -1)
         y = ssd(u, delta, A, B, C, delta_bias=bias, initial=start, order=order, shift=True, merge=True)
         y = y + (self.diagonal(u.flatten(2)) + self.D)[..., None] * u
-        return product_of_recomputed(self.out_proj, Gate(1.0), self.norm(y.flatten(2)), z).view_as(x)
+        return product_of_recomputed(self.out_proj, GATE, self.norm(y.flatten(2)), z).view_as(x)
 
 
 @torch.no_grad()

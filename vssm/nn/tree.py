@@ -13,7 +13,7 @@ from vssm.nn.conv import ChannelsLastConv2d, convolved_silu
 from vssm.nn.linear import Linear
 from vssm.nn.norm import BranchLayerNorm
 from vssm.nn.product import split_product
-from vssm.nn.recompute import Gate, product_of_recomputed
+from vssm.nn.recompute import GATE, product_of_recomputed
 from vssm.nn.ssm import SelectiveScan
 from vssm.ops import grid_tree, readout, tree_scan
 from vssm.values import widened
@@ -91,7 +91,6 @@ class TreeMixer(nn.Module):
         self.scan = TreeScan(inner, rank=math.ceil(dim / 16), **dd)
         self.state_norm = BranchLayerNorm(inner, **dd)
         self.norm = BranchLayerNorm(inner, **dd)
-        self.gate = Gate(1.0)
         self.out_proj = Linear(inner, dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,5 +100,5 @@ class TreeMixer(nn.Module):
         tokens = x.flatten(1, 2)
         states, C = self.scan(tokens, grid_tree(x))
         y = readout(self.state_norm(states).unsqueeze(1), C, self.scan.D, tokens)
-        y = product_of_recomputed(self.out_proj, self.gate, self.norm(y), z.flatten(1, 2))
+        y = product_of_recomputed(self.out_proj, GATE, self.norm(y), z.flatten(1, 2))
         return y.unflatten(1, x.shape[1:3])

@@ -98,7 +98,7 @@ VALUES = {
     "end": _COUNT,
 }
 
-# By name, in `model` and all within it; what else mmdet and mmseg take is told by `vssm.mm.runtime.origin`.
+# By name, in `model` and all within it; other values fail when they are first used: `vssm.mm.runtime.origin`.
 _SHARE = number(-1, 1)  # -1 for none
 _SHARES = Rule(
     f"{_SHARE.expected}, or a list of these", lambda value: _SHARE.holds(value) or list_of(_SHARE).holds(value)

@@ -14,6 +14,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from vssm.mm.runtime.runner import unwrap
+
 _logger = logging.getLogger(__name__)
 
 # What is raised for values that cannot be used.
@@ -82,8 +84,7 @@ def _used(frames: list[FrameType], runner: Runner | None) -> str | None:
 
 
 def _names(model: object) -> Iterator[tuple[int, str]]:
-    while hasattr(model, "module"):
-        model = model.module
+    model = unwrap(model)
     if isinstance(model, nn.Module):
         for name, part in model.named_modules():
             yield id(part), f"model.{name}".rstrip(".")

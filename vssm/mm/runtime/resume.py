@@ -1,4 +1,4 @@
-"""Goes on with a training from a checkpoint: the config counts, and what differs from the saved training is told."""
+"""Resumes a training from a checkpoint: the config decides, and what differs from the saved training is logged."""
 
 import warnings
 from collections.abc import Iterable
@@ -303,11 +303,16 @@ def _load_gradients(runner: Runner, gradients: dict | None, same_training: bool,
         parameters[name].grad = value.to(parameters[name])
 
 
+def classes_of_data(dataset: object) -> tuple[str, ...]:
+    """The names of a data set's classes in the order of its labels; none where it does not know them."""
+    return tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+
+
 def _check_classes(meta: dict, dataset: object, path: str | Path) -> None:
     """Compare the classes by name: labels are their numbers."""
     saved = (meta.get("dataset_meta") or {}).get("classes")
-    own = (getattr(dataset, "metainfo", None) or {}).get("classes")
-    if saved and own and list(saved) != list(own):
+    own = classes_of_data(dataset)
+    if saved and own and tuple(saved) != own:
         other = next((pair for pair in zip(saved, own, strict=False) if pair[0] != pair[1]), (len(saved), len(own)))
         raise ConfigError(
             f"{path} was trained on other classes than those of the data: {other[0]!r} there is {other[1]!r} here; "

@@ -141,10 +141,16 @@ def seed_albumentations(dataset: Dataset, seed: int) -> None:
 
 def transforms_of(dataset: Dataset) -> Iterator[object]:
     """The transforms of a data set of mmdet or mmseg, also inside wrappers."""
-    for part in (*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)):
-        if part is not None:
-            yield from transforms_of(part)
-    yield from _inner_transforms(getattr(dataset, "pipeline", None))
+    for part in with_inner(dataset):
+        yield from _inner_transforms(getattr(part, "pipeline", None))
+
+
+def with_inner(dataset: Dataset) -> Iterator[Dataset]:
+    """The data sets inside a wrapper, such as one that repeats or joins others, and then the data set itself."""
+    for inner in (*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)):
+        if inner is not None:
+            yield from with_inner(inner)
+    yield dataset
 
 
 def _inner_transforms(parent: object) -> Iterator[object]:

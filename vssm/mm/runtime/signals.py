@@ -1,4 +1,4 @@
-"""A signal is an order to save: the training stops at its next step, writes a checkpoint and says where."""
+"""At a signal a training stops at its next step, writes a checkpoint and says where."""
 
 import os
 import select

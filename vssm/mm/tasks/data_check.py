@@ -23,6 +23,7 @@ from vssm.data.class_maps import check_class_maps, check_contents, list_pairs, p
 from vssm.data.classes import check_distinct, lines_in, some
 from vssm.data.coco import leave_out_lines
 from vssm.data.coco_check import CocoUse, category_ids, check_coco
+from vssm.mm.tasks.reading import is_upright, meaning_of
 
 # How to get the data, by the name of the data set's class.
 SOURCES = {
@@ -290,7 +291,7 @@ def _check_detection(target: type[BaseDataset], config: dict, use: Use) -> None:
         scored=use.scored and any(Path(other).resolve() == file.resolve() for other in use.score_files),
         empty_left_out=not dataset.test_mode and bool((dataset.filter_cfg or {}).get("filter_empty_gt", False)),
         min_side=0 if dataset.test_mode else (dataset.filter_cfg or {}).get("min_size", 0),
-        upright=_is_upright(config["pipeline"]),
+        upright=is_upright(config["pipeline"]),
     )
     check_coco(file, images, dataset.metainfo["classes"], asked)
 
@@ -312,22 +313,14 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
     else:
         images = Path(dataset.data_prefix["img_path"])
         pairs = check_class_maps(images, Path(maps), dataset.img_suffix, dataset.seg_map_suffix)
-    check_maps(dataset, pairs, use, _is_upright(config["pipeline"]))
+    check_maps(dataset, pairs, use, is_upright(config["pipeline"]))
 
 
 def check_maps(dataset: BaseDataset, pairs: Sequence[tuple[str, str]], use: Use, upright: bool) -> None:
     """Look into the class maps of a data set of mmseg; see `vssm.data.class_maps.check_contents`."""
-    from vssm.mm.tasks.reading import meaning_of
-
     if use.is_training or use.scored:
         meaning = meaning_of(dataset)
         check_contents(pairs, meaning, upright=upright, is_training=use.is_training, ignored_by=use.ignored_by)
-
-
-def _is_upright(pipeline: Sequence[dict]) -> bool:
-    from vssm.mm.tasks.reading import is_upright
-
-    return is_upright(pipeline)
 
 
 def _loads(pipeline: object) -> Iterator[dict]:

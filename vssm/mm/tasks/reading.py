@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
@@ -16,6 +15,7 @@ from vssm.data import DataError, read_rgb
 from vssm.data.checks import wrong_size
 from vssm.data.class_maps import Meaning, check_map_size, read_class_map, to_labels
 from vssm.data.decode import read_size
+from vssm.mm.runtime.seeding import with_inner
 
 # The steps that are replaced, themselves and no subclasses of them. Nothing here needs mmcv before it is used.
 IMAGE_LOADER = "mmcv.transforms.loading.LoadImageFromFile"
@@ -36,19 +36,11 @@ def read_by_our_rules(dataset: Dataset) -> None:
 
     Steps with other options, such as another decoder or reading all channels, stay as they are.
     """
-    for part in leaves(dataset):
+    for part in with_inner(dataset):
         pipeline = getattr(part, "pipeline", None)
         if pipeline is not None:
             meaning = meaning_of(part) if hasattr(part, "reduce_zero_label") else None
             _replace(pipeline, meaning, is_upright(pipeline))
-
-
-def leaves(dataset: Dataset) -> Iterator[Dataset]:
-    """The data sets inside wrappers, such as those that repeat or join others, and the wrappers themselves."""
-    yield dataset
-    for inner in (*getattr(dataset, "datasets", ()), getattr(dataset, "dataset", None)):
-        if inner is not None:
-            yield from leaves(inner)
 
 
 def meaning_of(dataset: Dataset) -> Meaning:

@@ -20,11 +20,12 @@ from vssm.data.coco import leave_out_lines
 from vssm.errors import ConfigError
 from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
-from vssm.mm.runtime.resume import check_complete
+from vssm.mm.runtime.resume import check_complete, classes_of_data
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier, Teacher, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
 from vssm.mm.tasks.precision import keep_regions_exact
+from vssm.mm.tasks.reading import read_by_our_rules
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights, trained_weights
 from vssm.models import CheckpointError
@@ -70,15 +71,13 @@ class TaskRunner(SafeRunner):
         """Build the loop of training."""
         self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         loop = super().build_train_loop(loop)
-        teacher, transform = (
-            getattr(unwrap(self.model), "teacher", None),
-            getattr(loop.dataloader.dataset, "transform", None),
-        )
-        if isinstance(teacher, Teacher):  # which is loaded after this
+        model, data = unwrap(self.model), loop.dataloader
+        if isinstance(teacher := getattr(model, "teacher", None), Teacher):  # which is loaded after this
+            transform = getattr(data.dataset, "transform", None)
             teacher.classes, teacher.normalised = self._classes, getattr(transform, "normalised", None)
-        preprocessor, batches = getattr(unwrap(self.model), "data_preprocessor", None), loop.dataloader.batch_sampler
-        if getattr(preprocessor, "mixup", None) is not None and len(loop.dataloader) <= loop.max_iters:
-            check_pairs(getattr(batches, "last_batch", None) or 0)
+        preprocessor = getattr(model, "data_preprocessor", None)
+        if getattr(preprocessor, "mixup", None) is not None and len(data) <= loop.max_iters:
+            check_pairs(getattr(data.batch_sampler, "last_batch", None) or 0)
         return loop
 
     def build_val_loop(self, loop: BaseLoop | dict) -> BaseLoop:
@@ -164,8 +163,6 @@ class TaskRunner(SafeRunner):
         self._check_known(loader.dataset, dataloader)
         self._keep_classes(loader.dataset)
         if not isinstance(unwrap(self.model), ImageClassifier):
-            from vssm.mm.tasks.reading import read_by_our_rules
-
             read_by_our_rules(loader.dataset)
         return loader
 
@@ -205,7 +202,7 @@ class TaskRunner(SafeRunner):
         Raises:
             ConfigError: names what differs.
         """
-        found = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+        found = classes_of_data(dataset)
         if self._classes is None:
             self._classes = found or None
         elif found and found != self._classes:
@@ -287,7 +284,7 @@ def check_classes(model: nn.Module, dataset: object) -> None:
     Raises:
         ConfigError: a classifier has fewer, or a head of a detector or segmentor other ones; names classes and option.
     """
-    names = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    names = classes_of_data(dataset)
     if isinstance(model, ImageClassifier):
         count, own = getattr(dataset, "num_classes", None) or len(names), model.backbone.num_classes
         wrong = ["backbone"] if count > own else []
@@ -374,7 +371,7 @@ def score_by_name(metric: object, dataset: object, option: str) -> None:
                 "file of the data set"
             )
         metric.img_ids = list(dict.fromkeys(images))
-    names = tuple((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    names = classes_of_data(dataset)
     if names and getattr(metric, "cat_ids", ()) is None:
         ids = ids_of_classes(annotations, names)
         for name, key in ids.items():

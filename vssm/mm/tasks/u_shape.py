@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from vssm.errors import ConfigError
 from vssm.inference.create import create_model
 from vssm.inference.saved import to_plain
 from vssm.models import Pyramid, Renaming, under
-from vssm.nn import Block, ChannelsLastConv2d, LeanMlp, PatchExpanding
+from vssm.nn import Block, ChannelsLastConv2d, LeanMlp, PatchExpanding, drop_path_rates
 
 # Where official U-shaped networks and this head have their blocks, and where the encoders have the same.
 _BLOCKS = (("layers.{i}.blocks.{j}", "layers_up.{i}.blocks.{j}"), ("stages.{i}.blocks.{j}", "levels.{i}.blocks.{j}"))
@@ -57,6 +56,7 @@ class UShapedHead(BaseDecodeHead):
             its maps into windows.
 
     Example:
+        >>> import torch
         >>> head = UShapedHead(in_channels=[16, 32, 32], num_classes=5, depths=(1, 1, 1), stride=8)
         >>> sizes = [(16, 9, 8), (32, 5, 4), (32, 5, 4)]
         >>> head([torch.randn(1, *size) for size in sizes]).shape
@@ -120,7 +120,7 @@ def _levels(
 ) -> list[nn.Sequential]:
     """The blocks of the levels, finest first, which is the order of an encoder's stages."""
     if blocks is None:
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         return [
             nn.Sequential(*(_plain_block(dim, next(rates)) for _ in range(depth)))
             for dim, depth in zip(dims, depths, strict=True)

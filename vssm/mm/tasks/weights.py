@@ -31,10 +31,7 @@ def load_training(model: nn.Module, checkpoint: dict, path: str | Path) -> None:
     Raises:
         CheckpointError: names the parts, or the keys, that differ.
     """
-    weights = models.weights_in(checkpoint.get("state_dict"), str(path))
-    check_parts(model, weights, path)
-    models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
-    model.load_state_dict(weights)
+    _load(model, models.weights_in(checkpoint.get("state_dict"), str(path)), path)
 
 
 def trained_weights(model: nn.Module, checkpoint: dict, path: str | Path) -> dict[str, Tensor] | None:
@@ -71,6 +68,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         if hasattr(head, "our_layout"):  # official U-shaped networks do not tell encoder and decoder apart
             weights = head.our_layout(weights, model)
         rename_official(model.backbone, weights, "backbone.")
+    _load(model, weights, path)
+
+
+def _load(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
     check_parts(model, weights, path)
     models.check_fits(weights, model.state_dict(), str(path), type(model).__name__)
     model.load_state_dict(weights)
