@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from timm.layers import get_device_dtype, to_2tuple
-from timm.models import checkpoint
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments, checked_pool
 from vssm.models._contract import Backbone, Indices, as_format, check_format, take_indices, with_defaults
+from vssm.models._recomputed import recomputed
 from vssm.nn import Blocks, PatchStem, insert_class_row, resize_position, split_class_row
 from vssm.scan import place_of_class_token
 
@@ -91,7 +91,7 @@ class Plain(Backbone):
 
     def _run(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
         if self.grad_checkpointing:
-            return checkpoint(block, tokens, height, width)
+            return recomputed(block, tokens, height, width)
         return block(tokens, height, width)
 
     def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
