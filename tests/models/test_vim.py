@@ -52,6 +52,12 @@ def test_vim_set_input_size_is_what_forward_does() -> None:
         torch.testing.assert_close(model(x), expected)
 
 
+@pytest.mark.parametrize("size", ["a", None, (64,), (64, 64, 3), 64.5])
+def test_wrong_image_sizes_are_named(size: object) -> None:
+    with pytest.raises(ValueError, match=r"^img_size is .*; expected"):
+        small().set_input_size(size)
+
+
 def test_position_embeddings_come_back_from_a_repository_at_their_image_size(tmp_path: Path) -> None:
     """As many tokens as 64 x 256 pixels have, 4 x 16, square images have too."""
     model, x = small().eval(), images(1, 3, 64, 256)

@@ -215,6 +215,7 @@ class PlainWithPosition(Plain):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Store the position embedding for another image size, in pixels, for instance before fine-tuning at it."""
+        check_arguments({"img_size": img_size})
         grid = self.patch_embed.grid(*to_2tuple(img_size))
         resized = self._resized(self.pos_embed.detach(), self.grid, *grid)
         self.pos_embed = nn.Parameter(resized.clone(), requires_grad=self.pos_embed.requires_grad)
