@@ -128,15 +128,17 @@ def test_copies_give_the_same(kind: tuple[str, dict]) -> None:
 
 
 @every_class
-def test_gradient_checkpointing_gives_the_same_gradients(kind: tuple[str, dict]) -> None:
-    gradients = []
+def test_gradient_checkpointing_gives_the_same_gradients_and_running_statistics(kind: tuple[str, dict]) -> None:
+    gradients, buffers = [], []
     for enable in (False, True):
         model = small(kind).train()
         model.set_grad_checkpointing(enable)
         forget()  # how ops run arguments of their kind, as in a new process
         model(images(2, 3, 64, 64)).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
+        buffers.append(dict(model.named_buffers()))
     torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(buffers[0], buffers[1])
 
 
 @every_class_shallow

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from families import KINDS
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 NAME, ARGUMENTS = next(kind for kind in KINDS if kind[0] == "vim_tiny")
@@ -47,6 +50,25 @@ def test_vim_set_input_size_is_what_forward_does() -> None:
         model.set_input_size((80, 112))
         assert model.pos_embed.shape[1] == 5 * 7 + 1 and not model.pos_embed.requires_grad
         torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("size", ["a", None, (64,), (64, 64, 3), 64.5])
+def test_wrong_image_sizes_are_named(size: object) -> None:
+    with pytest.raises(ValueError, match=r"^img_size is .*; expected"):
+        small().set_input_size(size)
+
+
+def test_position_embeddings_come_back_from_a_repository_at_their_image_size(tmp_path: Path) -> None:
+    """As many tokens as 64 x 256 pixels have, 4 x 16, square images have too."""
+    model, x = small().eval(), images(1, 3, 64, 256)
+    nn.init.normal_(model.pos_embed)
+    model.set_input_size((64, 256))
+    save_for_hf(model, str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+        resized = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=96).eval()
+        model.set_input_size(96)
+        torch.testing.assert_close(resized(x), model(x))
 
 
 def test_stride_8_models_have_27_by_27_patches() -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
-from timm.models import checkpoint_seq
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
+from vssm.models._recomputed import recomputed
 from vssm.nn import BatchNormStem, ConvNormAct, concrete, drop_path_rates
 
 
@@ -28,7 +28,8 @@ class Branch(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 2, 3, 1)
-        x = checkpoint_seq(self, x) if self.grad_checkpointing else super().forward(x)
+        for block in self:
+            x = recomputed(block, x) if self.grad_checkpointing else block(x)
         return x.permute(0, 3, 1, 2)
 
 

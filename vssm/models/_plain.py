@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from timm.layers import get_device_dtype, to_2tuple
-from timm.models import checkpoint
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from vssm.models._arguments import check_arguments, checked_pool
 from vssm.models._contract import Backbone, Indices, as_format, check_format, take_indices, with_defaults
+from vssm.models._recomputed import recomputed
 from vssm.nn import Blocks, PatchStem, insert_class_row, resize_position, split_class_row
 from vssm.scan import place_of_class_token
 
@@ -90,7 +91,7 @@ class Plain(Backbone):
 
     def _run(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
         if self.grad_checkpointing:
-            return checkpoint(block, tokens, height, width)
+            return recomputed(block, tokens, height, width)
         return block(tokens, height, width)
 
     def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -214,10 +215,12 @@ class PlainWithPosition(Plain):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Store the position embedding for another image size, in pixels, for instance before fine-tuning at it."""
+        check_arguments({"img_size": img_size})
         grid = self.patch_embed.grid(*to_2tuple(img_size))
         resized = self._resized(self.pos_embed.detach(), self.grid, *grid)
         self.pos_embed = nn.Parameter(resized.clone(), requires_grad=self.pos_embed.requires_grad)
         self.grid = grid
+        update_model_input_size(self, img_size)  # with which timm builds the model again
 
     def no_weight_decay(self) -> set[str]:
         # official: one-dimensional tensors, biases, and the two embeddings. Our stacked biases and D are
@@ -225,12 +228,19 @@ class PlainWithPosition(Plain):
         return self.parameters_ending("cls_token", "pos_embed", "conv_bias", "dt_bias", "D")
 
     def resize_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A square position embedding, resized to this model's grid."""
+        """A position embedding of another number of tokens, resized to this model's grid.
+
+        It is of the image size that a repository of the Hugging Face hub names, or else of square images.
+        """
         position = state.get("pos_embed")
         if position is not None and position.dim() == 3 and position.shape[1:] != self.pos_embed.shape[1:]:
-            side = math.isqrt(max(position.shape[1] - self.has_class_token, 0))
-            if side * side + self.has_class_token == position.shape[1]:
-                return state | {"pos_embed": self._resized(position, (side, side), *self.grid)}
+            tokens = max(position.shape[1] - self.has_class_token, 0)
+            grids = [(math.isqrt(tokens), math.isqrt(tokens))]
+            if named := getattr(self, "pretrained_model_args", {}).get("img_size"):
+                grids.insert(0, self.patch_embed.grid(*to_2tuple(named)))
+            for grid in grids:
+                if math.prod(grid) == tokens:
+                    return state | {"pos_embed": self._resized(position, grid, *self.grid)}
         return state
 
 

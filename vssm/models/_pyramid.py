@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from timm.layers import ClassifierHead, to_2tuple
-from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from vssm.models._contract import Indices, as_format, check_format, take_indices, with_defaults
 from vssm.models._pooled import Pooled
+from vssm.models._recomputed import recomputed
 from vssm.nn import Blocks, cut_windows, drop_path_rates, stitch_windows
 
 
@@ -53,7 +53,11 @@ class Stage(nn.Module):
         height, width = x.shape[1], x.shape[2]
         if self.window is not None:
             x = cut_windows(x, self.window)
-        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        if self.grad_checkpointing:
+            for block in self.blocks:
+                x = recomputed(block, x)
+        else:
+            x = self.blocks(x)
         if self.window is not None:
             x = stitch_windows(x, height, width)
         return self.norm(x)
