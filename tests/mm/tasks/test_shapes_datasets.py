@@ -114,6 +114,19 @@ def test_workers_draw_other_augmentations_each_epoch_and_the_same_by_seed(config
     assert dataset[0] == here
 
 
+@base(DETECTION)
+def test_augmentations_of_mixed_images_are_seeded(config: Config) -> None:
+    inner = {**config.train_dataloader.dataset, "pipeline": config.train_dataloader.dataset.pipeline[:2]}
+    steps = [dict(type="Albu", transforms=[dict(type="RandomBrightnessContrast", p=1.0)])]
+    dataset = DATASETS.build(dict(type="MultiImageMixDataset", dataset=inner, pipeline=steps))
+
+    def drawn() -> torch.Tensor:
+        seed_albumentations(dataset, 5)
+        return torch.as_tensor(dataset[0]["img"])
+
+    assert torch.equal(drawn(), drawn())
+
+
 class _FirstOnly(Dataset):
     """A wrapper, as mmdet's own: gives the mean of the first image, again and again."""
 

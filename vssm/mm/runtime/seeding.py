@@ -154,8 +154,8 @@ def with_inner(dataset: Dataset) -> Iterator[Dataset]:
 
 
 def _inner_transforms(parent: object) -> Iterator[object]:
-    """The transforms inside a transform; RandomChoice has lists of lists."""
-    inner = getattr(parent, "transforms", ())
+    """The transforms inside a transform, or in a list, which mmdet's data set of mixed images has for a pipeline."""
+    inner = parent if isinstance(parent, list | tuple) else getattr(parent, "transforms", ())
     for transform in inner if isinstance(inner, list | tuple) else (inner,):
         yield transform
         yield from _inner_transforms(transform)
