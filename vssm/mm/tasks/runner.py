@@ -24,7 +24,7 @@ from vssm.mm.runtime.resume import check_complete
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier, Teacher, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
-from vssm.mm.tasks.precision import keep_regions_exact
+from vssm.mm.tasks.precision import keep_logits_exact, keep_regions_exact
 from vssm.mm.tasks.scoring import check_told_apart, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights, trained_weights
 from vssm.models import CheckpointError
@@ -216,9 +216,10 @@ class TaskRunner(SafeRunner):
             )
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build the model; see `keep_regions_exact`."""
+        """Build the model; see `keep_regions_exact` and `keep_logits_exact`."""
         model = super().build_model(model)
         keep_regions_exact(model)
+        keep_logits_exact(model)
         return model
 
     def load_or_resume(self) -> None:
