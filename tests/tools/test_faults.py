@@ -120,6 +120,9 @@ FAULTS = {
     "ValueError: Expected more than 1 value per channel when training, got input size torch.Size([1, 512, 1, 1])": (
         "drop_last=True"
     ),
+    "ValueError: Expected more than 1 value per channel when training, got input size torch.Size([1, 32, 1, 1])": (
+        "num_groups"
+    ),
     "FileNotFoundError: Caught FileNotFoundError in DataLoader worker process 1.\nOriginal Traceback:\n  File "
     "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/train/1.jpg'": "/nowhere is gone",
 }

@@ -33,8 +33,9 @@ SENTENCES = {
         "too many files are open: raise the limit (ulimit -n 65536), or use fewer num_workers"
     ),
     r"Expected more than 1 value per channel when training": (
-        "a batch norm has a single value of a channel: a batch of one image, such as the last one of an epoch; set "
-        "train_dataloader.drop_last=True, or another batch_size"
+        "a norm has a single value: a batch norm in a batch of one image, such as the last one of an epoch (set "
+        "train_dataloader.drop_last=True, or another batch_size), or a group norm with a channel a group on a map of "
+        "one position (set fewer num_groups, or larger images)"
     ),
     r"Parent directory (.*) does not exist": "the directory {0} is gone",
     r"Connection reset by peer|Connection closed by peer|DistBackendError|ProcessGroup.*(?:timeout|Timed out)": (
