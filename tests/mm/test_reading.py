@@ -357,10 +357,12 @@ def test_images_beside_their_class_maps(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("mmseg")
-def test_a_list_of_images_is_checked_too(tmp_path: Path) -> None:
+def test_a_list_of_images_is_checked_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = ade(tmp_path, [[0, 1], [0, 77]], metainfo=dict(classes=("a", "b")), ann_file="list.txt")
     (tmp_path / "list.txt").write_text("0\n")
-    assert len(build(config)) == 1
+    assert len(build(config)) == 1 and "more than once" not in caplog.text
+    (tmp_path / "list.txt").write_text("0\n0.jpg\n")
+    assert len(build(config)) == 2 and "0.jpg more than once: each line counts" in caplog.text
     (tmp_path / "list.txt").write_text("0\n1\n")
     with pytest.raises(DataError, match="unknown class 77"):
         build(config)

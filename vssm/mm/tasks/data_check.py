@@ -6,6 +6,7 @@ All of it happens before a data set is built, so before the first step.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from vssm.data.class_maps import check_class_maps, check_contents, list_pairs, p
 from vssm.data.classes import check_distinct, lines_in, some
 from vssm.data.coco import leave_out_lines
 from vssm.data.coco_check import CocoUse, category_ids, check_coco
+
+_logger = logging.getLogger(__name__)
 
 # How to get the data, by the name of the data set's class.
 SOURCES = {
@@ -309,6 +312,9 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
     if _list_of(dataset) is not None:
         pairs = _pairs_of(dataset)
         check_present([Path(path) for pair in pairs for path in pair], f"{dataset.ann_file} lists it")
+        repeated = [image for image, count in Counter(image for image, _ in pairs).items() if count > 1]
+        if repeated:
+            _logger.warning(f"{dataset.ann_file} lists {some(repeated)} more than once: each line counts")
     else:
         images = Path(dataset.data_prefix["img_path"])
         pairs = check_class_maps(images, Path(maps), dataset.img_suffix, dataset.seg_map_suffix)

@@ -25,7 +25,7 @@ from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier, Teacher, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
 from vssm.mm.tasks.precision import keep_logits_exact, keep_regions_exact
-from vssm.mm.tasks.scoring import check_told_apart, try_scores
+from vssm.mm.tasks.scoring import check_told_apart, tell_ids, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights, trained_weights
 from vssm.models import CheckpointError
 
@@ -126,6 +126,7 @@ class TaskRunner(SafeRunner):
                 check_told_apart(metric, loop.dataloader.dataset)
                 if getattr(metric, "_coco_api", None) is not None:
                     score_by_name(metric, loop.dataloader.dataset, f"{option}.ann_file")
+                tell_ids(metric, option)
         except DataError as error:
             raise ConfigError(f"data: {error}") from error
         return loop
