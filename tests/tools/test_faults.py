@@ -113,6 +113,7 @@ FAULTS = {
     "OSError: [Errno 12] Cannot allocate memory": "the memory is full",
     "RuntimeError: can't start new thread": "the memory is full",
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB": "the memory of the GPU is full",
+    "AssertionError: The image size in a batch should be the same.": "set batch_size=1 in val_dataloader",
     "OSError: [Errno 24] Too many open files": "ulimit -n",
     "RuntimeError: received 0 items of ancdata": "ulimit -n",
     "RuntimeError: Parent directory /gone/work does not exist.": "/gone/work is gone",
@@ -134,6 +135,7 @@ def test_what_pytorch_and_the_system_say(text):
     kinds = {
         "OutOfMemoryError": torch.OutOfMemoryError,
         "MemoryError": MemoryError,
+        "AssertionError": AssertionError,
         "OSError": OSError,
         "ValueError": ValueError,
         "ConnectionResetError": ConnectionResetError,
