@@ -52,6 +52,7 @@ class Use:
         masks: so are masks.
         score_files: annotation files that the metrics read themselves.
         ignored_by: the label that each head or metric takes for ignored, after the option that says so.
+        reduced: the training's reduce_zero_label, for class maps; None where it is not known.
     """
 
     is_training: bool = True
@@ -60,6 +61,7 @@ class Use:
     masks: bool = False
     score_files: tuple[str, ...] = ()
     ignored_by: tuple[tuple[str, int], ...] = ()
+    reduced: bool | None = None
 
 
 def prepare_dataset(config: dict, use: Use = Use()) -> dict:
@@ -304,6 +306,11 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
     if not issubclass(target, BaseSegDataset):
         return
     dataset = _unread(target, config)
+    if use.reduced not in (None, dataset.reduce_zero_label):
+        _logger.warning(
+            f"{_named(target, config)}: reduce_zero_label is {dataset.reduce_zero_label}, and {use.reduced} in the "
+            "training set: if the class maps of both have the same values, scores are of the wrong classes"
+        )
     folders = [Path(folder) for folder in dataset.data_prefix.values() if folder]
     check_present([*folders, *([Path(dataset.ann_file)] if dataset.ann_file else [])], _source(target))
     maps = dataset.data_prefix.get("seg_map_path")

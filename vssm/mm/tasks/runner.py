@@ -101,8 +101,10 @@ class TaskRunner(SafeRunner):
         metrics = [part for part in (evaluator if isinstance(evaluator, list) else [evaluator]) if _is_metric(part)]
         files = tuple(part["ann_file"] for part in metrics if part.get("ann_file"))
         masks = any("segm" in part.get("metric", ()) and not part.get("format_only") for part in metrics)
+        learnt = getattr(getattr(self._train_loop, "dataloader", None), "dataset", None)
         self._use = Use(
             is_training=False,
+            reduced=getattr(learnt, "reduce_zero_label", None),
             classes=self._classes,
             scored=any(not part.get("format_only") for part in metrics),
             masks=masks,
