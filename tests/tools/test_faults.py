@@ -114,6 +114,7 @@ FAULTS = {
     "RuntimeError: can't start new thread": "the memory is full",
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB": "the memory of the GPU is full",
     "AssertionError: The image size in a batch should be the same.": "set batch_size=1 in val_dataloader",
+    "FileNotFoundError: /gone/a.pth can not be found.": "there is no file /gone/a.pth, which an init_cfg",
     "OSError: [Errno 24] Too many open files": "ulimit -n",
     "RuntimeError: received 0 items of ancdata": "ulimit -n",
     "RuntimeError: Parent directory /gone/work does not exist.": "/gone/work is gone",

@@ -41,6 +41,7 @@ SENTENCES = {
         "the images of a batch to evaluate have several sizes, and a segmentor takes one: set batch_size=1 in "
         "val_dataloader and test_dataloader, or let their pipelines make all images of one size"
     ),
+    r"FileNotFoundError: (.*) can not be found\.": "there is no file {0}, which an init_cfg in the config names",
     r"Parent directory (.*) does not exist": "the directory {0} is gone",
     r"Connection reset by peer|Connection closed by peer|DistBackendError|ProcessGroup.*(?:timeout|Timed out)": (
         "another process of this training ended or does not answer; its own output says why"

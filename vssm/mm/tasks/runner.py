@@ -70,6 +70,8 @@ class TaskRunner(SafeRunner):
         """Build the loop of training."""
         self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         loop = super().build_train_loop(loop)
+        if not isinstance(unwrap(self.model), ImageClassifier):
+            loop.dataloader.dataset[0]  # what a pipeline cannot do is told here, not by a worker
         teacher, transform = (
             getattr(unwrap(self.model), "teacher", None),
             getattr(loop.dataloader.dataset, "transform", None),
