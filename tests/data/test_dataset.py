@@ -100,6 +100,23 @@ def test_tar(folder: Path) -> None:
         assert samples[0]["path"].startswith(str(folder / "packed.tar")) and samples[0]["path"].endswith("ant/0.png")
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_tar_file_that_is_cut_in_a_header_or_damaged_is_refused(inner: bool, folder: Path) -> None:
+    """Python's tarfile takes either for the end, and the other images were left out."""
+    pack(folder / "train", folder / "whole.tar")
+    with tarfile.open(folder / "whole.tar") as tar:
+        place = next(member.offset for member in reversed(tar.getmembers()) if member.isfile())
+    whole, file = (folder / "whole.tar").read_bytes(), folder / "cut.tar"
+    for broken in (whole[:place], whole[: place + 100], whole[:place] + b"?" * 512 + whole[place + 512 :]):
+        file.write_bytes(broken)
+        if inner:
+            (folder / "inner").mkdir(exist_ok=True)
+            file.rename(folder / "inner/ant.tar")
+            pack(folder / "inner", file)
+        with pytest.raises(ValueError, match=r"cannot read .*cut\.tar: it is cut short or damaged at byte \d+"):
+            ImageDataset(file, transform=TRANSFORM)
+
+
 def test_tar_read_by_loader_workers(folder: Path) -> None:
     pack(folder / "train", folder / "train.tar")
     dataset = ImageDataset(folder / "train.tar", transform=TRANSFORM)

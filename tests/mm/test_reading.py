@@ -285,6 +285,14 @@ def test_reading_equals_mmseg_where_that_is_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("mmseg")
+def test_a_step_does_not_reduce_labels_that_its_data_set_keeps(tmp_path: Path) -> None:
+    config = ade(tmp_path, [[0, 1]], metainfo=dict(classes=("a", "b")))
+    config["pipeline"][1]["reduce_zero_label"] = True
+    with pytest.raises(DataError, match="reduce_zero_label is True in LoadAnnotations and False in the data set"):
+        build(config)
+
+
+@pytest.mark.usefixtures("mmseg")
 @pytest.mark.parametrize("own", [None, ("sky", "wall"), ("wall", "sky"), ("sky",)])
 def test_known_sets_keep_the_numbers_of_their_files(tmp_path: Path, own: tuple | None) -> None:
     config = ade(tmp_path, [[0, 1, 2, 3, 255]], reduce_zero_label=True, test_mode=True)
@@ -357,10 +365,12 @@ def test_images_beside_their_class_maps(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("mmseg")
-def test_a_list_of_images_is_checked_too(tmp_path: Path) -> None:
+def test_a_list_of_images_is_checked_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = ade(tmp_path, [[0, 1], [0, 77]], metainfo=dict(classes=("a", "b")), ann_file="list.txt")
     (tmp_path / "list.txt").write_text("0\n")
-    assert len(build(config)) == 1
+    assert len(build(config)) == 1 and "more than once" not in caplog.text
+    (tmp_path / "list.txt").write_text("0\n0.jpg\n")
+    assert len(build(config)) == 2 and "0.jpg more than once: each line counts" in caplog.text
     (tmp_path / "list.txt").write_text("0\n1\n")
     with pytest.raises(DataError, match="unknown class 77"):
         build(config)

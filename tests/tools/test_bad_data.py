@@ -114,6 +114,14 @@ def test_values_that_parts_of_a_model_cannot_use(
         assert any("Traceback (most recent call last)" in log.read_text() for log in tmp_path.rglob("*.log"))
 
 
+def test_a_transform_that_cannot_run_is_named_before_the_first_step(error: Callable[..., str], tmp_path: Path) -> None:
+    """A data worker ended in a traceback."""
+    steps = "[{'type': 'LoadImageFromFile'}, {'type': 'YOLOXHSVRandomAug', 'hue_delta': 'x'}]"
+    options = f"train_dataloader.dataset.pipeline={steps}", "train_dataloader.num_workers=1"
+    line = error(DETECTOR, *small(tmp_path, *options))
+    assert "the transform YOLOXHSVRandomAug of a pipeline cannot use what it is given" in line
+
+
 def test_binary_masks_of_0_and_255(error: Callable[..., str], tmp_path: Path) -> None:
     """They trained, and scored 0.0 and nan with exit code 0."""
     for folder in ("images", "maps"):

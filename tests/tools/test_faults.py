@@ -113,12 +113,17 @@ FAULTS = {
     "OSError: [Errno 12] Cannot allocate memory": "the memory is full",
     "RuntimeError: can't start new thread": "the memory is full",
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB": "the memory of the GPU is full",
+    "AssertionError: The image size in a batch should be the same.": "set batch_size=1 in val_dataloader",
+    "FileNotFoundError: /gone/a.pth can not be found.": "there is no file /gone/a.pth, which an init_cfg",
     "OSError: [Errno 24] Too many open files": "ulimit -n",
     "RuntimeError: received 0 items of ancdata": "ulimit -n",
     "RuntimeError: Parent directory /gone/work does not exist.": "/gone/work is gone",
     "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234": "another process",
     "ValueError: Expected more than 1 value per channel when training, got input size torch.Size([1, 512, 1, 1])": (
         "drop_last=True"
+    ),
+    "ValueError: Expected more than 1 value per channel when training, got input size torch.Size([1, 32, 1, 1])": (
+        "num_groups"
     ),
     "FileNotFoundError: Caught FileNotFoundError in DataLoader worker process 1.\nOriginal Traceback:\n  File "
     "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/train/1.jpg'": "/nowhere is gone",
@@ -131,6 +136,7 @@ def test_what_pytorch_and_the_system_say(text):
     kinds = {
         "OutOfMemoryError": torch.OutOfMemoryError,
         "MemoryError": MemoryError,
+        "AssertionError": AssertionError,
         "OSError": OSError,
         "ValueError": ValueError,
         "ConnectionResetError": ConnectionResetError,

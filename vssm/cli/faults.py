@@ -33,9 +33,15 @@ SENTENCES = {
         "too many files are open: raise the limit (ulimit -n 65536), or use fewer num_workers"
     ),
     r"Expected more than 1 value per channel when training": (
-        "a batch norm has a single value of a channel: a batch of one image, such as the last one of an epoch; set "
-        "train_dataloader.drop_last=True, or another batch_size"
+        "a norm has a single value: a batch norm in a batch of one image, such as the last one of an epoch (set "
+        "train_dataloader.drop_last=True, or another batch_size), or a group norm with a channel a group on a map of "
+        "one position (set fewer num_groups, or larger images)"
     ),
+    r"The image size in a batch should be the same": (
+        "the images of a batch to evaluate have several sizes, and a segmentor takes one: set batch_size=1 in "
+        "val_dataloader and test_dataloader, or let their pipelines make all images of one size"
+    ),
+    r"FileNotFoundError: (.*) can not be found\.": "there is no file {0}, which an init_cfg in the config names",
     r"Parent directory (.*) does not exist": "the directory {0} is gone",
     r"Connection reset by peer|Connection closed by peer|DistBackendError|ProcessGroup.*(?:timeout|Timed out)": (
         "another process of this training ended or does not answer; its own output says why"
@@ -70,7 +76,7 @@ def explain(error: BaseException, work_dir: str | Path | None = None) -> str | N
     gone = _gone(error, told, work_dir)
     if gone:
         return gone
-    if isinstance(error, RuntimeError | MemoryError | OSError | ValueError | torch.OutOfMemoryError):
+    if isinstance(error, AssertionError | RuntimeError | MemoryError | OSError | ValueError | torch.OutOfMemoryError):
         for pattern, sentence in SENTENCES.items():
             found = re.search(pattern, told)
             if found:

@@ -163,6 +163,10 @@ def _members(file: IO[bytes], folder: str, start: int) -> Iterator[tuple[str, tu
                 yield from _members(inner, name[: -len(".tar")], place[0])
             else:
                 yield name, place
+        # Python takes a header that is cut or damaged for the end, which is a block of zeros.
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"it is cut short or damaged at byte {start + archive.offset}")
 
 
 def is_hidden(path: str) -> bool:

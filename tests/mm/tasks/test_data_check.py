@@ -11,7 +11,7 @@ from PIL import Image
 
 from vssm.data import DataError, ensure_shapes
 from vssm.data.layouts import ADE20K, COCO
-from vssm.mm.tasks.data_check import prepare_dataset
+from vssm.mm.tasks.data_check import Use, prepare_dataset
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -100,6 +100,18 @@ def test_an_annotation_file_of_missing_images(tmp_path: Path) -> None:
     (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"1 of 1 images .* are not in .*train2017: a\.jpg"):
         prepare_dataset(coco(str(tmp_path), metainfo=dict(classes=("person",))))
+
+
+@within("mmseg")
+@pytest.mark.usefixtures("scope")
+def test_sets_that_number_the_same_values_differently_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = ensure_shapes(tmp_path, train=10, val=10, image_size=32, layout=ADE20K)
+    config = dict(type="BaseSegDataset", data_root=str(folder), data_prefix=dict(img_path="images/validation"))
+    for learnt, told in ((None, 0), (False, 0), (True, 1)):
+        prepare_dataset({**config, "pipeline": []}, Use(is_training=False, reduced=learnt))
+        assert caplog.text.count("reduce_zero_label is False, and True in the training set") == told
 
 
 @within("mmseg")

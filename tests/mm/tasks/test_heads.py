@@ -11,7 +11,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 from vssm.errors import ConfigError
-from vssm.mm.tasks.precision import keep_regions_exact
+from vssm.mm.tasks.precision import keep_logits_exact, keep_regions_exact
 from vssm.mm.tasks.runner import check_classes, ignored_by_heads
 from vssm.mm.tasks.weights import classes_of_heads
 
@@ -186,6 +186,16 @@ def test_boxes_are_in_float32_in_mixed_precision(build, name):
         (found, _) = model.test_step(batch(name))
     assert proposals[0].bboxes.dtype == found.pred_instances.bboxes.dtype == torch.float32
     assert found.pred_instances.scores.dtype == torch.float32
+
+
+def test_class_maps_are_of_float32_logits_in_mixed_precision(build):
+    """Logits resized in bfloat16 have equal maxima, of which the first class was taken."""
+    model = build("upernet").eval()
+    keep_logits_exact(model)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        (first, _) = model.test_step(batch("upernet"))
+    logits = first.seg_logits.data
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
 def test_classes_of_data_and_heads_are_compared(build):

@@ -19,7 +19,7 @@ from vssm.mm.runtime.metrics import TopAccuracy, check_asked_scores
 from vssm.mm.tasks.data_check import Use, prepare_dataset
 from vssm.mm.tasks.datasets import RepeatedAugmentationSampler
 from vssm.mm.tasks.runner import check_every_image, score_by_name
-from vssm.mm.tasks.scoring import check_told_apart, try_scores
+from vssm.mm.tasks.scoring import check_told_apart, tell_ids, try_scores
 
 RUNNER = SimpleNamespace(hooks=[], param_schedulers=None, logger=logging.getLogger("trial"))
 
@@ -38,6 +38,15 @@ def test_a_first_image_without_objects_and_predictions_is_scored_and_leaves_noth
     runner.hooks[0].key_indicators = ["segm_mAP"]
     with pytest.raises(ConfigError, match="save_best is 'segm_mAP', and the evaluation gives coco/bbox_mAP, "):
         try_scores(runner, SimpleNamespace(metrics=[metric]), {}, [sample], "val_evaluator")
+
+
+def test_places_of_classes_in_the_place_of_ids_are_told(caplog) -> None:
+    metrics = pytest.importorskip("mmdet.evaluation.metrics")
+    tell_ids(metrics.CocoMetric(), "val_evaluator")
+    tell_ids(TopAccuracy(), "val_evaluator")
+    assert not caplog.messages
+    tell_ids(metrics.CocoMetric(outfile_prefix="found"), "val_evaluator")
+    assert "category_id in these files is the place of the class" in caplog.text
 
 
 def test_metrics_of_others_are_not_tried() -> None:

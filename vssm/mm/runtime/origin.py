@@ -72,12 +72,16 @@ def _built(frames: list[FrameType]) -> str | None:
 
 
 def _used(frames: list[FrameType], runner: Runner | None) -> str | None:
-    """The innermost hook, or part of the model, in which an error was raised."""
+    """The innermost hook, transform of images or part of the model in which an error was raised."""
     names = dict(_names(getattr(runner, "model", None)))
     for frame in reversed(frames):
         owner = frame.f_locals.get("self")
         if isinstance(owner, Hook) and frame.f_code.co_name != "__init__":
             return f"the hook {type(owner).__name__} cannot run"
+        # mmcv's, which a training of classifiers lacks.
+        called = frame.f_code.co_name == "__call__"
+        if called and any(kind.__name__ == "BaseTransform" for kind in type(owner).__mro__):
+            return f"the transform {type(owner).__name__} of a pipeline cannot use what it is given"
         if id(owner) in names:
             return f"{names[id(owner)]} ({type(owner).__name__}) cannot use what it is given"
     return None

@@ -6,6 +6,7 @@ All of it happens before a data set is built, so before the first step.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from vssm.data.classes import check_distinct, lines_in, some
 from vssm.data.coco import leave_out_lines
 from vssm.data.coco_check import CocoUse, category_ids, check_coco
 from vssm.mm.tasks.reading import is_upright, meaning_of
+
+_logger = logging.getLogger(__name__)
 
 # How to get the data, by the name of the data set's class.
 SOURCES = {
@@ -50,6 +53,7 @@ class Use:
         masks: so are masks.
         score_files: annotation files that the metrics read themselves.
         ignored_by: the label that each head or metric takes for ignored, after the option that says so.
+        reduced: the training's reduce_zero_label, for class maps; None where it is not known.
     """
 
     is_training: bool = True
@@ -58,6 +62,7 @@ class Use:
     masks: bool = False
     score_files: tuple[str, ...] = ()
     ignored_by: tuple[tuple[str, int], ...] = ()
+    reduced: bool | None = None
 
 
 def prepare_dataset(config: dict, use: Use = Use()) -> dict:
@@ -302,6 +307,11 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
     if not issubclass(target, BaseSegDataset):
         return
     dataset = _unread(target, config)
+    if use.reduced not in (None, dataset.reduce_zero_label):
+        _logger.warning(
+            f"{_named(target, config)}: reduce_zero_label is {dataset.reduce_zero_label}, and {use.reduced} in the "
+            "training set: if the class maps of both have the same values, scores are of the wrong classes"
+        )
     folders = [Path(folder) for folder in dataset.data_prefix.values() if folder]
     check_present([*folders, *([Path(dataset.ann_file)] if dataset.ann_file else [])], _source(target))
     maps = dataset.data_prefix.get("seg_map_path")
@@ -310,6 +320,9 @@ def _check_segmentation(target: type[BaseDataset], config: dict, use: Use) -> No
     if _list_of(dataset) is not None:
         pairs = _pairs_of(dataset)
         check_present([Path(path) for pair in pairs for path in pair], f"{dataset.ann_file} lists it")
+        repeated = [image for image, count in Counter(image for image, _ in pairs).items() if count > 1]
+        if repeated:
+            _logger.warning(f"{dataset.ann_file} lists {some(repeated)} more than once: each line counts")
     else:
         images = Path(dataset.data_prefix["img_path"])
         pairs = check_class_maps(images, Path(maps), dataset.img_suffix, dataset.seg_map_suffix)

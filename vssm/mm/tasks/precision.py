@@ -1,4 +1,4 @@
-"""What of a detector stays in float32 where the rest is in mixed precision."""
+"""What of a detector or segmentor stays in float32 where the rest is in mixed precision."""
 
 import torch
 from torch import nn
@@ -14,6 +14,16 @@ def keep_regions_exact(model: nn.Module) -> None:
         if hasattr(part, "roi_layers"):
             part.register_forward_pre_hook(_given_float32)
         if hasattr(part, "bbox_coder") or hasattr(part, "prior_generator"):
+            part.register_forward_hook(_gives_float32)
+
+
+def keep_logits_exact(model: nn.Module) -> None:
+    """Let mmseg resize and compare a segmentor's logits in float32, in mixed precision too.
+
+    Resized in bfloat16, the two highest are equal in one of 200 pixels, whose class is then the first of them.
+    """
+    for name, part in model.named_modules():
+        if name.endswith("conv_seg"):
             part.register_forward_hook(_gives_float32)
 
 

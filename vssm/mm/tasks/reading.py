@@ -121,9 +121,17 @@ class ClassMapLoader:
         original: the step in whose place it stands.
         meaning: of the values in the files.
         upright: whether the image is read as its EXIF orientation says.
+
+    Raises:
+        DataError: the step and its data set differ in what the value 0 is.
     """
 
     def __init__(self, original: object, meaning: Meaning, upright: bool) -> None:
+        if original.reduce_zero_label not in (None, meaning.zero_is_ignored):
+            raise DataError(
+                f"reduce_zero_label is {original.reduce_zero_label} in LoadAnnotations and {meaning.zero_is_ignored} "
+                "in the data set, which counts: set it there, and leave it out of LoadAnnotations"
+            )
         self.original, self.meaning, self.upright = original, meaning, upright
         self.table = meaning.table()
 

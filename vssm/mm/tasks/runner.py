@@ -24,9 +24,9 @@ from vssm.mm.runtime.resume import check_complete, classes_of_data
 from vssm.mm.runtime.runner import SafeRunner, unwrap
 from vssm.mm.tasks.classifier import ImageClassifier, Teacher, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
-from vssm.mm.tasks.precision import keep_regions_exact
+from vssm.mm.tasks.precision import keep_logits_exact, keep_regions_exact
 from vssm.mm.tasks.reading import read_by_our_rules
-from vssm.mm.tasks.scoring import check_told_apart, try_scores
+from vssm.mm.tasks.scoring import check_told_apart, tell_ids, try_scores
 from vssm.mm.tasks.weights import check_parts, classes_of_heads, load_training, load_weights, trained_weights
 from vssm.models import CheckpointError
 
@@ -72,6 +72,8 @@ class TaskRunner(SafeRunner):
         self._use = Use(classes=self._classes, ignored_by=ignored_by_heads(unwrap(self.model)))
         loop = super().build_train_loop(loop)
         model, data = unwrap(self.model), loop.dataloader
+        if not isinstance(model, ImageClassifier):
+            data.dataset[0]  # what a pipeline cannot do is told here, not by a worker
         if isinstance(teacher := getattr(model, "teacher", None), Teacher):  # which is loaded after this
             transform = getattr(data.dataset, "transform", None)
             teacher.classes, teacher.normalised = self._classes, getattr(transform, "normalised", None)
@@ -100,8 +102,10 @@ class TaskRunner(SafeRunner):
         metrics = [part for part in (evaluator if isinstance(evaluator, list) else [evaluator]) if _is_metric(part)]
         files = tuple(part["ann_file"] for part in metrics if part.get("ann_file"))
         masks = any("segm" in part.get("metric", ()) and not part.get("format_only") for part in metrics)
+        learnt = getattr(getattr(self._train_loop, "dataloader", None), "dataset", None)
         self._use = Use(
             is_training=False,
+            reduced=getattr(learnt, "reduce_zero_label", None),
             classes=self._classes,
             scored=any(not part.get("format_only") for part in metrics),
             masks=masks,
@@ -125,6 +129,7 @@ class TaskRunner(SafeRunner):
                 check_told_apart(metric, loop.dataloader.dataset)
                 if getattr(metric, "_coco_api", None) is not None:
                     score_by_name(metric, loop.dataloader.dataset, f"{option}.ann_file")
+                tell_ids(metric, option)
         except DataError as error:
             raise ConfigError(f"data: {error}") from error
         return loop
@@ -213,9 +218,10 @@ class TaskRunner(SafeRunner):
             )
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Build the model; see `keep_regions_exact`."""
+        """Build the model; see `keep_regions_exact` and `keep_logits_exact`."""
         model = super().build_model(model)
         keep_regions_exact(model)
+        keep_logits_exact(model)
         return model
 
     def load_or_resume(self) -> None:

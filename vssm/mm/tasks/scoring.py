@@ -2,6 +2,7 @@
 
 import copy
 import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -15,6 +16,8 @@ from mmengine.structures import BaseDataElement
 from vssm.data import DataError
 from vssm.errors import ConfigError
 from vssm.mm.runtime.metrics import check_asked_scores
+
+_logger = logging.getLogger(__name__)
 
 # Metrics that can score any number of images; of others nothing is known.
 _TRIED = ("vssm.", "mmdet.evaluation.metrics.coco_metric", "mmseg.evaluation.metrics.iou_metric")
@@ -101,6 +104,20 @@ def check_told_apart(metric: object, dataset: object) -> None:
                 else f"the name {key} in {folder}: name them"
             )
             raise DataError(f"{first[key]} and {path} have {what} differently")
+
+
+def tell_ids(metric: object, option: str) -> None:
+    """Say what a CocoMetric without an annotation file writes for the ids of categories: it does not know them.
+
+    Args:
+        metric: of an evaluation.
+        option: of the config, which names the metric.
+    """
+    if getattr(metric, "_coco_api", metric) is None and getattr(metric, "outfile_prefix", None):
+        _logger.warning(
+            f"{option}.outfile_prefix: the category_id in these files is the place of the class, from 0 on; for the "
+            f"ids of an annotation file set {option}.ann_file"
+        )
 
 
 @contextmanager
