@@ -56,6 +56,21 @@ def test_a_model_that_fails_is_named_at_the_end_and_the_rows_of_others_are_on_di
     assert [(row["model"], row["size"]) for row in rows] == [("test_vit", "160"), ("test_vit", "176")]
 
 
+def test_of_several_rounds_each_row_is_the_quickest(tmp_path, monkeypatch):
+    times = iter([3.0, 5.0, 4.0, 2.0])
+
+    def measured(name, size, batch, *_, execution, **how):
+        run = {"model": name, "size": size, "batch": batch, "mode": "infer", "execution": execution.value}
+        return run | {"ms": next(times)}
+
+    monkeypatch.setattr("vssm.cli.benchmarks.benchmark_model", measured)
+    file = tmp_path / "models.csv"
+    command = f"models test_vit test_resnet --sizes 160 --batch 1 --rounds 2 --device cpu --csv {file}"
+    run_benchmark(benchmark_parser().parse_args(shlex.split(command)))
+    rows = list(csv.DictReader(file.open()))
+    assert [(row["model"], row["ms"]) for row in rows] == [("test_vit", "3.0"), ("test_resnet", "2.0")]
+
+
 def test_seconds_are_a_number(capsys):
     with pytest.raises(SystemExit):
         benchmark_parser().parse_args(["models", "--seconds", "-1"])
