@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class Plain(Backbone):
             tokens = self._run(block, tokens, height, width)
         return self.norm(tokens)
 
-    def _run(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+    def _run(self, block: Callable[..., Tensor], tokens: Tensor, height: int, width: int) -> Tensor:
         if self.grad_checkpointing:
             return recomputed(block, tokens, height, width)
         return block(tokens, height, width)

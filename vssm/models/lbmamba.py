@@ -8,7 +8,6 @@ sequence the other way round than the one before it, so that two of them see all
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -138,11 +137,6 @@ _POOLED_BY_ATTENTION = Renaming(
 )
 
 
-def _branch(block: Block, tokens: Tensor, height: int, width: int) -> Tensor:
-    """What a block adds to the stream."""
-    return block.mixer(block.norm(tokens), height, width)
-
-
 class LBMamba(PlainWithPosition):
     """LBMamba, in Vim's place: LBVim.
 
@@ -218,7 +212,7 @@ class LBMamba(PlainWithPosition):
 
     def run_to_map(self, block: nn.Module, tokens: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         # official: detection and segmentation read a layer's output before it is added to the residual stream.
-        branch = self._run(partial(_branch, block), tokens, height, width)
+        branch = self._run(block.branch, tokens, height, width)
         return tokens + block.drop_path(branch), branch
 
     def _pool(self, tokens: Tensor) -> Tensor:

@@ -100,6 +100,10 @@ class Block(nn.Module):
         """(batch, height, width, dim) in and out; or (batch, tokens, dim) and the height and width of the grid."""
         return self.add_last(*self.run(x, None, *grid))
 
+    def branch(self, x: Tensor, *grid: int) -> Tensor:
+        """What the mixer's branch adds to x, without stochastic depth."""
+        return self.mixer(self.norm(x), *grid)
+
     def run(self, x: Tensor, before: _Addend | None, *grid: int) -> tuple[Tensor, Tensor]:
         """All but the last sum: x and the branch that is still to be added to it, as `before` is to the x that came."""
         if torch.compiler.is_dynamo_compiling():
