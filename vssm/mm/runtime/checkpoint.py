@@ -14,6 +14,7 @@ from torch import Tensor
 from vssm.errors import TrainingError
 from vssm.files import write_atomically
 from vssm.inference.saved import INTERRUPTED, NOTE, classes_of, latest_checkpoint, to_plain
+from vssm.mm.runtime.distributed import unwrap
 from vssm.mm.runtime.metrics import check_asked_scores
 from vssm.mm.runtime.resume import GRADIENTS, RECORD, TrainingRecord, pending_gradients
 from vssm.models import CheckpointError
@@ -98,7 +99,7 @@ class PlainCheckpointHook(CheckpointHook):
                 f"the weights are not finite after step {runner.iter} ({len(broken)} tensors, first {broken[0]}): "
                 f"no checkpoint written; {last_good(runner)}"
             )
-        model = getattr(runner.model, "module", runner.model)
+        model = unwrap(runner.model)
         evaluation = runner.cfg.get("test_dataloader") or runner.cfg.get("val_dataloader") or {}
         dataset = evaluation.get("dataset", {})
         # What tools/predict.py builds from. The config is saved too, as text that is never run.

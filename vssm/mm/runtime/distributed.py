@@ -6,6 +6,7 @@ import signal
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
+from torch import nn
 
 from vssm.errors import ConfigError
 from vssm.processes import available_cores, die_with_parent
@@ -57,3 +58,10 @@ def _start_on_cpu(launcher: str, config: Config) -> None:
         raise ConfigError(f"--launcher {launcher} needs GPUs, and there is none here: use torchrun on the CPU")
     torch.distributed.init_process_group("gloo")
     config.model_wrapper_cfg = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers: of several processes, of test-time augmentation."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vssm.errors import ConfigError
-from vssm.mm.runtime.runner import unwrap
+from vssm.mm.runtime.distributed import unwrap
 
 
 class MESALoss:

@@ -13,6 +13,7 @@ from timm.optim import Lamb
 from torch import nn
 
 from vssm.errors import ConfigError
+from vssm.mm.runtime.distributed import unwrap
 
 OPTIMIZERS.register_module(module=Lamb)  # which torch does not have
 
@@ -75,7 +76,7 @@ class GroupMatcherOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """Build the wrapper around an optimiser of the model's parameters."""
-        groups = self.param_groups(getattr(model, "module", model))
+        groups = self.param_groups(unwrap(model))
         optimizer = OPTIMIZERS.build(self.optimizer, default_args={"params": groups})
         return OPTIM_WRAPPERS.build(self.wrapper, default_args={"optimizer": optimizer})
 

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from vssm.mm.runtime.runner import unwrap
+from vssm.mm.runtime.distributed import unwrap
 
 _logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vssm.errors import ConfigError
 from vssm.inference.saved import intact_training
+from vssm.mm.runtime.distributed import unwrap
 from vssm.mm.runtime.metrics import asked_scores
 from vssm.models import CheckpointError
 
@@ -296,7 +297,7 @@ def _load_gradients(runner: Runner, gradients: dict | None, same_training: bool,
             "weights are lost, as they are not saved for several processes or the training has changed"
         )
         return
-    parameters = dict(getattr(runner.model, "module", runner.model).named_parameters())
+    parameters = dict(unwrap(runner.model).named_parameters())
     for name, value in gradients.items() if isinstance(gradients, dict) else [(None, None)]:
         if not isinstance(value, Tensor) or name not in parameters or value.shape != parameters[name].shape:
             raise CheckpointError(f"{path}: the gradient of {name!r} does not fit the model")

@@ -18,6 +18,7 @@ from torch import nn
 
 from vssm.errors import ConfigError, TrainingError
 from vssm.files import replace_atomically
+from vssm.mm.runtime.distributed import unwrap
 from vssm.mm.runtime.hooks import AveragingHook
 from vssm.mm.runtime.loops import EpochLoop, StepLoop
 from vssm.mm.runtime.resume import check_ends, resume_training
@@ -194,10 +195,3 @@ def seeded_batches(dataloader: dict) -> dict:
 
 def _is_short(record: logging.LogRecord) -> bool:
     return record.getMessage().count("\n") < 10
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside wrappers: of several processes, of test-time augmentation."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model

@@ -20,8 +20,9 @@ from vssm.data.coco import leave_out_lines
 from vssm.errors import ConfigError
 from vssm.inference.saved import classes_of, is_training, read_checkpoint
 from vssm.mm.runtime.checkpoint import check_bookkeeping
+from vssm.mm.runtime.distributed import unwrap
 from vssm.mm.runtime.resume import check_complete, classes_of_data
-from vssm.mm.runtime.runner import SafeRunner, unwrap
+from vssm.mm.runtime.runner import SafeRunner
 from vssm.mm.tasks.classifier import ImageClassifier, Teacher, check_pairs
 from vssm.mm.tasks.data_check import Use, ids_of_classes, prepare_dataset
 from vssm.mm.tasks.precision import keep_logits_exact, keep_regions_exact
