@@ -235,7 +235,7 @@ def run_models(arguments: argparse.Namespace, device: torch.device) -> Iterator[
                 failures.append(f"{name} at {size} px: {error}")
                 print(f"  {failures[-1]}", file=sys.stderr)
     if failures:
-        raise ConfigError(f"not or not wholly measured: {'; '.join(failures)}")
+        raise ConfigError(f"not or not wholly measured: {'; '.join(dict.fromkeys(failures))}")
 
 
 def quickest(rows: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
 from torch import nn
 
 from vssm import inference
@@ -14,7 +13,7 @@ from vssm.data import ensure_shapes, read_rgb
 from vssm.data.transforms import Transform
 from vssm.errors import ConfigError, UserError
 from vssm.files import check_outputs, file_stem, make_directory
-from vssm.inference.predictor import model_arguments
+from vssm.inference.predictor import model_arguments, published_transform
 from vssm.models import CheckpointError
 from vssm.scan import order_named, order_names
 from vssm.viz import attention_maps, draw_attention, draw_order, draw_receptive_fields, receptive_field
@@ -111,7 +110,7 @@ def load_models(name: str | None, checkpoint: Path | None) -> Models:
         arguments, trained, transform = predictor.arguments, predictor.model.cpu(), predictor.transform
     torch.manual_seed(0)
     initial = inference.create_model(**arguments)
-    transform = transform or create_transform(**resolve_data_config({}, model=initial))
+    transform = transform or published_transform(initial)
     return Models(arguments["name"], initial, trained, transform)
 
 
